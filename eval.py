@@ -1,0 +1,74 @@
+"""COCO figures of a checkpoint, and its detections in COCO's results format."""
+
+import argparse
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description="Evaluate a checkpoint on a COCO-format split: the twelve COCO figures and AP per class.",
+        epilog="example: python eval.py runs/gfl_r18_shapes\n"
+        "another split: python eval.py runs/mine/last.pt --data data/mine/test.json data/mine/test --out runs/test\n"
+        "several GPUs: torchrun --nproc_per_node=8 eval.py runs/gfl_r50_fpn_1x_coco",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("checkpoint", help="a run folder (its best.pt, else its last.pt) or a .pt file")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="override the checkpoint's config")
+    parser.add_argument(
+        "--data",
+        nargs=2,
+        metavar=("JSON", "IMAGES"),
+        help="annotations and image folder instead of the config's data.val",
+    )
+    parser.add_argument("--out", help="folder for metrics.json and detections.json; default: beside the checkpoint")
+    return parser.parse_args()
+
+
+ARGS = parse_args() if __name__ == "__main__" else None  # before the heavy imports, so that --help answers at once
+
+from pathlib import Path
+
+from tqdm import tqdm
+
+from gfl import distributed
+from gfl.checkpoint import load_detector
+from gfl.coco_eval import coco_metrics, metrics_table, run_detector, write_json
+from gfl.data.coco import load_coco
+from gfl.data.loader import build_eval_loader
+from gfl.errors import run
+
+
+def main(args: argparse.Namespace) -> None:
+    overrides = list(args.overrides)
+    if args.data:
+        overrides += [f"data.val.annotations={args.data[0]}", f"data.val.images={args.data[1]}"]
+    model, config, class_names, path = load_detector(Path(args.checkpoint), overrides)
+    out = Path(args.out) if args.out else path.parent
+    with distributed.process_group() as device:
+        data = load_coco(config.data.val.annotations, config.data.val.images, class_names)
+        rank, world = distributed.rank(), distributed.world_size()
+        loader = build_eval_loader(
+            data, config.data, batch=config.eval.batch, rank=rank, world=world, pin_memory=device.type == "cuda"
+        )
+        if rank == 0:
+            print(
+                f"{path} on {data.annotations}: {len(data)} images, {len(data.labels)} boxes, {world} x {device.type}"
+            )
+            for note in data.notes:
+                print(f"note: {note}")
+        with tqdm(total=len(loader), unit="batch", disable=None if rank == 0 else True) as bar:  # None: terminal only
+            results = run_detector(model.to(device), loader, data, config.eval, device, on_batch=bar.update)
+        if results is None:
+            return
+        write_json(out / "detections.json", results)
+        print(f"{len(results)} detections: {out / 'detections.json'}")
+        if not data.has_annotations:
+            print("the json has no annotations: no figures; upload detections.json where the truth is kept")
+            return
+        metrics = coco_metrics(data, results)
+        write_json(out / "metrics.json", metrics)
+        print(f"\n{metrics_table(metrics)}\n\nfigures: {out / 'metrics.json'}")
+        print(f"next: python scripts/predict.py {args.checkpoint} {data.root} -o {out / 'pictures'}")
+
+
+if __name__ == "__main__":
+    run(main, ARGS)

@@ -1,0 +1,112 @@
+"""Checkpoints: tensors and plain data only, written whole or not at all, read without executing anything."""
+
+import os
+import pickle
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from gfl.config import Config, config_from_dict, config_to_dict, merge, parse_overrides
+from gfl.errors import UserError
+from gfl.model.detector import Detector, build_detector
+
+FORMAT = "gfl-1"
+
+
+class Progress(NamedTuple):
+    """Where a run stands: `step` steps of epoch `epoch` (from 0) are done."""
+
+    epoch: int = 0
+    step: int = 0
+    best: float = -1.0  # the best AP so far
+
+
+def save_checkpoint(
+    path: Path,
+    *,
+    model: nn.Module,
+    config: Config,
+    class_names: tuple[str, ...],
+    progress: Progress,
+    optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
+) -> None:
+    """Write everything a run needs to go on; an interrupted write leaves the previous file.
+
+    Raises `UserError` if the disk is full or the folder cannot be written.
+    """
+    state = {
+        "format": FORMAT,
+        "model": model.state_dict(),
+        "config": config_to_dict(config),
+        "class_names": list(class_names),
+        "progress": progress._asdict(),
+        "optimizer": optimizer.state_dict(),
+        "scaler": scaler.state_dict(),
+    }
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        with open(temporary, "wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
+        temporary.unlink(missing_ok=True)
+        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        raise UserError(
+            f"cannot write checkpoint {path}: {reason}; free some space, then go on with --resume"
+        ) from None
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """The checkpoint as plain data, on the CPU; raises `UserError` if it is missing, damaged or something else."""
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except OSError as error:
+        raise UserError(f"cannot read checkpoint {path}: {error.strerror or error}") from None
+    except (RuntimeError, pickle.UnpicklingError, EOFError, KeyError, ValueError):
+        raise UserError(f"{path} is not a checkpoint of this program, or it is damaged") from None
+    if not isinstance(state, dict) or state.get("format") != FORMAT:
+        raise UserError(f"{path} is not a checkpoint of this program (no format {FORMAT!r})")
+    return state
+
+
+def load_model_state(model: nn.Module, state: dict[str, Any], path: Path) -> None:
+    """Fill `model` from a checkpoint; raises `UserError` naming tensors that do not fit."""
+    own, saved = model.state_dict(), state["model"]
+    wrong = [name for name in own if name not in saved or saved[name].shape != own[name].shape]
+    wrong += [name for name in saved if name not in own]
+    if wrong:
+        raise UserError(
+            f"{path} is of another model: {len(wrong)} tensors differ, first {wrong[0]}; "
+            "use the config it was trained with"
+        )
+    model.load_state_dict(saved)
+
+
+def find_checkpoint(path: Path, *names: str) -> Path | None:
+    """`path` itself if it is a file, else the first of `names` in the run folder `path`, else None."""
+    candidates = [path, *(path / name for name in names)]
+    return next((candidate for candidate in candidates if candidate.is_file()), None)
+
+
+def load_detector(path: Path, overrides: Iterable[str] = ()) -> tuple[Detector, Config, tuple[str, ...], Path]:
+    """The trained detector in evaluation mode, its config, its class names and the file they come from.
+
+    Args:
+        path: a checkpoint, or a run folder, whose best.pt is taken or else its last.pt.
+        overrides: ``section.key=value`` for the checkpoint's config.
+    """
+    checkpoint = find_checkpoint(path, "best.pt", "last.pt")
+    if checkpoint is None:
+        raise UserError(f"no checkpoint at {path}: give a .pt file or a run folder with best.pt or last.pt")
+    state = read_checkpoint(checkpoint)
+    config = config_from_dict(merge(state["config"], parse_overrides(overrides)), f"config in {checkpoint}")
+    class_names = tuple(state["class_names"])
+    model = build_detector(config, len(class_names), pretrained=False)
+    load_model_state(model, state, checkpoint)
+    return model.eval(), config, class_names, checkpoint

@@ -1,0 +1,96 @@
+"""From raw outputs and ground truth to the three losses of training (eq. 8 with the reference's normalisers)."""
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from gfl.assign import build_assigner
+from gfl.box_repr import GeneralBox
+from gfl.boxes import box_iou, boxes_to_distances, distances_to_boxes
+from gfl.config import Config
+from gfl.distributed import mean_over_processes
+from gfl.losses import giou_loss
+from gfl.points import points_in_images
+from gfl.quality import JointQuality
+from gfl.structures import Assignment, HeadOutput, PointGrid, Targets
+
+
+class Criterion(nn.Module):
+    """Assign -> targets -> losses -> normalisers.
+
+    Everything is dense over (B, P) and masked: the shapes do not depend on how many points are positive, and nothing
+    waits for the device.
+
+    Args:
+        assigner: ``(grid, targets, inside) -> Assignment``.
+    """
+
+    def __init__(
+        self,
+        assigner: Callable[[PointGrid, Targets, Tensor], Assignment],
+        quality: JointQuality,
+        box_repr: GeneralBox,
+        *,
+        cls_weight: float = 1.0,
+        box_weight: float = 2.0,
+        dfl_weight: float = 0.25,
+    ) -> None:
+        super().__init__()
+        self.assigner, self.quality, self.box_repr = assigner, quality, box_repr
+        self.cls_weight, self.box_weight, self.dfl_weight = cls_weight, box_weight, dfl_weight
+
+    def forward(self, output: HeadOutput, targets: Targets, image_sizes: Tensor) -> dict[str, Tensor]:
+        """Weighted scalar losses ``cls``, ``box`` and ``dfl``, whose sum is minimised.
+
+        Without a single box in the batch ``box`` and ``dfl`` are 0 and still reach every parameter.
+        """
+        grid = output.grid
+        inside = points_in_images(grid, image_sizes)
+        assignment = self.assigner(grid, targets, inside)
+        positive = assignment.positive
+        slot = assignment.index.clamp(min=0)  # background points read slot 0 and are masked below
+        labels = targets.labels.gather(1, slot)
+        target_boxes = targets.boxes_xyxy.gather(1, slot.unsqueeze(-1).expand(-1, -1, 4))
+
+        # In strides, as in the reference. Background points get their own box: any finite one will do.
+        points = grid.points / grid.strides[:, None]
+        boxes = distances_to_boxes(points, self.box_repr.distances(output.reg_pred))
+        target_boxes = torch.where(positive.unsqueeze(-1), target_boxes / grid.strides[:, None], _unit_boxes(points))
+        measure = box_iou(boxes.detach(), target_boxes).clamp(0, 1)
+        weight = self.quality.scores(output).detach().amax(dim=-1) * positive
+
+        cls_loss = self.quality.class_loss(output, labels, positive, measure)
+        cls_loss = cls_loss.masked_fill(~inside.unsqueeze(-1), 0).sum()
+        box_loss = (giou_loss(boxes, target_boxes) * weight).sum()
+        dfl_loss = (self.box_repr.loss(output.reg_pred, boxes_to_distances(points, target_boxes)) * weight).sum()
+
+        num_positive, sum_weight = _normalisers(positive, weight)
+        return {
+            "cls": self.cls_weight * cls_loss / num_positive,
+            "box": self.box_weight * box_loss / sum_weight,
+            "dfl": self.dfl_weight * dfl_loss / sum_weight,
+        }
+
+
+def build_criterion(config: Config, quality: JointQuality, box_repr: GeneralBox) -> Criterion:
+    """The criterion that `config` describes, around the quality and box representation of its detector."""
+    loss, assign = config.loss, config.assign
+    assigner = partial(build_assigner(assign.kind), topk=assign.topk, anchor_scale=assign.anchor_scale)
+    weights = {"cls_weight": loss.cls_weight, "box_weight": loss.box_weight, "dfl_weight": loss.dfl_weight}
+    return Criterion(assigner, quality, box_repr, **weights)
+
+
+def _unit_boxes(points: Tensor) -> Tensor:
+    return torch.cat([points - 1, points + 1], dim=-1)
+
+
+def _normalisers(positive: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Number of positives (at least one per image) and sum of box weights, both the mean over the processes.
+
+    One all-reduce for the two; clamped afterwards, so that a process without positives does not count as one.
+    """
+    num_positive = positive.sum(dim=1).clamp(min=1).sum()
+    mean = mean_over_processes(torch.stack([num_positive.to(weight.dtype), weight.sum()])).clamp(min=1)
+    return mean[0], mean[1]

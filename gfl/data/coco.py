@@ -1,0 +1,229 @@
+"""COCO-format json: checked, reported on, and turned into flat arrays that loader processes can share."""
+
+import json
+import math
+import os
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gfl.errors import UserError
+
+MIN_SIDE = 1.0  # pixels; a smaller box is degenerate, as in the reference
+
+
+@dataclass(frozen=True)
+class CocoData:
+    """One split: boxes of image i are rows ``offsets[i]`` to ``offsets[i + 1]``, without crowd and degenerate ones."""
+
+    annotations: str  # path of the json
+    root: str  # folder of the images
+    image_ids: np.ndarray  # (I,) int64
+    file_names: np.ndarray  # (I,) str
+    sizes: np.ndarray  # (I, 2) int64 height, width
+    boxes_xyxy: np.ndarray  # (A, 4) float32 pixels, cut to the image
+    labels: np.ndarray  # (A,) int64 in [0, C)
+    offsets: np.ndarray  # (I + 1,) int64
+    class_names: tuple[str, ...]  # C names, by label
+    category_ids: tuple[int, ...]  # the json's id of each label
+    has_annotations: bool  # False for images-only json such as test-dev
+    notes: tuple[str, ...] = field(default=())  # what was skipped, for the user
+
+    def __len__(self) -> int:
+        return len(self.image_ids)
+
+    def boxes_of(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """Boxes (n, 4) and labels (n,) of image `index`."""
+        rows = slice(self.offsets[index], self.offsets[index + 1])
+        return self.boxes_xyxy[rows], self.labels[rows]
+
+
+def load_coco(annotations: str, images: str, class_names: Sequence[str] | None = None) -> CocoData:
+    """Read and check a split.
+
+    Args:
+        annotations: path of the json.
+        images: folder that its file names are relative to.
+        class_names: the classes by label of a checkpoint or of the training split; by default they are the json's
+            categories by rising id.
+
+    Raises `UserError` naming the file and the id for whatever cannot be used.
+    """
+    tree = read_coco_json(annotations)
+    image_ids, file_names, sizes = _read_images(tree["images"], annotations)
+    _check_files(images, file_names, annotations)
+    names = category_names(tree["categories"], annotations)
+    class_names = tuple(names.values()) if class_names is None else tuple(class_names)
+    category_ids = _match_classes(names, class_names, annotations)
+    entries = tree.get("annotations", [])
+    row_of = {int(image_id): row for row, image_id in enumerate(image_ids)}
+    label_of = {category: label for label, category in enumerate(category_ids)}
+    rows, boxes, labels, notes = _read_boxes(entries, row_of, label_of, sizes, annotations)
+    order = np.argsort(rows, kind="stable")
+    return CocoData(
+        annotations=annotations,
+        root=images,
+        image_ids=image_ids,
+        file_names=file_names,
+        sizes=sizes,
+        boxes_xyxy=boxes[order],
+        labels=labels[order],
+        offsets=np.searchsorted(rows[order], np.arange(len(image_ids) + 1)),
+        class_names=class_names,
+        category_ids=category_ids,
+        has_annotations="annotations" in tree,
+        notes=notes,
+    )
+
+
+def read_coco_json(path: str) -> dict[str, Any]:
+    """The json as a dict with at least `images` and `categories`; raises `UserError` for anything else."""
+    if not path:
+        raise UserError("no annotations given: set data.train.annotations and data.val.annotations")
+    try:
+        with open(path, encoding="utf-8") as file:
+            tree = json.load(file)
+    except OSError as error:
+        raise UserError(
+            f"cannot read annotations {path}: {error.strerror}; see data/README.md for where they go"
+        ) from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not valid json: {error}") from None
+    for key in ("images", "categories"):
+        if not isinstance(tree, dict) or not isinstance(tree.get(key), list) or not tree[key]:
+            raise UserError(f"{path}: not a COCO-format json: it needs a non-empty list {key!r}")
+    if not isinstance(tree.get("annotations", []), list):
+        raise UserError(f"{path}: not a COCO-format json: 'annotations' must be a list")
+    return tree
+
+
+def category_names(categories: Sequence[dict[str, Any]], path: str) -> dict[int, str]:
+    """Category id -> name by rising id; names that occur twice carry their id, so that each names one class."""
+    for entry in categories:
+        if not isinstance(entry, dict) or type(entry.get("id")) is not int or not isinstance(entry.get("name"), str):
+            raise UserError(f"{path}: category {entry!r} needs a whole number 'id' and a text 'name'")
+    ids = Counter(entry["id"] for entry in categories)
+    if twice := [category for category, count in ids.items() if count > 1]:
+        raise UserError(f"{path}: category id {twice[0]} occurs twice; ids must be unique")
+    names = Counter(entry["name"] for entry in categories)
+    return {
+        entry["id"]: entry["name"] if names[entry["name"]] == 1 else f"{entry['name']} (id {entry['id']})"
+        for entry in sorted(categories, key=lambda entry: entry["id"])
+    }
+
+
+def _match_classes(names: dict[int, str], class_names: tuple[str, ...], path: str) -> tuple[int, ...]:
+    """The category id of each class, found by name; the two sets of names must be the same."""
+    ids = {name: category for category, name in names.items()}
+    missing, extra = [n for n in class_names if n not in ids], [n for n in ids if n not in class_names]
+    if missing or extra:
+        raise UserError(
+            f"{path}: its {len(ids)} categories are not the model's {len(class_names)} classes"
+            + (f"; without {_some(missing)}" if missing else "")
+            + (f"; with unknown {_some(extra)}" if extra else "")
+            + "; use a json with the categories the model was trained on"
+        )
+    return tuple(ids[name] for name in class_names)
+
+
+def _read_images(entries: list[Any], path: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    ids, names, sizes = [], [], []
+    for entry in entries:
+        fields = ("id", "width", "height")
+        if not isinstance(entry, dict) or any(type(entry.get(key)) is not int for key in fields):
+            raise UserError(f"{path}: image {_shorten(entry)} needs whole numbers 'id', 'width' and 'height'")
+        if not isinstance(entry.get("file_name"), str) or min(entry["width"], entry["height"]) < 1:
+            raise UserError(f"{path}: image id {entry['id']} needs a 'file_name' and a size of at least 1 x 1")
+        ids.append(entry["id"])
+        names.append(entry["file_name"])
+        sizes.append((entry["height"], entry["width"]))
+    if len(set(ids)) < len(ids):
+        raise UserError(f"{path}: image id {Counter(ids).most_common(1)[0][0]} occurs twice; ids must be unique")
+    return np.array(ids, np.int64), np.array(names), np.array(sizes, np.int64).reshape(-1, 2)
+
+
+def _check_files(root: str, file_names: np.ndarray, path: str) -> None:
+    """Now rather than in the middle of an epoch."""
+    if not os.path.isdir(root):
+        raise UserError(f"no image folder {root!r} (for {path}); see data/README.md for where data sets go")
+    missing = [name for name in file_names if not os.path.isfile(os.path.join(root, name))]
+    if missing:
+        raise UserError(f"{path}: {len(missing)} of its {len(file_names)} images are not in {root}: {_some(missing)}")
+
+
+def _read_boxes(
+    entries: list[Any], row_of: dict[int, int], label_of: dict[int, int], sizes: np.ndarray, path: str
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, tuple[str, ...]]:
+    """Image rows (A,), boxes (A, 4) and labels (A,) of the boxes to learn, and notes on the others."""
+    rows, boxes, labels, degenerate, num_crowd = [], [], [], [], 0
+    for position, entry in enumerate(entries):
+        row, label = _check_annotation(entry, position, row_of, label_of, path)
+        if entry.get("iscrowd"):
+            num_crowd += 1
+            continue
+        box = _visible_box(entry["bbox"], *sizes[row])
+        if box is None:
+            degenerate.append(entry.get("id", f"number {position}"))
+            continue
+        rows.append(row)
+        boxes.append(box)
+        labels.append(label)
+    notes = []
+    if degenerate:
+        plural = "box" if len(degenerate) == 1 else "boxes"
+        notes.append(
+            f"{len(degenerate)} degenerate {plural} skipped (under 1 px or outside the image): "
+            f"annotation {_some(degenerate)}"
+        )
+    if num_crowd:
+        notes.append(f"{num_crowd} crowd boxes left out of training")
+    return (
+        np.array(rows, np.int64),
+        np.array(boxes, np.float32).reshape(-1, 4),
+        np.array(labels, np.int64),
+        tuple(notes),
+    )
+
+
+def _check_annotation(
+    entry: Any, position: int, row_of: dict[int, int], label_of: dict[int, int], path: str
+) -> tuple[int, int]:
+    """Row of the image and label of one annotation."""
+    if not isinstance(entry, dict):
+        raise UserError(f"{path}: annotation number {position} is not a mapping: {_shorten(entry)}")
+    who = f"{path}: annotation {entry.get('id', f'number {position}')}"
+    if entry.get("image_id") not in row_of:
+        raise UserError(f"{who}: image_id {entry.get('image_id')!r} is not among the json's images")
+    if entry.get("category_id") not in label_of:
+        raise UserError(f"{who}: category_id {entry.get('category_id')!r} is not among the json's categories")
+    box = entry.get("bbox")
+    if not isinstance(box, list) or len(box) != 4 or not all(type(value) in (int, float) for value in box):
+        raise UserError(f"{who}: bbox must be four numbers [x, y, width, height], not {_shorten(box)}")
+    return row_of[entry["image_id"]], label_of[entry["category_id"]]
+
+
+def _visible_box(bbox: list[float], image_height: int, image_width: int) -> tuple[float, float, float, float] | None:
+    """Corners cut to the image, or None for a degenerate box."""
+    x, y, width, height = bbox
+    if not all(map(math.isfinite, bbox)) or width < MIN_SIDE or height < MIN_SIDE:
+        return None
+    x1, y1, x2, y2 = max(x, 0), max(y, 0), min(x + width, image_width), min(y + height, image_height)
+    return (x1, y1, x2, y2) if x2 > x1 and y2 > y1 else None
+
+
+def _some(items: Sequence[Any], most: int = 3) -> str:
+    return ", ".join(map(str, items[:most])) + (f" and {len(items) - most} more" if len(items) > most else "")
+
+
+def _shorten(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def image_path(data: CocoData, index: int) -> Path:
+    """The file of image `index`."""
+    return Path(data.root) / str(data.file_names[index])

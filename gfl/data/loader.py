@@ -1,0 +1,205 @@
+"""From a split to batches. What is random is a pure function of (seed, epoch, index), however many workers there are."""
+
+import signal
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from gfl.config import DataConfig
+from gfl.data.coco import CocoData, image_path
+from gfl.data.transforms import Augmentation, flip, keep_ratio_size, read_image, resize
+from gfl.errors import UserError
+from gfl.points import SIZE_DIVISOR
+from gfl.structures import Batch, Targets
+
+Key = tuple[int, int]  # epoch, index of the image
+
+
+class Sample(NamedTuple):
+    """One image, ready to be batched."""
+
+    image: np.ndarray  # (h, w, 3) uint8 RGB
+    boxes_xyxy: np.ndarray  # (n, 4) float32 pixels of `image`
+    labels: np.ndarray  # (n,) int64
+    image_id: int
+    orig_size: tuple[int, int]  # height, width of the file
+
+
+class CocoDataset(Dataset):
+    """Images of a split by (epoch, index). Training draws scale, augmentation and flip; evaluation draws nothing."""
+
+    def __init__(self, data: CocoData, config: DataConfig, *, training: bool, seed: int = 0) -> None:
+        self.data, self.training, self.seed = data, training, seed
+        self.short_sides, self.long_side, self.flip = config.short_sides, config.long_side, config.flip
+        self.augmentation = Augmentation(config.augment) if training and config.augment else None
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, key: Key) -> Sample:
+        epoch, index = key
+        boxes_xyxy, labels = self.data.boxes_of(index)
+        orig_size = tuple(self.data.sizes[index].tolist())
+        image = read_image(image_path(self.data, index), orig_size)
+        rng = np.random.default_rng((self.seed, epoch, index)) if self.training else None
+        short_side = int(rng.integers(self.short_sides[0], self.short_sides[1] + 1)) if rng else self.short_sides[1]
+        size = keep_ratio_size(*orig_size, short_side=short_side, long_side=self.long_side)
+        image, boxes_xyxy = resize(image, boxes_xyxy, size)
+        if self.augmentation:
+            image, boxes_xyxy, labels = self.augmentation(image, boxes_xyxy, labels, rng)
+        if rng and rng.random() < self.flip:
+            image, boxes_xyxy = flip(image, boxes_xyxy)
+        return Sample(image, boxes_xyxy, labels, int(self.data.image_ids[index]), orig_size)
+
+
+def collate(samples: Sequence[Sample]) -> Batch:
+    """Pad images to the largest height and width, rounded up to `SIZE_DIVISOR`, and boxes to the largest number."""
+    sizes = np.array([sample.image.shape[:2] for sample in samples])
+    height, width = -(-sizes.max(axis=0) // SIZE_DIVISOR) * SIZE_DIVISOR
+    slots = max(1, *(len(sample.labels) for sample in samples))  # one empty slot where no image has a box
+    images = torch.zeros(len(samples), 3, int(height), int(width), dtype=torch.uint8)
+    boxes_xyxy = torch.zeros(len(samples), slots, 4)
+    labels = torch.zeros(len(samples), slots, dtype=torch.int64)
+    valid = torch.zeros(len(samples), slots, dtype=torch.bool)
+    for row, sample in enumerate(samples):
+        pixels = torch.from_numpy(np.ascontiguousarray(sample.image))
+        images[row, :, : pixels.shape[0], : pixels.shape[1]] = pixels.permute(2, 0, 1)
+        count = len(sample.labels)
+        boxes_xyxy[row, :count] = torch.from_numpy(sample.boxes_xyxy)
+        labels[row, :count] = torch.from_numpy(sample.labels)
+        valid[row, :count] = True
+    return Batch(
+        images=images,
+        image_sizes=torch.from_numpy(sizes),
+        targets=Targets(boxes_xyxy, labels, valid),
+        image_ids=torch.tensor([sample.image_id for sample in samples]),
+        orig_sizes=torch.tensor([sample.orig_size for sample in samples]),
+    )
+
+
+class TrainSampler:
+    """Batches of an epoch: a pure function of (seed, epoch), of which each process takes its part.
+
+    Wide and tall images stay apart, so that little is padded. Every image occurs once per epoch; the last batch is
+    filled up from the beginning of the epoch. Set `epoch` and `first_step` before iterating.
+
+    Args:
+        candidates: indices of the images to train on.
+        sizes: (I, 2) heights and widths of all images.
+        batch: images per step over all processes and passes; must be a multiple of `world * accumulate`.
+    """
+
+    def __init__(
+        self,
+        candidates: np.ndarray,
+        sizes: np.ndarray,
+        *,
+        batch: int,
+        accumulate: int = 1,
+        rank: int = 0,
+        world: int = 1,
+        seed: int = 0,
+    ) -> None:
+        if batch % (world * accumulate):
+            raise UserError(
+                f"optim.batch: {batch} images cannot be shared evenly by {world} processes x {accumulate} passes "
+                f"(optim.accumulate); use a multiple of {world * accumulate}"
+            )
+        self.candidates, self.wide = candidates, sizes[candidates, 1] > sizes[candidates, 0]
+        self.batch, self.accumulate, self.rank, self.world, self.seed = batch, accumulate, rank, world, seed
+        self.epoch = self.first_step = 0
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return -(-len(self.candidates) // self.batch)
+
+    def epoch_batches(self, epoch: int) -> np.ndarray:
+        """(steps, batch) indices of images, over all processes."""
+        rng = np.random.default_rng((self.seed, epoch))
+        order = rng.permutation(len(self.candidates))
+        groups = [order[self.wide[order]], order[~self.wide[order]]]
+        whole = [group[: len(group) // self.batch * self.batch] for group in groups]
+        rest = np.concatenate([group[len(kept) :] for group, kept in zip(groups, whole, strict=True)])
+        missing = self.steps_per_epoch * self.batch - len(order)
+        batches = np.concatenate([*whole, rest, np.resize(order, missing)]).reshape(-1, self.batch)
+        return self.candidates[rng.permutation(batches)]
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        for batch in self.epoch_batches(self.epoch)[self.first_step :]:
+            for part in batch.reshape(self.world, self.accumulate, -1)[self.rank]:
+                yield [(self.epoch, int(index)) for index in part]
+
+    def __len__(self) -> int:
+        return (self.steps_per_epoch - self.first_step) * self.accumulate
+
+
+def build_train_loader(
+    data: CocoData, config: DataConfig, sampler: TrainSampler, *, seed: int, pin_memory: bool = False
+) -> DataLoader:
+    """Batches of `data` in the order of `sampler`."""
+    dataset = CocoDataset(data, config, training=True, seed=seed)
+    return _loader(dataset, sampler, config.workers, pin_memory)
+
+
+def build_eval_loader(
+    data: CocoData, config: DataConfig, *, batch: int = 1, rank: int = 0, world: int = 1, pin_memory: bool = False
+) -> DataLoader:
+    """Every image of `data` exactly once over all processes: each takes every `world`-th, none is repeated."""
+    keys = [(0, index) for index in range(rank, len(data), world)]
+    batches = [keys[start : start + batch] for start in range(0, len(keys), batch)]
+    return _loader(CocoDataset(data, config, training=False), batches, config.workers, pin_memory)
+
+
+def train_candidates(data: CocoData, *, keep_empty: bool) -> np.ndarray:
+    """Indices of the images to train on: those with boxes, or all."""
+    counts = np.diff(data.offsets)
+    candidates = np.arange(len(data)) if keep_empty else np.flatnonzero(counts)
+    if not counts.any():
+        raise UserError(f"{data.annotations}: no image has a box to learn")
+    return candidates
+
+
+def batches(loader: DataLoader) -> Iterator[Batch]:
+    """The loader's batches; an error in a loader process arrives as the `UserError` it was, in one line."""
+    for batch in loader:
+        if isinstance(batch, UserError):
+            raise batch
+        yield batch
+
+
+class _Guarded(Dataset):
+    """Turns a `UserError` into a value, since the loader would wrap the exception in its process's traceback."""
+
+    def __init__(self, dataset: CocoDataset) -> None:
+        self.dataset = dataset
+
+    def __getitems__(self, keys: list[Key]) -> Batch | UserError:
+        try:
+            return collate([self.dataset[key] for key in keys])
+        except UserError as error:
+            return error
+
+
+def _loader(dataset: CocoDataset, batch_sampler: Sequence | TrainSampler, workers: int, pin_memory: bool) -> DataLoader:
+    return DataLoader(
+        _Guarded(dataset),
+        batch_sampler=batch_sampler,
+        num_workers=workers,
+        collate_fn=_identity,
+        pin_memory=pin_memory,
+        persistent_workers=workers > 0,
+        worker_init_fn=_leave_signals_to_main,
+    )
+
+
+def _leave_signals_to_main(worker: int) -> None:
+    """Ctrl-C and a scheduler's SIGTERM reach the whole process group; the main process finishes its step and saves."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+def _identity(batch: Batch) -> Batch:
+    return batch

@@ -1,0 +1,127 @@
+"""One image and its boxes: read, resize, augment, flip. What is random comes from the generator that is passed in."""
+
+import os
+import random
+from collections.abc import Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+from gfl.errors import UserError
+
+cv2.setNumThreads(0)  # loader processes are the parallelism; OpenCV's own threads would fight with them
+
+
+def read_image(path: Path, size: tuple[int, int] | None = None) -> np.ndarray:
+    """An image file as uint8 (H, W, 3) RGB, upright by its EXIF orientation.
+
+    Args:
+        size: (height, width) the json states. If only the file's unrotated pixels fit, the annotations were made
+            on those and they are returned.
+
+    Raises `UserError` for a file that is missing, damaged or of another size.
+    """
+    try:
+        data = np.frombuffer(path.read_bytes(), np.uint8)
+    except OSError as error:
+        raise UserError(f"cannot read image {path}: {error.strerror}") from None
+    for flags in (cv2.IMREAD_COLOR_RGB, cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION):
+        image = cv2.imdecode(data, flags) if data.size else None
+        if image is None:
+            raise UserError(f"image {path} is damaged or of an unknown format; restore it or drop it from the json")
+        if size is None or image.shape[:2] == tuple(size):
+            return image
+    height, width = image.shape[:2]
+    raise UserError(
+        f"image {path} is {width} x {height} but the json says {size[1]} x {size[0]}; its boxes would not fit: "
+        "correct the json's width and height or the file"
+    )
+
+
+def keep_ratio_size(height: int, width: int, *, short_side: int, long_side: int) -> tuple[int, int]:
+    """(height, width) scaled until the short side is `short_side` or the long side `long_side`, as mmcv rounds it."""
+    scale = min(long_side / max(height, width), short_side / min(height, width))
+    return max(int(height * scale + 0.5), 1), max(int(width * scale + 0.5), 1)
+
+
+def resize(image: np.ndarray, boxes_xyxy: np.ndarray, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """Bilinear resize to (height, width), boxes with it."""
+    height, width = image.shape[:2]
+    if size == (height, width):
+        return image, boxes_xyxy
+    scale = np.array([size[1] / width, size[0] / height] * 2, np.float32)
+    return cv2.resize(image, (size[1], size[0]), interpolation=cv2.INTER_LINEAR), boxes_xyxy * scale
+
+
+def flip(image: np.ndarray, boxes_xyxy: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mirror left and right."""
+    flipped = boxes_xyxy.copy()
+    flipped[:, [0, 2]] = image.shape[1] - boxes_xyxy[:, [2, 0]]
+    return image[:, ::-1], flipped
+
+
+class Augmentation:
+    """A list of albumentations transforms as the config writes them: ``[{name: HueSaturationValue, p: 0.5}, ...]``.
+
+    Raises `UserError` for a transform that albumentations does not have or arguments it does not take.
+    """
+
+    def __init__(self, transforms: Sequence[dict[str, Any]]) -> None:
+        albumentations = _import_albumentations()
+        self._compose = albumentations.Compose(
+            [_build_transform(albumentations, entry) for entry in transforms],
+            bbox_params=albumentations.BboxParams(
+                format="pascal_voc",
+                label_fields=["rows"],
+                min_width=1,
+                min_height=1,
+                clip=True,
+                filter_invalid_bboxes=True,
+            ),
+        )
+
+    def __call__(
+        self, image: np.ndarray, boxes_xyxy: np.ndarray, labels: np.ndarray, rng: np.random.Generator
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Image (H, W, 3), boxes (n, 4), labels (n,) -> the same after the transforms; boxes may have gone."""
+        self._compose.set_random_state(rng, random.Random(int(rng.integers(2**32))))
+        # Labels travel as row numbers, since albumentations passes them through float32.
+        result = self._compose(image=image, bboxes=boxes_xyxy, rows=np.arange(len(boxes_xyxy)))
+        rows = np.asarray(result["rows"], np.int64)
+        return result["image"], np.asarray(result["bboxes"], np.float32).reshape(-1, 4), labels[rows]
+
+
+def _import_albumentations() -> Any:
+    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # or it asks the network for a newer version
+    try:
+        metadata.version("albumentations")
+        import albumentations  # here, since it takes seconds and most runs do not need it
+    except (metadata.PackageNotFoundError, ImportError):
+        # AlbumentationsX imports under the same name, behaves differently and has another licence.
+        raise UserError("data.augment needs albumentations 2.0.8: pip install -r requirements.txt") from None
+    return albumentations
+
+
+def _build_transform(albumentations: Any, entry: dict[str, Any]) -> Any:
+    arguments = dict(entry)
+    name = arguments.pop("name", None)
+    transform = getattr(albumentations, name, None) if isinstance(name, str) else None
+    if not isinstance(transform, type) or not issubclass(transform, albumentations.BasicTransform):
+        raise UserError(f"data.augment: {name!r} is not an albumentations transform; write {{name: ToGray, p: 0.1}}")
+    unknown = arguments.keys() - _argument_names(transform)
+    if unknown:
+        raise UserError(f"data.augment: {name} takes no argument {', '.join(sorted(unknown))}")
+    try:
+        return transform(**arguments)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"data.augment: {name}: {' '.join(str(error).split())}") from None
+
+
+def _argument_names(transform: type) -> set[str]:
+    """albumentations itself only warns about an argument it does not know."""
+    import inspect
+
+    return set(inspect.signature(transform.__init__).parameters) - {"self"}

@@ -1,0 +1,69 @@
+"""One process or many: the few collective operations the program needs. With one process each is the identity."""
+
+import os
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def rank() -> int:
+    """This process's number, 0 in a single process."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world_size() -> int:
+    """How many processes run."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def is_main() -> bool:
+    """Whether this process prints and writes."""
+    return rank() == 0
+
+
+@contextmanager
+def process_group():
+    """Join the group that torchrun describes in the environment, if any, and yield this process's device."""
+    cuda = torch.cuda.is_available()
+    local_rank = int(os.environ.get("LOCAL_RANK", 0))
+    device = torch.device("cuda", local_rank) if cuda else torch.device("cpu")
+    if cuda:
+        torch.cuda.set_device(device)
+    if "WORLD_SIZE" not in os.environ:
+        yield device
+        return
+    dist.init_process_group("nccl" if cuda else "gloo")
+    try:
+        yield device
+    finally:
+        dist.destroy_process_group()
+
+
+def mean_over_processes(tensor: Tensor) -> Tensor:
+    """The mean of `tensor` over all processes, the same on each."""
+    if world_size() == 1:
+        return tensor
+    total = tensor.clone()
+    dist.all_reduce(total)
+    return total / world_size()
+
+
+def gather_to_main(value: Any) -> list[Any] | None:
+    """All processes' picklable values in order of rank on the main process, None on the others."""
+    if world_size() == 1:
+        return [value]
+    gathered = [None] * world_size() if is_main() else None
+    dist.gather_object(value, gathered)
+    return gathered
+
+
+def share_from_main(value: Any) -> Any:
+    """The main process's picklable value, on every process."""
+    if world_size() == 1:
+        return value
+    box = [value]
+    dist.broadcast_object_list(box)
+    return box[0]

@@ -1,0 +1,119 @@
+"""What a run tells: a progress bar or plain lines, metrics.jsonl, TensorBoard. Only the main process says anything."""
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from gfl.distributed import mean_over_processes
+from gfl.errors import UserError
+
+
+class RunLog:
+    """The record of one training run.
+
+    Args:
+        first_step: the step a resumed run goes on from; what an earlier attempt recorded later than that is dropped.
+        interval: steps over which losses are averaged and after which the device is waited for.
+        enabled: False on all processes but the main one, which take part in the averages only.
+    """
+
+    def __init__(
+        self, run_dir: Path, *, first_step: int, total_steps: int, images_per_step: int, interval: int, enabled: bool
+    ) -> None:
+        self.total_steps, self.images_per_step, self.interval = total_steps, images_per_step, interval
+        self.enabled, self.bar = enabled, None
+        self.step, self.epoch = first_step, 0
+        self._sums: list[Tensor] = []
+        self._since = time.perf_counter()
+        if not enabled:
+            return
+        from torch.utils.tensorboard import SummaryWriter  # slow to import, and only one process needs it
+
+        self.path = run_dir / "metrics.jsonl"
+        _drop_after(self.path, first_step)
+        self.writer = SummaryWriter(run_dir / "tensorboard", purge_step=first_step + 1)
+        if sys.stderr.isatty():
+            self.bar = tqdm(total=total_steps, initial=first_step, unit="step", dynamic_ncols=True)
+
+    def train_step(self, step: int, epoch: int, losses: dict[str, Tensor], rate: float) -> bool:
+        """Note that `step` steps are done. Every `interval` steps the averages are recorded and the answer is True.
+
+        Raises `UserError` when a loss is no longer finite.
+        """
+        self.step, self.epoch = step, epoch
+        self._sums.append(torch.stack([loss.float() for loss in losses.values()]))
+        if self.bar:
+            self.bar.update()
+        if step % self.interval and step != self.total_steps:
+            return False
+        means = mean_over_processes(torch.stack(self._sums).mean(dim=0)).tolist()
+        means = dict(zip(losses, means, strict=True))
+        images_per_s = len(self._sums) * self.images_per_step / max(time.perf_counter() - self._since, 1e-9)
+        self._sums.clear()
+        if not all(np.isfinite(list(means.values()))):
+            raise UserError(
+                f"the loss is no longer finite at step {step} ({means}); lower optim.lr, raise optim.warmup_steps or "
+                "set optim.clip_norm, then go on from the last checkpoint with --resume"
+            )
+        if self.enabled:
+            self._report(means, rate, images_per_s)
+        self._since = time.perf_counter()
+        return True
+
+    def _report(self, losses: dict[str, float], rate: float, images_per_s: float) -> None:
+        scalars = {f"loss/{name}": value for name, value in losses.items()}
+        self._record(scalars | {"lr": rate, "images_per_s": images_per_s})
+        text = "  ".join(f"{name} {value:.3f}" for name, value in losses.items()) + f"  lr {rate:.1e}"
+        if self.bar:
+            self.bar.set_postfix_str(f"epoch {self.epoch}  {text}  {images_per_s:.1f} images/s")
+            return
+        minutes, seconds = divmod(round((self.total_steps - self.step) * self.images_per_step / images_per_s), 60)
+        self._print(
+            f"epoch {self.epoch:>3}  step {self.step:>6}/{self.total_steps}  {text}  {images_per_s:6.1f} images/s  "
+            f"ETA {minutes // 60}:{minutes % 60:02}:{seconds:02}"
+        )
+
+    def evaluation(self, metrics: dict[str, Any], pictures: list[np.ndarray]) -> None:
+        """Record COCO figures and sample pictures, uint8 (H, W, 3), of the current step."""
+        overall = {f"val/{name}": value for name, value in metrics.items() if isinstance(value, float)}
+        per_class = {f"val_class/{name}": each["AP"] for name, each in metrics["per_class"].items()}
+        self._record(overall | {name: value for name, value in per_class.items() if value is not None})
+        for number, picture in enumerate(pictures):
+            self.writer.add_image(f"val/{number}", picture, self.step, dataformats="HWC")
+        figures = "  ".join(f"{name.removeprefix('val/')} {value:.3f}" for name, value in overall.items())
+        self._print(f"epoch {self.epoch:>3}  val  {figures}")
+        self._since = time.perf_counter()  # evaluation is no training time
+
+    def close(self) -> None:
+        """Flush and close."""
+        if self.bar:
+            self.bar.close()
+        if self.enabled:
+            self.writer.close()
+
+    def _print(self, text: str) -> None:
+        tqdm.write(text) if self.bar else print(text, flush=True)
+
+    def _record(self, values: dict[str, float]) -> None:
+        for name, value in values.items():
+            self.writer.add_scalar(name, value, self.step)
+        try:
+            with open(self.path, "a", encoding="utf-8") as file:
+                file.write(json.dumps({"step": self.step, "epoch": self.epoch, **values}) + "\n")
+        except OSError as error:
+            raise UserError(f"cannot write {self.path}: {error.strerror}") from None
+
+
+def _drop_after(path: Path, step: int) -> None:
+    """Keep the records up to `step`; a line that was cut off in the writing goes too."""
+    if not path.is_file():
+        return
+    lines = [line for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
+    path.write_text("".join(line for line in lines if json.loads(line)["step"] <= step), encoding="utf-8")

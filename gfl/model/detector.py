@@ -1,0 +1,80 @@
+"""The whole detector, and how a config builds it."""
+
+import torch
+from torch import Tensor, nn
+
+from gfl.box_repr import GeneralBox, build_box_repr
+from gfl.boxes import distances_to_boxes
+from gfl.config import Config
+from gfl.model.backbone import Backbone, load_pretrained
+from gfl.model.fpn import FPN
+from gfl.model.head import GFLHead
+from gfl.quality import JointQuality, build_quality
+from gfl.structures import HeadOutput
+
+# Mean and standard deviation of ImageNet's RGB values.
+PIXEL_MEAN = (123.675, 116.28, 103.53)
+PIXEL_STD = (58.395, 57.12, 57.375)
+
+
+class Detector(nn.Module):
+    """Backbone -> FPN -> head, with raw outputs in training and evaluation alike."""
+
+    def __init__(
+        self, backbone: nn.Module, fpn: nn.Module, head: GFLHead, quality: JointQuality, box_repr: GeneralBox
+    ) -> None:
+        super().__init__()
+        self.backbone, self.fpn, self.head = backbone, fpn, head
+        self.quality, self.box_repr = quality, box_repr
+
+    def forward(self, images: Tensor) -> HeadOutput:
+        """Normalised images (B, 3, H, W), H and W multiples of 32 -> raw outputs."""
+        return self.head(self.fpn(self.backbone(images)))
+
+    def decode(self, output: HeadOutput) -> tuple[Tensor, Tensor]:
+        """Raw outputs -> boxes_xyxy (B, P, 4) in pixels and scores (B, P, C), both float32."""
+        grid = output.grid
+        distances = self.box_repr.distances(output.reg_pred) * grid.strides[:, None]
+        return distances_to_boxes(grid.points, distances), self.quality.scores(output)
+
+    def predict(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """`forward` and `decode`: normalised images -> boxes_xyxy (B, P, 4), scores (B, P, C)."""
+        return self.decode(self(images))
+
+
+def normalize_images(images: Tensor, image_sizes: Tensor) -> Tensor:
+    """uint8 RGB (B, 3, H, W) -> float32 with ImageNet's mean and deviation, exactly 0 outside each image's (h, w)."""
+    mean = torch.tensor(PIXEL_MEAN, device=images.device)[:, None, None]
+    std = torch.tensor(PIXEL_STD, device=images.device)[:, None, None]
+    rows = torch.arange(images.shape[-2], device=images.device)[:, None] < image_sizes[:, 0, None, None]
+    columns = torch.arange(images.shape[-1], device=images.device) < image_sizes[:, 1, None, None]
+    return ((images.float() - mean) / std) * (rows & columns)[:, None]
+
+
+def build_detector(config: Config, num_classes: int, *, pretrained: bool = True) -> Detector:
+    """A detector as `config` describes it.
+
+    Args:
+        pretrained: load the backbone weights that the config names; False where a checkpoint follows.
+
+    Raises `UserError` for a value that does not exist and for weights that do not fit.
+    """
+    model = config.model
+    quality = build_quality(model.head.quality, beta=config.loss.qfl_beta)
+    box_repr = build_box_repr(model.head.box, reg_max=model.head.reg_max, delta=model.head.delta)
+    backbone = Backbone(
+        model.backbone.name, frozen_stages=model.backbone.frozen_stages, norm_eval=model.backbone.norm_eval
+    )
+    if pretrained:
+        load_pretrained(backbone, model.backbone.name, model.backbone.weights)
+    fpn = FPN(backbone.out_channels, model.fpn.channels, num_extra=len(model.points.strides) - 3)
+    head = GFLHead(
+        num_classes,
+        box_repr.num_outputs,
+        strides=model.points.strides,
+        in_channels=model.fpn.channels,
+        channels=model.head.channels,
+        num_convs=model.head.num_convs,
+        offset=model.points.offset,
+    )
+    return Detector(backbone, fpn, head, quality, box_repr)

@@ -1,0 +1,31 @@
+"""The feature pyramid (arXiv 1612.03144) with P6 and P7 from the output P5, as in RetinaNet-style detectors."""
+
+from collections.abc import Sequence
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class FPN(nn.Module):
+    """C3, C4, C5 -> P3 to P7, all with `channels` channels; P6 and P7 by strided convolutions, no ReLU between."""
+
+    def __init__(self, in_channels: Sequence[int], channels: int = 256, num_extra: int = 2) -> None:
+        super().__init__()
+        self.lateral = nn.ModuleList(nn.Conv2d(width, channels, 1) for width in in_channels)
+        self.output = nn.ModuleList(nn.Conv2d(channels, channels, 3, padding=1) for _ in in_channels)
+        self.extra = nn.ModuleList(nn.Conv2d(channels, channels, 3, stride=2, padding=1) for _ in range(num_extra))
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.xavier_uniform_(module.weight)
+                nn.init.zeros_(module.bias)
+
+    def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
+        """Backbone features from fine to coarse -> pyramid features (B, channels, H/s, W/s) from fine to coarse."""
+        merged = [conv(feature) for conv, feature in zip(self.lateral, features, strict=True)]
+        for level in range(len(merged) - 1, 0, -1):
+            size = merged[level - 1].shape[-2:]
+            merged[level - 1] = merged[level - 1] + F.interpolate(merged[level], size=size, mode="nearest")
+        pyramid = [conv(feature) for conv, feature in zip(self.output, merged, strict=True)]
+        for conv in self.extra:
+            pyramid.append(conv(pyramid[-1]))
+        return pyramid

@@ -1,0 +1,76 @@
+"""The dense head: two towers shared over levels, class logits and four side distributions at every point."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from gfl.points import make_point_grid
+from gfl.structures import HeadOutput
+
+GROUPS = 32  # of GroupNorm
+CLASS_PRIOR = 0.01  # initial score of every class, so that the background does not swamp the first steps
+
+
+class GFLHead(nn.Module):
+    """Head of the paper's ATSS detector with joint scores.
+
+    Args:
+        num_outputs: regression outputs per side (`box_repr.num_outputs`).
+        strides: of the pyramid's levels, in pixels.
+        offset: of the points, in strides.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        num_outputs: int,
+        *,
+        strides: Sequence[int],
+        in_channels: int = 256,
+        channels: int = 256,
+        num_convs: int = 4,
+        offset: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.num_classes, self.num_outputs = num_classes, num_outputs
+        self.strides, self.offset = tuple(strides), offset
+        self.cls_tower = _tower(in_channels, channels, num_convs)
+        self.reg_tower = _tower(in_channels, channels, num_convs)
+        self.cls_out = nn.Conv2d(channels, num_classes, 3, padding=1)
+        self.reg_out = nn.Conv2d(channels, 4 * num_outputs, 3, padding=1)
+        self.scales = nn.Parameter(torch.ones(len(self.strides)))  # one per level, on the logits before the softmax
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.normal_(module.weight, std=0.01)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        nn.init.constant_(self.cls_out.bias, -math.log((1 - CLASS_PRIOR) / CLASS_PRIOR))
+
+    def forward(self, pyramid: Sequence[Tensor]) -> HeadOutput:
+        """Features (B, channels, H/s, W/s) from fine to coarse -> raw outputs over all points."""
+        cls_logits, reg_pred = [], []
+        for scale, feature in zip(self.scales, pyramid, strict=True):
+            cls_logits.append(_flatten(self.cls_out(self.cls_tower(feature)), self.num_classes))
+            reg_pred.append(_flatten(self.reg_out(self.reg_tower(feature)).float() * scale, 4 * self.num_outputs))
+        sizes = [(feature.shape[-2], feature.shape[-1]) for feature in pyramid]
+        grid = make_point_grid(sizes, self.strides, offset=self.offset, device=pyramid[0].device)
+        reg = torch.cat(reg_pred, dim=1).unflatten(-1, (4, self.num_outputs))
+        return HeadOutput(torch.cat(cls_logits, dim=1), reg, None, grid)
+
+
+def _tower(in_channels: int, channels: int, num_convs: int) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for index in range(num_convs):
+        layers += [
+            nn.Conv2d(in_channels if index == 0 else channels, channels, 3, padding=1, bias=False),
+            nn.GroupNorm(GROUPS, channels),
+            nn.ReLU(inplace=True),
+        ]
+    return nn.Sequential(*layers)
+
+
+def _flatten(output: Tensor, width: int) -> Tensor:
+    """(B, width, h, w) -> (B, h * w, width), row-major."""
+    return output.permute(0, 2, 3, 1).reshape(output.shape[0], -1, width)

@@ -1,0 +1,76 @@
+"""What travels between the parts of the program, and the legend of its shapes.
+
+    B  images in a batch                      L  levels of the pyramid (P3 to P7)
+    G  ground-truth slots per image, padded   C  classes
+    P  points over all levels, fine to        N  bins per box side, reg_max + 1
+       coarse, row-major in each level        K  regression outputs per side (N for general distributions)
+    M  detections per image, padded           4  box sides in the order left, top, right, bottom
+
+Boxes are corners ``x1, y1, x2, y2`` in pixels; distances are from a point to the four sides, in strides of its level.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Targets(NamedTuple):
+    """Ground truth of a batch, padded to G slots."""
+
+    boxes_xyxy: Tensor  # (B, G, 4) float32, pixels of the padded input
+    labels: Tensor  # (B, G) int64 in [0, C)
+    valid: Tensor  # (B, G) bool, False in the slots that only pad
+
+
+class Batch(NamedTuple):
+    """A batch as it leaves the loader; images are normalised on the device."""
+
+    images: Tensor  # (B, 3, H, W) uint8 RGB, zero-padded right and bottom
+    image_sizes: Tensor  # (B, 2) int64 height, width before padding
+    targets: Targets
+    image_ids: Tensor  # (B,) int64, the ids of the json
+    orig_sizes: Tensor  # (B, 2) int64 height, width of the file
+
+    def to(self, device: torch.device) -> "Batch":
+        """The same batch on `device`."""
+        images, image_sizes, targets, image_ids, orig_sizes = self
+        moved = [t.to(device, non_blocking=True) for t in (images, image_sizes, *targets, image_ids, orig_sizes)]
+        return Batch(moved[0], moved[1], Targets(*moved[2:5]), *moved[5:])
+
+
+class PointGrid(NamedTuple):
+    """The points at which the head predicts."""
+
+    points: Tensor  # (P, 2) x, y in pixels
+    strides: Tensor  # (P,) stride of each point's level
+    level_sizes: tuple[int, ...]  # points per level, L entries that sum to P
+
+
+class HeadOutput(NamedTuple):
+    """Raw outputs, the same in training and evaluation."""
+
+    cls_logits: Tensor  # (B, P, C)
+    reg_pred: Tensor  # (B, P, 4, K)
+    quality_logits: Tensor | None  # (B, P) of a quality branch; None where the class score is the quality
+    grid: PointGrid
+
+
+class Assignment(NamedTuple):
+    """Which ground truth each point learns."""
+
+    index: Tensor  # (B, P) int64 slot in [0, G), -1 background
+
+    @property
+    def positive(self) -> Tensor:
+        """(B, P) bool."""
+        return self.index >= 0
+
+
+class Detections(NamedTuple):
+    """The best detections of each image by falling score, padded to M slots."""
+
+    boxes_xyxy: Tensor  # (B, M, 4) float32
+    scores: Tensor  # (B, M) float32, 0 in empty slots
+    labels: Tensor  # (B, M) int64, -1 in empty slots
+    point_index: Tensor  # (B, M) int64 in [0, P): the point that predicted it

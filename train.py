@@ -1,0 +1,268 @@
+"""Train a detector: build everything from the config, run the loop, save. Reads from top to bottom."""
+
+import argparse
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description="Train a Generalized Focal Loss detector on COCO-format data.",
+        epilog="example: python train.py configs/gfl_r18_shapes.yaml optim.epochs=12 run_dir=runs/short\n"
+        "several GPUs: torchrun --nproc_per_node=8 train.py configs/gfl_r50_fpn_1x_coco.yaml",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("config", help="YAML file, see configs/; every key is in gfl/config.py")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="override the config")
+    parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint of the run folder")
+    return parser.parse_args()
+
+
+ARGS = parse_args() if __name__ == "__main__" else None  # before the heavy imports, so that --help answers at once
+
+import contextlib
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
+
+from gfl import distributed
+from gfl.checkpoint import Progress, find_checkpoint, load_model_state, read_checkpoint, save_checkpoint
+from gfl.coco_eval import coco_metrics, run_detector, sample_pictures
+from gfl.config import Config, config_differences, load_config, save_config
+from gfl.criterion import build_criterion
+from gfl.data.coco import load_coco
+from gfl.data.loader import TrainSampler, batches, build_eval_loader, build_train_loader, train_candidates
+from gfl.errors import INTERRUPTED, UserError, run
+from gfl.log import RunLog
+from gfl.model.detector import build_detector, normalize_images
+from gfl.optim import autocast_dtype, build_optimizer, learning_rate, scaled_lr
+from gfl.structures import Batch
+
+
+def main(args: argparse.Namespace) -> None:
+    config = load_config(args.config, args.overrides)
+    with distributed.process_group() as device:
+        trainer = Trainer(config, device, resume=args.resume)
+        if distributed.is_main():
+            print(trainer.describe(), flush=True)
+        trainer.fit()
+
+
+class Trainer:
+    """One process's part of a run. Methods stand in the order in which they are called."""
+
+    def __init__(self, config: Config, device: torch.device, *, resume: bool) -> None:
+        self.config, self.device, self.run_dir = config, device, Path(config.run_dir)
+        self.checkpoint = self._find_checkpoint(resume)
+        self._build_data()
+        torch.manual_seed(config.seed)
+        num_classes = len(self.train_data.class_names)
+        self.model = build_detector(config, num_classes, pretrained=self.checkpoint is None).to(device)
+        self.memory_format = torch.channels_last if config.optim.channels_last else torch.contiguous_format
+        self.model.to(memory_format=self.memory_format)
+        self.criterion = build_criterion(config, self.model.quality, self.model.box_repr)
+        self.optimizer = build_optimizer(self.model, config.optim)
+        self.amp_dtype = autocast_dtype(config.optim, device)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=self.amp_dtype == torch.float16)
+        self.progress, self.changes = Progress(), []
+        if self.checkpoint:
+            self._restore(self.checkpoint)
+        self.parallel = DistributedDataParallel(self.model) if distributed.world_size() > 1 else self.model
+
+    def _find_checkpoint(self, resume: bool) -> Path | None:
+        """Where the run goes on. A run that is there already is never overwritten."""
+        newest = find_checkpoint(self.run_dir, "last.pt", "best.pt")
+        if newest and not resume:
+            raise UserError(f"{self.run_dir} already holds a run: go on with --resume, or choose another run_dir=...")
+        return newest
+
+    def _build_data(self) -> None:
+        data, optim, seed = self.config.data, self.config.optim, self.config.seed
+        shard = {"rank": distributed.rank(), "world": distributed.world_size()}
+        pin_memory = self.device.type == "cuda"
+        self.train_data = load_coco(data.train.annotations, data.train.images)
+        self.val_data = load_coco(data.val.annotations, data.val.images, self.train_data.class_names)
+        self.sampler = TrainSampler(
+            train_candidates(self.train_data, keep_empty=data.keep_empty),
+            self.train_data.sizes,
+            batch=optim.batch,
+            accumulate=optim.accumulate,
+            seed=seed,
+            **shard,
+        )
+        self.train_loader = build_train_loader(self.train_data, data, self.sampler, seed=seed, pin_memory=pin_memory)
+        self.val_loader = build_eval_loader(
+            self.val_data, data, batch=self.config.eval.batch, pin_memory=pin_memory, **shard
+        )
+
+    def _restore(self, path: Path) -> None:
+        """Load model, optimiser and position; a changed config is told, changed classes are refused."""
+        state = read_checkpoint(path)
+        if tuple(state["class_names"]) != self.train_data.class_names:
+            raise UserError(f"{path} was trained on other classes than {self.train_data.annotations} has")
+        load_model_state(self.model, state, path)
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])
+        self.progress = Progress(**state["progress"])
+        self.changes = config_differences(state["config"], self.config)
+
+    def describe(self) -> str:
+        """What the run will do, for the user to check before it does it."""
+        optim, data, sampler = self.config.optim, self.train_data, self.sampler
+        total = sum(parameter.numel() for parameter in self.model.parameters())
+        trained = sum(parameter.numel() for parameter in self.model.parameters() if parameter.requires_grad)
+        processes = distributed.world_size()
+        device = f"{self.device.type}" + (f" ({torch.get_num_threads()} threads)" if self.device.type == "cpu" else "")
+        precision = "float32" if self.amp_dtype is None else f"{str(self.amp_dtype).removeprefix('torch.')} autocast"
+        classes = ", ".join(
+            f"{label} {name} (id {category})"
+            for label, (name, category) in enumerate(zip(data.class_names, data.category_ids, strict=True))
+        )
+        lines = {
+            "device": f"{processes} x {device}, {precision}" + (", channels_last" if optim.channels_last else ""),
+            "train": f"{len(sampler.candidates)} of {len(data)} images, {len(data.labels)} boxes  {data.annotations}",
+            "val": f"{len(self.val_data)} images, {len(self.val_data.labels)} boxes  {self.val_data.annotations}",
+            "classes": f"{len(data.class_names)}: {classes}",
+            "model": f"{self.config.model.backbone.name}, {total / 1e6:.2f} M parameters ({trained / 1e6:.2f} M trained)",
+            "batch": f"{optim.batch} = {processes} process(es) x {optim.accumulate} pass(es) x "
+            f"{optim.batch // processes // optim.accumulate} images",
+            "lr": f"{scaled_lr(optim):g} = {optim.lr:g} x {optim.batch} / {optim.base_batch}, {optim.name}, "
+            f"{optim.warmup_steps} warm-up steps, {optim.decay} decay",
+            "steps": f"{optim.epochs} epochs x {sampler.steps_per_epoch} = {optim.epochs * sampler.steps_per_epoch}",
+            "output": str(self.run_dir),
+        }
+        text = [f"{name:<8} {value}" for name, value in lines.items()]
+        text += [f"note     train: {note}" for note in data.notes] + [f"note     val: {n}" for n in self.val_data.notes]
+        if dropped := len(data) - len(sampler.candidates):
+            text.append(f"note     {dropped} training images without boxes dropped; data.keep_empty=true keeps them")
+        if self.checkpoint:
+            text.append(f"resume   {self.checkpoint}: epoch {self.progress.epoch + 1}, step {self.progress.step}")
+        text += [f"changed  {change}" for change in self.changes]
+        return "\n".join(text)
+
+    def fit(self) -> None:
+        """Epochs of training, saving and evaluation."""
+        optim, steps_per_epoch = self.config.optim, self.sampler.steps_per_epoch
+        if distributed.is_main():
+            save_config(self.config, self.run_dir / "config.yaml")
+        self.log = RunLog(
+            self.run_dir,
+            first_step=self.progress.epoch * steps_per_epoch + self.progress.step,
+            total_steps=optim.epochs * steps_per_epoch,
+            images_per_step=optim.batch,
+            interval=self.config.log.interval,
+            enabled=distributed.is_main(),
+        )
+        self.stop = StopRequest()
+        for epoch in range(self.progress.epoch, optim.epochs):
+            self.train_epoch(epoch)
+            self.progress = Progress(epoch + 1, 0, self.progress.best)
+            self.save("last.pt")  # before evaluating: whatever happens there, the epoch is safe
+            if (epoch + 1) % self.config.eval.interval == 0 or epoch + 1 == optim.epochs:
+                self.evaluate()
+        self.log.close()
+        if distributed.is_main():
+            print(f"done: best AP {max(self.progress.best, 0):.3f}\nnext: python eval.py {self.run_dir}")
+
+    def train_epoch(self, epoch: int) -> None:
+        """The steps of one epoch, from the step a resumed run stands at."""
+        self.parallel.train()
+        self.sampler.epoch, self.sampler.first_step = epoch, self.progress.step
+        iterator = batches(self.train_loader)
+        for done in range(self.progress.step + 1, self.sampler.steps_per_epoch + 1):
+            step = epoch * self.sampler.steps_per_epoch + done
+            rate = learning_rate(step - 1, self.config.optim, steps_per_epoch=self.sampler.steps_per_epoch)
+            losses = self.train_step(iterator, rate)
+            logged = self.log.train_step(step, epoch + 1, losses, rate)
+            if self.stop.requested(self.device, may_ask_others=logged):
+                self.stop_after(epoch, done)
+
+    def train_step(self, iterator: Iterator[Batch], rate: float) -> dict[str, Tensor]:
+        """One update of the weights from `accumulate` passes; the losses stay on the device."""
+        optim = self.config.optim
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.zero_grad(set_to_none=True)
+        passes = []
+        for number in range(optim.accumulate):
+            batch = next(iterator).to(self.device)
+            last = number == optim.accumulate - 1
+            with contextlib.nullcontext() if last or self.parallel is self.model else self.parallel.no_sync():
+                losses = self.forward(batch)
+                self.scaler.scale(sum(losses.values()) / optim.accumulate).backward()
+            passes.append({name: loss.detach() for name, loss in losses.items()})
+        self.scaler.unscale_(self.optimizer)
+        if optim.clip_norm:
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), optim.clip_norm)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        return {name: sum(losses[name] for losses in passes) / optim.accumulate for name in passes[0]}
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """Batch on the device -> weighted losses, in float32 whatever the autocast."""
+        images = normalize_images(batch.images, batch.image_sizes).contiguous(memory_format=self.memory_format)
+        with torch.autocast(self.device.type, self.amp_dtype, enabled=self.amp_dtype is not None):
+            output = self.parallel(images)
+        return self.criterion(output, batch.targets, batch.image_sizes)
+
+    def stop_after(self, epoch: int, done: int) -> None:
+        """Save in the middle of an epoch and leave."""
+        self.progress = Progress(epoch, done, self.progress.best)
+        self.save("last.pt")
+        self.log.close()
+        if distributed.is_main():
+            print(f"stopped after step {done} of epoch {epoch + 1}; the same command with --resume goes on from there")
+        raise SystemExit(INTERRUPTED)
+
+    def save(self, name: str) -> None:
+        """Write a checkpoint (main process only)."""
+        if distributed.is_main():
+            save_checkpoint(
+                self.run_dir / name,
+                model=self.model,
+                config=self.config,
+                class_names=self.train_data.class_names,
+                progress=self.progress,
+                optimizer=self.optimizer,
+                scaler=self.scaler,
+            )
+
+    def evaluate(self) -> None:
+        """COCO figures of the validation split; the best model so far is kept as best.pt."""
+        results = run_detector(self.model, self.val_loader, self.val_data, self.config.eval, self.device)
+        if results is None:
+            return
+        metrics: dict[str, Any] = coco_metrics(self.val_data, results)
+        self.log.evaluation(metrics, sample_pictures(self.val_data, results, self.config.log.images))
+        if (metrics["AP"] or 0.0) > self.progress.best:
+            self.progress = self.progress._replace(best=metrics["AP"] or 0.0)
+            self.save("best.pt")
+            self.save("last.pt")  # it knows the best AP as well
+
+
+class StopRequest:
+    """Ctrl-C or SIGTERM asks for a stop at the next step; a second Ctrl-C kills at once."""
+
+    def __init__(self) -> None:
+        self._asked = False
+        signal.signal(signal.SIGINT, self._ask)
+        signal.signal(signal.SIGTERM, self._ask)
+
+    def _ask(self, *_: Any) -> None:
+        self._asked = True
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def requested(self, device: torch.device, *, may_ask_others: bool) -> bool:
+        """Whether to stop now; many processes only agree on it when `may_ask_others`, on steps that sync anyway."""
+        if distributed.world_size() == 1:
+            return self._asked
+        if not may_ask_others:
+            return False
+        return bool(distributed.mean_over_processes(torch.tensor(float(self._asked), device=device)) > 0)
+
+
+if __name__ == "__main__":
+    run(main, ARGS)
