@@ -35,7 +35,7 @@ from gfl.config import Config, config_differences, load_config, save_config
 from gfl.criterion import build_criterion
 from gfl.data.coco import load_coco
 from gfl.data.loader import TrainSampler, batches, build_eval_loader, build_train_loader, train_candidates
-from gfl.errors import INTERRUPTED, UserError, run
+from gfl.errors import UserError, run
 from gfl.log import RunLog
 from gfl.model.detector import build_detector, normalize_images
 from gfl.optim import autocast_dtype, build_optimizer, learning_rate, scaled_lr
@@ -112,8 +112,8 @@ class Trainer:
     def describe(self) -> str:
         """What the run will do, for the user to check before it does it."""
         optim, data, sampler = self.config.optim, self.train_data, self.sampler
-        total = sum(parameter.numel() for parameter in self.model.parameters())
-        trained = sum(parameter.numel() for parameter in self.model.parameters() if parameter.requires_grad)
+        counts = [(parameter.numel(), parameter.requires_grad) for parameter in self.model.parameters()]
+        total, trained = sum(n for n, _ in counts) / 1e6, sum(n for n, grad in counts if grad) / 1e6
         processes = distributed.world_size()
         device = f"{self.device.type}" + (f" ({torch.get_num_threads()} threads)" if self.device.type == "cpu" else "")
         precision = "float32" if self.amp_dtype is None else f"{str(self.amp_dtype).removeprefix('torch.')} autocast"
@@ -126,7 +126,7 @@ class Trainer:
             "train": f"{len(sampler.candidates)} of {len(data)} images, {len(data.labels)} boxes  {data.annotations}",
             "val": f"{len(self.val_data)} images, {len(self.val_data.labels)} boxes  {self.val_data.annotations}",
             "classes": f"{len(data.class_names)}: {classes}",
-            "model": f"{self.config.model.backbone.name}, {total / 1e6:.2f} M parameters ({trained / 1e6:.2f} M trained)",
+            "model": f"{self.config.model.backbone.name}, {total:.2f} M parameters ({trained:.2f} M trained)",
             "batch": f"{optim.batch} = {processes} process(es) x {optim.accumulate} pass(es) x "
             f"{optim.batch // processes // optim.accumulate} images",
             "lr": f"{scaled_lr(optim):g} = {optim.lr:g} x {optim.batch} / {optim.base_batch}, {optim.name}, "
@@ -215,7 +215,7 @@ class Trainer:
         self.log.close()
         if distributed.is_main():
             print(f"stopped after step {done} of epoch {epoch + 1}; the same command with --resume goes on from there")
-        raise SystemExit(INTERRUPTED)
+        raise KeyboardInterrupt
 
     def save(self, name: str) -> None:
         """Write a checkpoint (main process only)."""

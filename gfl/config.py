@@ -344,10 +344,8 @@ def _check_ranges(config: Config, source: str) -> None:
         ),
         (0 <= points.offset < 1, f"model.points.offset must be in [0, 1) strides, not {points.offset}"),
         (head.delta > 0, f"model.head.delta must be above 0, not {head.delta}"),
-        (
-            head.channels > 0 and head.channels % 32 == 0,
-            "model.head.channels must be a multiple of GroupNorm's 32 groups",
-        ),
+        # GroupNorm's 32 groups need two channels each: one alone has no deviation on a 1 x 1 map.
+        (head.channels >= 64 and head.channels % 32 == 0, "model.head.channels must be a multiple of 32 from 64 on"),
         (0 < data.short_sides[0] <= data.short_sides[1], "data.short_side must be a size or a range [low, high]"),
         (optim.lr > 0, f"optim.lr must be above 0, not {optim.lr}"),
         (list(optim.steps) == sorted(optim.steps), "optim.steps must rise"),

@@ -10,7 +10,7 @@ from gfl.assign import build_assigner
 from gfl.box_repr import GeneralBox
 from gfl.boxes import box_iou, boxes_to_distances, distances_to_boxes
 from gfl.config import Config
-from gfl.distributed import mean_over_processes
+from gfl.distributed import mean_over_processes, world_size
 from gfl.losses import giou_loss
 from gfl.points import points_in_images
 from gfl.quality import JointQuality
@@ -89,8 +89,10 @@ def _unit_boxes(points: Tensor) -> Tensor:
 def _normalisers(positive: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     """Number of positives (at least one per image) and sum of box weights, both the mean over the processes.
 
-    One all-reduce for the two; clamped afterwards, so that a process without positives does not count as one.
+    One all-reduce for the two. The sum over all processes is kept above 1, not the mean: so a run does not depend on
+    how many processes share its batch.
     """
     num_positive = positive.sum(dim=1).clamp(min=1).sum()
-    mean = mean_over_processes(torch.stack([num_positive.to(weight.dtype), weight.sum()])).clamp(min=1)
+    mean = mean_over_processes(torch.stack([num_positive.to(weight.dtype), weight.sum()]))
+    mean = mean.clamp(min=1 / world_size())
     return mean[0], mean[1]

@@ -1,5 +1,6 @@
-"""From a split to batches. What is random is a pure function of (seed, epoch, index), however many workers there are."""
+"""From a split to batches. What is random is a pure function of (seed, epoch, index), not of the number of workers."""
 
+import os
 import signal
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -129,7 +130,7 @@ class TrainSampler:
 
     def __iter__(self) -> Iterator[list[Key]]:
         for batch in self.epoch_batches(self.epoch)[self.first_step :]:
-            for part in batch.reshape(self.world, self.accumulate, -1)[self.rank]:
+            for part in batch.reshape(self.accumulate, self.world, -1)[:, self.rank]:
                 yield [(self.epoch, int(index)) for index in part]
 
     def __len__(self) -> int:
@@ -196,9 +197,13 @@ def _loader(dataset: CocoDataset, batch_sampler: Sequence | TrainSampler, worker
 
 
 def _leave_signals_to_main(worker: int) -> None:
-    """Ctrl-C and a scheduler's SIGTERM reach the whole process group; the main process finishes its step and saves."""
+    """Leave the process group that Ctrl-C and a scheduler's SIGTERM reach: the main one saves before it stops.
+
+    SIGTERM itself must still end a worker: that is how the main process ends it.
+    """
+    os.setpgid(0, 0)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _identity(batch: Batch) -> Batch:

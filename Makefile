@@ -1,0 +1,32 @@
+# make demo: set up, write soft shapes, train, evaluate, predict. make test: set up, then the tests.
+# VENV=path puts the environment elsewhere, PYTHON=python3.12 builds it with another interpreter.
+
+PYTHON ?= python3
+VENV ?= .venv
+RUN := runs/demo
+BIN := $(VENV)/bin
+READY := $(VENV)/.requirements-installed
+
+.PHONY: demo test setup
+
+setup: $(READY)
+
+$(READY): requirements.txt
+	@echo "setting up $(VENV): about 6 GB with CUDA libraries, a few minutes"
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --requirement requirements.txt
+	@touch $@
+
+demo: $(READY)
+	$(BIN)/python scripts/make_shapes.py
+	$(BIN)/python train.py configs/gfl_r18_shapes.yaml run_dir=$(RUN) --resume
+	$(BIN)/python eval.py $(RUN)
+	$(BIN)/python scripts/predict.py $(RUN) data/shapes/val -o $(RUN)/pictures --limit 1
+	@echo
+	@echo "checkpoint   $(RUN)/best.pt"
+	@echo "curves       $(BIN)/tensorboard --logdir $(RUN)/tensorboard"
+	@echo "pictures     $(RUN)/pictures/"
+	@ls $(RUN)/pictures/*.png | sed 's/^/             /'
+
+test: $(READY)
+	$(BIN)/python -m pytest

@@ -1,0 +1,111 @@
+"""Fixtures: small COCO-format sets whose boxes are drawn in their images, and the message of a refused input."""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+
+from gfl.data.coco import CocoData, load_coco
+from gfl.errors import UserError
+
+Box = tuple[int, int, list[float]]  # number of the image, category id, [x, y, width, height]
+
+
+@dataclass
+class CocoSet:
+    """A written set; change `tree` and call `save` to make the json say something else."""
+
+    annotations: str
+    images: str
+    tree: dict[str, Any]
+
+    def save(self) -> "CocoSet":
+        Path(self.annotations).write_text(json.dumps(self.tree))
+        return self
+
+    def load(self, class_names: Sequence[str] | None = None) -> CocoData:
+        return load_coco(self.annotations, self.images, class_names)
+
+    def file(self, number: int) -> Path:
+        return Path(self.images) / self.tree["images"][number]["file_name"]
+
+
+@pytest.fixture
+def coco_set(tmp_path) -> Callable[..., CocoSet]:
+    """Write images and a json.
+
+    The pixels of a box are 250 in channel (place of its category) % 3 of RGB, all others are below 50. Image ids
+    fall from 900 in steps of 7, annotation ids rise from 1, so that none is mistaken for a row.
+
+    Args of the factory:
+        sizes: (width, height) per image.
+        boxes: see `Box`; they are drawn in this order.
+        crowds: boxes that are marked as crowd; not drawn.
+        categories: id -> name, written in this order.
+    """
+
+    def build(
+        sizes: Sequence[tuple[int, int]] = ((60, 40),),
+        boxes: Sequence[Box] = ((0, 7, [10, 10, 20, 15]),),
+        *,
+        crowds: Sequence[Box] = (),
+        categories: dict[int, str] | None = None,
+        name: str = "set",
+    ) -> CocoSet:
+        categories = categories or {7: "disc"}
+        folder = tmp_path / name / "images"
+        folder.mkdir(parents=True)
+        rng = np.random.default_rng(len(sizes))
+        pixels = [rng.integers(0, 50, (height, width, 3), dtype=np.uint8) for width, height in sizes]
+        images = [
+            {"id": 900 - 7 * number, "file_name": f"{number:03}.png", "width": width, "height": height}
+            for number, (width, height) in enumerate(sizes)
+        ]
+        annotations = []
+        for box, iscrowd in [(box, 0) for box in boxes] + [(box, 1) for box in crowds]:
+            number, category, (x, y, width, height) = box
+            annotations.append(
+                {
+                    "id": len(annotations) + 1,
+                    "image_id": images[number]["id"],
+                    "category_id": category,
+                    "bbox": [x, y, width, height],
+                    "area": width * height,
+                    "iscrowd": iscrowd,
+                }
+            )
+            if not iscrowd and np.isfinite([x, y, width, height]).all():
+                channel = list(categories).index(category) % 3 if category in categories else 0
+                rows, columns = slice(max(int(y), 0), int(y + height)), slice(max(int(x), 0), int(x + width))
+                pixels[number][rows, columns] = 0
+                pixels[number][rows, columns, channel] = 250
+        for image, rgb in zip(images, pixels, strict=True):
+            cv2.imwrite(str(folder / image["file_name"]), rgb[..., ::-1])
+        tree = {
+            "images": images,
+            "categories": [{"id": category, "name": text} for category, text in categories.items()],
+            "annotations": annotations,
+        }
+        return CocoSet(str(tmp_path / name / "instances.json"), str(folder), tree).save()
+
+    return build
+
+
+@pytest.fixture
+def refusal() -> Callable[..., str]:
+    """Call something that must raise `UserError`, and return the message, which must be a single line."""
+
+    def call(function: Callable, *args: Any, **kwargs: Any) -> str:
+        with pytest.raises(UserError) as error:
+            function(*args, **kwargs)
+        message = str(error.value)
+        assert message
+        assert "\n" not in message
+        return message
+
+    return call

@@ -1,0 +1,200 @@
+"""Slow, obvious versions of the batched code: one image, one box, one point at a time, in Python floats."""
+
+import math
+import statistics
+from typing import NamedTuple
+
+import torch
+
+from gfl.structures import PointGrid, Targets
+
+STRIDES = (8, 16, 32, 64, 128)
+
+
+class ImageLoss(NamedTuple):
+    """One image's unweighted sums, and what they are divided by once summed over the images."""
+
+    cls: float
+    box: float
+    dfl: float
+    num_positive: int
+    sum_weight: float
+
+
+# --- inputs -----------------------------------------------------------------------------------------------------------
+
+
+def feature_sizes(height, width):
+    """Feature maps of an input of this size."""
+    return [(math.ceil(height / stride), math.ceil(width / stride)) for stride in STRIDES]
+
+
+def random_boxes(count, height, width, generator):
+    """(count, 4) boxes inside an image, at least 4 pixels wide and high, of all sizes."""
+    size = torch.tensor([width, height])
+    extent = 4 + torch.rand(count, 2, generator=generator) ** 2 * (size - 4)
+    start = torch.rand(count, 2, generator=generator) * (size - extent)
+    return torch.cat([start, start + extent], dim=-1)
+
+
+def pad_targets(boxes, labels, num_slots=None):
+    """`Targets` from one (n, 4) and one (n,) tensor per image. Padded slots hold rubbish that must not matter."""
+    num_slots = num_slots or max(1, *map(len, boxes))
+    targets = Targets(
+        torch.tensor([3.0, 5.0, 47.0, 53.0]).repeat(len(boxes), num_slots, 1),
+        torch.zeros(len(boxes), num_slots, dtype=torch.int64),
+        torch.zeros(len(boxes), num_slots, dtype=torch.bool),
+    )
+    for image, (image_boxes, image_labels) in enumerate(zip(boxes, labels, strict=True)):
+        count = len(image_boxes)
+        targets.boxes_xyxy[image, :count] = torch.as_tensor(image_boxes)
+        targets.labels[image, :count] = torch.as_tensor(image_labels)
+        targets.valid[image, :count] = True
+    return targets
+
+
+# --- boxes ------------------------------------------------------------------------------------------------------------
+
+
+def area(box):
+    return (box[2] - box[0]) * (box[3] - box[1])
+
+
+def intersection(a, b):
+    width = min(a[2], b[2]) - max(a[0], b[0])
+    height = min(a[3], b[3]) - max(a[1], b[1])
+    return width * height if width > 0 and height > 0 else 0.0
+
+
+def iou(a, b):
+    shared = intersection(a, b)
+    return shared / (area(a) + area(b) - shared)
+
+
+def giou(a, b):
+    union = area(a) + area(b) - intersection(a, b)
+    hull = area([min(a[0], b[0]), min(a[1], b[1]), max(a[2], b[2]), max(a[3], b[3])])
+    return iou(a, b) - (hull - union) / hull
+
+
+# --- losses -----------------------------------------------------------------------------------------------------------
+
+
+def sigmoid(x):
+    return 1 / (1 + math.exp(-x))
+
+
+def softmax(logits):
+    exponentials = [math.exp(x - max(logits)) for x in logits]
+    return [e / sum(exponentials) for e in exponentials]
+
+
+def qfl(logit, target, beta=2.0):
+    """Equation 2."""
+    score = sigmoid(logit)
+    return -(abs(target - score) ** beta) * ((1 - target) * math.log(1 - score) + target * math.log(score))
+
+
+def dfl(logits, target):
+    """Equation 6, for a target strictly below the last bin."""
+    probability = softmax(logits)
+    left = math.floor(target)
+    right = left + 1
+    return -((right - target) * math.log(probability[left]) + (target - left) * math.log(probability[right]))
+
+
+def expectation(logits, delta=1.0):
+    """Equation 5."""
+    return sum(index * delta * probability for index, probability in enumerate(softmax(logits)))
+
+
+# --- assignment -------------------------------------------------------------------------------------------------------
+
+
+def inside_image(point, stride, image_size):
+    """Whether a point's cell starts in the image padded to a multiple of 32."""
+    height, width = (math.ceil(int(side) / 32) * 32 for side in image_size)
+    return math.floor(point[0] / stride) * stride < width and math.floor(point[1] / stride) * stride < height
+
+
+def atss(grid: PointGrid, inside, boxes, *, topk=9, scale=8.0):
+    """Algorithm 1 of arXiv 1912.02424 for one image: the box of each point, -1 for background."""
+    points, strides = grid.points.tolist(), grid.strides.tolist()
+    best = [(-1.0, -1)] * len(points)  # IoU and slot
+    for slot, box in enumerate(boxes.tolist()):
+        center = (box[0] + box[2]) / 2, (box[1] + box[3]) / 2
+        candidates, start = [], 0
+        for size in grid.level_sizes:
+            level = [p for p in range(start, start + size) if inside[p]]
+            candidates += sorted(level, key=lambda p: math.dist(points[p], center))[:topk]
+            start += size
+        overlap = {}
+        for p in candidates:
+            (x, y), half = points[p], strides[p] * scale / 2
+            overlap[p] = iou([x - half, y - half, x + half, y + half], box)
+        threshold = statistics.mean(overlap.values()) + statistics.stdev(overlap.values())
+        for p in candidates:
+            x, y = points[p]
+            margin = min(x - box[0], y - box[1], box[2] - x, box[3] - y)
+            if overlap[p] >= threshold and margin > 0.01 and overlap[p] > best[p][0]:
+                best[p] = overlap[p], slot
+    return [slot for _, slot in best]
+
+
+# --- the whole loss ---------------------------------------------------------------------------------------------------
+
+
+def image_loss(cls_logits, reg_pred, grid: PointGrid, boxes, labels, image_size, *, delta=1.0, beta=2.0):
+    """`ImageLoss` of one image from (P, C) and (P, 4, N) raw outputs and its (n, 4) boxes."""
+    points, strides = grid.points.tolist(), grid.strides.tolist()
+    inside = [inside_image(point, stride, image_size) for point, stride in zip(points, strides, strict=True)]
+    assigned = atss(grid, inside, boxes)
+    cls_sum = box_sum = dfl_sum = weight_sum = 0.0
+    for p, slot in enumerate(assigned):
+        if not inside[p]:
+            continue
+        logits = cls_logits[p].tolist()
+        target = [0.0] * len(logits)
+        if slot >= 0:
+            x, y = (value / strides[p] for value in points[p])
+            true_box = [value / strides[p] for value in boxes[slot].tolist()]
+            left, top, right, bottom = (expectation(side, delta) for side in reg_pred[p].tolist())
+            box = [x - left, y - top, x + right, y + bottom]
+            target[labels[slot]] = iou(box, true_box)
+            weight = max(sigmoid(logit) for logit in logits)
+            distances = [x - true_box[0], y - true_box[1], true_box[2] - x, true_box[3] - y]
+            last_bin = reg_pred.shape[-1] - 1
+            bins = [min(max(distance / delta, 0.0), last_bin - 0.1) for distance in distances]
+            box_sum += weight * (1 - giou(box, true_box))
+            dfl_sum += weight * statistics.mean(map(dfl, reg_pred[p].tolist(), bins))
+            weight_sum += weight
+        cls_sum += sum(qfl(logit, y, beta) for logit, y in zip(logits, target, strict=True))
+    return ImageLoss(cls_sum, box_sum, dfl_sum, sum(slot >= 0 for slot in assigned), weight_sum)
+
+
+# --- post-processing --------------------------------------------------------------------------------------------------
+
+
+def greedy_nms(boxes, scores, iou_thresh):
+    """Indices that survive, best first."""
+    kept = []
+    for index in sorted(range(len(boxes)), key=lambda i: -scores[i]):
+        if all(iou(boxes[index], boxes[other]) <= iou_thresh for other in kept):
+            kept.append(index)
+    return kept
+
+
+def detections(boxes, scores, level_sizes, *, score_thresh, pre_nms_topk, nms_iou, max_detections):
+    """(score, label, point) of one image's detections, best first, from (P, 4) and (P, C) tensors."""
+    boxes, scores = boxes.tolist(), scores.tolist()
+    num_classes = len(scores[0])
+    chosen, start = [], 0
+    for size in level_sizes:
+        pairs = [(scores[p][label], label, p) for p in range(start, start + size) for label in range(num_classes)]
+        chosen += sorted((pair for pair in pairs if pair[0] > score_thresh), reverse=True)[:pre_nms_topk]
+        start += size
+    kept = []
+    for wanted in range(num_classes):
+        rivals = [pair for pair in chosen if pair[1] == wanted]
+        kept += [rivals[i] for i in greedy_nms([boxes[p] for *_, p in rivals], [s for s, *_ in rivals], nms_iou)]
+    return sorted(kept, reverse=True)[:max_detections]

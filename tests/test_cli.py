@@ -1,0 +1,224 @@
+"""The command line, end to end, in real processes on a tiny set of soft shapes."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+PROGRAMS = ["train.py", "eval.py", "scripts/make_shapes.py", "scripts/predict.py"]
+ONE_PROCESS = [sys.executable]
+TWO_PROCESSES = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+
+CONFIG = """
+model:
+  backbone: {name: resnet18, weights: none, frozen_stages: -1, norm_eval: true}
+  fpn: {channels: 64}
+  head: {channels: 64, num_convs: 1}
+data:
+  train: {annotations: DATA/annotations/instances_train.json, images: DATA/train}
+  val: {annotations: DATA/annotations/instances_val.json, images: DATA/val}
+  short_side: 96
+  long_side: 96
+  workers: 1
+optim: {name: sgd, lr: 0.01, base_batch: 4, batch: 4, epochs: 2, warmup_steps: 2, steps: [1]}
+eval: {score_thresh: 0.0, max_detections: 20}
+log: {interval: 1, images: 1}
+"""
+
+
+def call(*words: object, launcher: list[str] = ONE_PROCESS) -> subprocess.CompletedProcess:
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    command = [*launcher, *map(str, words)]
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+
+
+def succeed(*words: object, launcher: list[str] = ONE_PROCESS) -> str:
+    done = call(*words, launcher=launcher)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def refuse(*words: object) -> str:
+    """The one line on stderr of a command that must exit with 2."""
+    done = call(*words)
+    assert done.returncode == 2, done.stdout + done.stderr
+    lines = done.stderr.strip().splitlines()
+    assert len(lines) == 1, done.stderr
+    assert lines[0].startswith("error: ")
+    return lines[0]
+
+
+def records(run: Path, key: str) -> list[dict]:
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [line for line in lines if key in line]
+
+
+def weights(path: Path) -> dict[str, torch.Tensor]:
+    return torch.load(path, weights_only=True)["model"]
+
+
+@pytest.fixture(scope="module")
+def shapes(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("data") / "shapes"
+    succeed("scripts/make_shapes.py", "--out", folder, "--train", 20, "--val", 7)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def config(shapes, tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("config") / "tiny.yaml"
+    path.write_text(CONFIG.replace("DATA", str(shapes)))
+    return path
+
+
+@pytest.fixture(scope="module")
+def trained(config, tmp_path_factory) -> Path:
+    """A run of two epochs, five steps each, and beside it what it printed."""
+    run = tmp_path_factory.mktemp("runs") / "run"
+    (run.parent / "stdout").write_text(succeed("train.py", config, f"run_dir={run}"))
+    return run
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_help_ends_with_an_example_and_imports_nothing_heavy(program):
+    done = call("-X", "importtime", program, "--help")
+    assert done.returncode == 0
+    assert "example:" in done.stdout
+    assert not any(heavy in done.stderr for heavy in ("torch", "numpy", "cv2"))
+
+
+def test_training_says_what_it_will_do_and_what_is_next(trained):
+    printed = (trained.parent / "stdout").read_text()
+    for expected in ("20 of 20 images", "4: 0 rectangle (id 1)", "parameters", "4 = 1 process", "2 epochs x 5 = 10"):
+        assert expected in printed
+    assert printed.strip().endswith(f"next: python eval.py {trained}")
+
+
+def test_training_leaves_a_complete_run_folder(trained):
+    for name in ("config.yaml", "last.pt", "best.pt"):
+        assert (trained / name).is_file()
+    assert any((trained / "tensorboard").iterdir())
+    assert [record["step"] for record in records(trained, "loss/cls")] == list(range(1, 11))
+    assert [record["epoch"] for record in records(trained, "val/AP")] == [1, 2]
+
+
+def test_a_run_is_never_overwritten(trained, config):
+    before = (trained / "last.pt").read_bytes()
+    assert "--resume" in refuse("train.py", config, f"run_dir={trained}")
+    assert (trained / "last.pt").read_bytes() == before
+
+
+def test_evaluation_repeats_the_figures_of_training(trained, tmp_path):
+    printed = succeed("eval.py", trained / "last.pt", "--out", tmp_path)
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    last = records(trained, "val/AP")[-1]
+    assert {name: metrics[name] for name in ("AP", "AP50", "AR100")} == {
+        name: last[f"val/{name}"] for name in ("AP", "AP50", "AR100")
+    }
+    assert set(metrics["per_class"]) == {"rectangle", "ellipse", "ring", "cross"}
+    assert "rectangle" in printed
+
+
+def test_evaluation_is_the_same_with_two_processes(trained, tmp_path):
+    succeed("eval.py", trained, "--out", tmp_path / "one")
+    succeed("eval.py", trained, "--out", tmp_path / "two", launcher=TWO_PROCESSES)
+    for name in ("metrics.json", "detections.json"):
+        assert json.loads((tmp_path / "one" / name).read_text()) == json.loads((tmp_path / "two" / name).read_text())
+
+
+def test_json_without_annotations_gives_results_without_figures(trained, shapes, tmp_path):
+    tree = json.loads((shapes / "annotations" / "instances_val.json").read_text())
+    del tree["annotations"]
+    (tmp_path / "test.json").write_text(json.dumps(tree))
+    succeed("eval.py", trained, "--data", tmp_path / "test.json", shapes / "val", "--out", tmp_path)
+    assert {result["image_id"] for result in json.loads((tmp_path / "detections.json").read_text())}
+    assert not (tmp_path / "metrics.json").exists()
+
+
+def test_prediction_writes_two_pictures_and_the_sides(trained, shapes, tmp_path):
+    image = sorted((shapes / "val").iterdir())[0]
+    succeed("scripts/predict.py", trained, image, "-o", tmp_path, "--score", 0.0)
+    assert (tmp_path / f"{image.stem}.boxes.png").is_file()
+    assert (tmp_path / f"{image.stem}.sides.png").is_file()
+    objects = json.loads((tmp_path / "predictions.json").read_text())[str(image)]
+    assert objects
+    assert len(objects[0]["side_std"]) == 4
+
+
+def test_interrupted_and_resumed_run_equals_an_uninterrupted_one(config, trained, tmp_path):
+    command = ["train.py", config, f"run_dir={tmp_path}"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(
+        [sys.executable, *map(str, command)], cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True
+    ) as run:
+        for line in run.stdout:
+            if line.startswith("epoch   1  step      2/"):
+                run.send_signal(signal.SIGINT)
+        assert run.wait(timeout=120) == 130
+    stopped = torch.load(tmp_path / "last.pt", weights_only=True)["progress"]
+    assert (stopped["epoch"], 2 <= stopped["step"] < 5) == (0, True)
+    succeed(*command, "--resume")
+    ours, theirs = weights(tmp_path / "last.pt"), weights(trained / "last.pt")
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    assert [record["step"] for record in records(tmp_path, "loss/cls")] == list(range(1, 11))
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_two_processes_train_like_one(accumulate, config, tmp_path):
+    common = ["train.py", config, "optim.epochs=1", f"optim.accumulate={accumulate}"]
+    succeed(*common, f"run_dir={tmp_path / 'one'}")
+    succeed(*common, f"run_dir={tmp_path / 'two'}", launcher=TWO_PROCESSES)
+    for one, two in zip(*(records(tmp_path / name, "loss/cls") for name in ("one", "two")), strict=True):
+        for name in ("loss/cls", "loss/box", "loss/dfl"):
+            assert two[name] == pytest.approx(one[name], rel=1e-5)
+    ours, theirs = weights(tmp_path / "one" / "last.pt"), weights(tmp_path / "two" / "last.pt")
+    for name in ours:
+        torch.testing.assert_close(ours[name], theirs[name], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["optim.learning_rate=0.1"], "optim.learning_rate"),
+        (["optim.lr=1e-4"], "1.0e-4"),
+        (["data.train.annotations=nowhere.json"], "nowhere.json"),
+        (["model.head.quality=centerness"], "joint"),
+        (["model.backbone.weights=nowhere.pth"], "nowhere.pth"),
+        (["assign.kind=fcos"], "atss"),
+    ],
+)
+def test_bad_configuration_is_one_line_and_exit_code_2(words, expected, config, tmp_path):
+    assert expected in refuse("train.py", config, f"run_dir={tmp_path / 'run'}", *words)
+    assert not (tmp_path / "run").exists()
+
+
+def test_damaged_image_is_named_and_the_first_epoch_is_kept(config, shapes, tmp_path):
+    tree = json.loads((shapes / "annotations" / "instances_val.json").read_text())
+    for image in tree["images"]:
+        (tmp_path / image["file_name"]).write_bytes(b"not a picture")
+    (tmp_path / "val.json").write_text(json.dumps(tree))
+    data = [f"data.val.annotations={tmp_path / 'val.json'}", f"data.val.images={tmp_path}"]
+    done = call("train.py", config, f"run_dir={tmp_path / 'run'}", *data)
+    assert done.returncode == 2
+    assert tree["images"][0]["file_name"] in done.stderr
+    assert "Traceback" not in done.stderr
+    assert (tmp_path / "run" / "last.pt").is_file()
+
+
+def test_evaluation_refuses_what_is_no_checkpoint(tmp_path, config):
+    assert "no checkpoint" in refuse("eval.py", tmp_path)
+    assert "tiny.yaml" in refuse("eval.py", config)
+
+
+def test_evaluation_refuses_other_classes(trained, shapes, tmp_path):
+    tree = json.loads((shapes / "annotations" / "instances_val.json").read_text())
+    tree["categories"] = tree["categories"][:-1]
+    tree["annotations"] = []
+    (tmp_path / "three.json").write_text(json.dumps(tree))
+    assert "cross" in refuse("eval.py", trained, "--data", tmp_path / "three.json", shapes / "val")

@@ -1,0 +1,312 @@
+"""The three losses against the golden figures and the slow oracle, and what they must not depend on."""
+
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import oracles
+import pytest
+import torch
+
+import gfl.criterion
+from gfl.assign import assign_atss
+from gfl.box_repr import GeneralBox
+from gfl.config import config_from_dict
+from gfl.criterion import Criterion, build_criterion
+from gfl.model.detector import build_detector
+from gfl.points import make_point_grid, points_in_images
+from gfl.quality import JointQuality
+from gfl.structures import HeadOutput, Targets
+
+LOSSES = ("cls", "box", "dfl")
+NO_BOXES, NO_LABELS = torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64)
+
+
+def make_criterion(*, delta=1.0, beta=2.0, **weights):
+    return Criterion(assign_atss, JointQuality(beta=beta), GeneralBox(delta=delta), **weights)
+
+
+def random_output(grid, batch, num_classes, generator):
+    return HeadOutput(
+        torch.randn(batch, len(grid.points), num_classes, generator=generator) - 1,
+        torch.randn(batch, len(grid.points), 4, 17, generator=generator) * 2,
+        None,
+        grid,
+    )
+
+
+def random_batch(seed, *, canvas=(128, 160), num_classes=5):
+    """Output, boxes, labels and sizes of three images: crowded, empty, and small with one box."""
+    generator = torch.Generator().manual_seed(seed)
+    sizes = [(120, 160), (128, 100), (64, 70)]
+    boxes = [oracles.random_boxes(n, *size, generator) for n, size in zip((8, 0, 1), sizes, strict=True)]
+    labels = [torch.randint(num_classes, (len(image_boxes),), generator=generator) for image_boxes in boxes]
+    grid = make_point_grid(oracles.feature_sizes(*canvas), oracles.STRIDES)
+    return random_output(grid, 3, num_classes, generator), boxes, labels, torch.tensor(sizes)
+
+
+def with_gradient(output):
+    return output._replace(
+        cls_logits=output.cls_logits.clone().requires_grad_(), reg_pred=output.reg_pred.clone().requires_grad_()
+    )
+
+
+def losses_and_gradients(criterion, output, targets, sizes):
+    output = with_gradient(output)
+    losses = criterion(output, targets, sizes)
+    gradients = torch.autograd.grad(sum(losses.values()), (output.cls_logits, output.reg_pred))
+    return {name: loss.item() for name, loss in losses.items()}, gradients
+
+
+# --- golden -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def golden():
+    with np.load(Path(__file__).parent / "golden" / "head_gfl.npz") as file:
+        return {name: torch.from_numpy(file[name]) for name in file.files}
+
+
+def golden_levels(golden, name):
+    """The reference's maps (B, channels, h, w) of all levels as (B, P, channels)."""
+    return torch.cat([golden[f"{name}_{level}"].flatten(2).mT for level in range(5)], dim=1)
+
+
+def golden_output(golden):
+    sizes = [tuple(golden[f"cls_{level}"].shape[-2:]) for level in range(5)]
+    grid = make_point_grid(sizes, oracles.STRIDES)
+    reg_pred = golden_levels(golden, "reg").unflatten(-1, (4, 17))
+    return HeadOutput(golden_levels(golden, "cls"), reg_pred, None, grid)
+
+
+def test_losses_and_gradients_equal_the_golden_ones(golden):
+    boxes, labels = ([golden[f"{name}_{image}"] for image in range(3)] for name in ("boxes", "labels"))
+    losses, gradients = losses_and_gradients(
+        make_criterion(), golden_output(golden), oracles.pad_targets(boxes, labels), golden["image_hw"]
+    )
+    for name, theirs in zip(LOSSES, ("loss_cls", "loss_bbox", "loss_dfl"), strict=True):
+        assert losses[name] == pytest.approx(golden[theirs].sum().item(), rel=1e-5)
+    cls_gradient, reg_gradient = golden_levels(golden, "cls_grad"), golden_levels(golden, "reg_grad")
+    for ours, theirs in zip(gradients, (cls_gradient, reg_gradient.unflatten(-1, (4, 17))), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6 * theirs.abs().max().item())
+
+
+def test_losses_without_boxes_equal_the_golden_ones(golden):
+    losses, gradients = losses_and_gradients(
+        make_criterion(),
+        golden_output(golden),
+        oracles.pad_targets([NO_BOXES] * 3, [NO_LABELS] * 3),
+        golden["image_hw"],
+    )
+    assert losses["cls"] == pytest.approx(golden["empty_loss_cls"].sum().item(), rel=1e-5)
+    assert (losses["box"], losses["dfl"]) == (0, 0)
+    assert (gradients[1] == 0).all()
+
+
+# --- the slow oracle --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("options", [{}, {"delta": 0.5}, {"beta": 1.0}], ids=str)
+@pytest.mark.parametrize("seed", range(2))
+def test_losses_are_the_oracle_s_sums_over_their_normalisers(seed, options):
+    output, boxes, labels, sizes = random_batch(seed)
+    losses = make_criterion(**options)(output, oracles.pad_targets(boxes, labels), sizes)
+    images = [
+        oracles.image_loss(*outputs, output.grid, *truth, **options)
+        for outputs, truth in zip(
+            zip(output.cls_logits, output.reg_pred, strict=True), zip(boxes, labels, sizes, strict=True), strict=True
+        )
+    ]
+    num_positive = sum(max(image.num_positive, 1) for image in images)
+    sum_weight = sum(image.sum_weight for image in images)
+    assert sum_weight > 1
+    assert losses["cls"].item() == pytest.approx(sum(image.cls for image in images) / num_positive, rel=1e-5)
+    assert losses["box"].item() == pytest.approx(2 * sum(image.box for image in images) / sum_weight, rel=1e-5)
+    assert losses["dfl"].item() == pytest.approx(0.25 * sum(image.dfl for image in images) / sum_weight, rel=1e-5)
+
+
+def test_the_sum_of_weights_counts_as_at_least_1():
+    output, boxes, labels, sizes = random_batch(0)
+    output = output._replace(cls_logits=output.cls_logits - 9)
+    images = [
+        oracles.image_loss(cls_logits, reg_pred, output.grid, *truth)
+        for cls_logits, reg_pred, *truth in zip(output.cls_logits, output.reg_pred, boxes, labels, sizes, strict=True)
+    ]
+    assert sum(image.sum_weight for image in images) < 0.5
+    losses = make_criterion()(output, oracles.pad_targets(boxes, labels), sizes)
+    assert losses["box"].item() == pytest.approx(2 * sum(image.box for image in images), rel=1e-5)
+
+
+def test_loss_weights_scale_their_loss():
+    output, boxes, labels, sizes = random_batch(0)
+    targets = oracles.pad_targets(boxes, labels)
+    plain = make_criterion(cls_weight=1.0, box_weight=1.0, dfl_weight=1.0)(output, targets, sizes)
+    weighted = make_criterion(cls_weight=3.0, box_weight=5.0, dfl_weight=0.5)(output, targets, sizes)
+    for name, factor in zip(LOSSES, (3.0, 5.0, 0.5), strict=True):
+        torch.testing.assert_close(weighted[name], factor * plain[name])
+
+
+# --- what must not matter ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("canvas", [(96, 192), (128, 160), (256, 320)])
+def test_padding_an_image_further_changes_nothing(canvas):
+    """The same raw outputs at the points of the image, any others elsewhere: the same losses and gradients."""
+    generator = torch.Generator().manual_seed(3)
+    sizes = torch.tensor([[90, 125]])  # 96 x 128 alone
+    targets = oracles.pad_targets([oracles.random_boxes(5, 90, 125, generator)], [torch.arange(5)])
+    alone = random_output(make_point_grid(oracles.feature_sizes(96, 128), oracles.STRIDES), 1, 5, generator)
+    padded = random_output(make_point_grid(oracles.feature_sizes(*canvas), oracles.STRIDES), 1, 5, generator)
+    shared = points_in_images(padded.grid, sizes)
+    padded.cls_logits[shared], padded.reg_pred[shared] = alone.cls_logits[0], alone.reg_pred[0]
+
+    losses, gradients = losses_and_gradients(make_criterion(), alone, targets, sizes)
+    losses_padded, gradients_padded = losses_and_gradients(make_criterion(), padded, targets, sizes)
+    assert losses["box"] > 0
+    assert losses_padded == pytest.approx(losses, rel=1e-6)
+    for gradient, gradient_padded in zip(gradients, gradients_padded, strict=True):
+        torch.testing.assert_close(gradient_padded[shared], gradient[0])
+        assert (gradient_padded[~shared] == 0).all()
+
+
+@pytest.mark.parametrize("filler", [0.0, float("nan"), float("inf"), 1e30])
+def test_what_fills_the_padded_slots_does_not_matter(filler):
+    output, boxes, labels, sizes = random_batch(1)
+    targets = oracles.pad_targets(boxes, labels, num_slots=11)
+    expected = losses_and_gradients(make_criterion(), output, targets, sizes)
+    filled = targets._replace(
+        boxes_xyxy=targets.boxes_xyxy.masked_fill(~targets.valid.unsqueeze(-1), filler),
+        labels=targets.labels.masked_fill(~targets.valid, 4),
+    )
+    losses, gradients = losses_and_gradients(make_criterion(), output, filled, sizes)
+    assert losses == expected[0]
+    assert all(map(torch.equal, gradients, expected[1]))
+
+
+def test_extreme_outputs_give_finite_losses_and_gradients():
+    output, boxes, labels, sizes = random_batch(2)
+    output = output._replace(cls_logits=output.cls_logits * 500, reg_pred=output.reg_pred * 500)
+    losses, gradients = losses_and_gradients(make_criterion(), output, oracles.pad_targets(boxes, labels), sizes)
+    assert all(np.isfinite(loss) for loss in losses.values())
+    assert all(gradient.isfinite().all() for gradient in gradients)
+
+
+def test_half_precision_outputs_give_float32_losses():
+    output, boxes, labels, sizes = random_batch(2)
+    half = output._replace(cls_logits=output.cls_logits.bfloat16(), reg_pred=output.reg_pred.bfloat16())
+    same = half._replace(cls_logits=half.cls_logits.float(), reg_pred=half.reg_pred.float())
+    targets = oracles.pad_targets(boxes, labels)
+    expected = make_criterion()(same, targets, sizes)
+    for name, loss in make_criterion()(half, targets, sizes).items():
+        assert loss.dtype == torch.float32
+        torch.testing.assert_close(loss, expected[name])
+
+
+# --- many processes ---------------------------------------------------------------------------------------------------
+
+
+def split(output, targets, sizes):
+    """The batch of `random_batch` as two: its crowded image, and the other two."""
+    for images in (slice(0, 1), slice(1, 3)):
+        part = output._replace(cls_logits=output.cls_logits[images], reg_pred=output.reg_pred[images])
+        yield part, Targets(*(column[images] for column in targets)), sizes[images]
+
+
+@pytest.mark.parametrize("shift", [0, -9], ids=["usual scores", "weights that sum to less than 1"])
+def test_the_mean_over_two_processes_is_the_loss_of_the_joint_batch(monkeypatch, shift):
+    """What gradient averaging relies on, although the processes have different numbers of positives."""
+    output, boxes, labels, sizes = random_batch(0)
+    output = output._replace(cls_logits=output.cls_logits + shift)
+    targets = oracles.pad_targets(boxes, labels)
+    joint = make_criterion()(output, targets, sizes)
+
+    own = []
+    monkeypatch.setattr(gfl.criterion, "world_size", lambda: 2)
+    monkeypatch.setattr(gfl.criterion, "mean_over_processes", lambda tensor: own.append(tensor) or tensor)
+    for part in split(output, targets, sizes):
+        make_criterion()(*part)
+    assert [tensor.shape for tensor in own] == [(2,), (2,)]  # one all-reduce of both normalisers per process
+
+    monkeypatch.setattr(gfl.criterion, "mean_over_processes", lambda _: (own[0] + own[1]) / 2)
+    parts = [make_criterion()(*part) for part in split(output, targets, sizes)]
+    for name in LOSSES:
+        torch.testing.assert_close((parts[0][name] + parts[1][name]) / 2, joint[name])
+
+
+def test_normalisers_are_clamped_after_the_mean_over_processes(monkeypatch):
+    """A process without boxes must not lift the mean: its weights count 0, not 1."""
+    output, _, _, sizes = random_batch(0)
+    seen = []
+    monkeypatch.setattr(gfl.criterion, "mean_over_processes", lambda tensor: seen.append(tensor) or tensor)
+    make_criterion()(output, oracles.pad_targets([NO_BOXES] * 3, [NO_LABELS] * 3), sizes)
+    assert seen[0].tolist() == [3, 0]  # an image counts as one positive at least
+
+
+# --- the graph --------------------------------------------------------------------------------------------------------
+
+
+def test_compiles_to_one_graph_without_asking_the_device():
+    """`fullgraph` refuses `.item()`, `nonzero` and every branch on data."""
+    output, boxes, labels, sizes = random_batch(0)
+    targets = oracles.pad_targets(boxes, labels)
+    expected = losses_and_gradients(make_criterion(), output, targets, sizes)
+    compiled = torch.compile(make_criterion(), fullgraph=True, backend="eager")
+    losses, gradients = losses_and_gradients(compiled, output, targets, sizes)
+    assert losses == pytest.approx(expected[0], rel=1e-6)
+    for ours, theirs in zip(gradients, expected[1], strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_runs_forward_and_backward_on_tensors_without_data():
+    """Nothing may wait for a value on the device: on the meta device there is none."""
+    output, boxes, labels, sizes = random_batch(0)
+    to_meta = partial(torch.Tensor.to, device="meta")
+    grid = output.grid._replace(points=to_meta(output.grid.points), strides=to_meta(output.grid.strides))
+    output = HeadOutput(
+        to_meta(output.cls_logits).requires_grad_(), to_meta(output.reg_pred).requires_grad_(), None, grid
+    )
+    targets = Targets(*map(to_meta, oracles.pad_targets(boxes, labels)))
+    losses = make_criterion().to("meta")(output, targets, to_meta(sizes))
+    sum(losses.values()).backward()
+    assert output.reg_pred.grad.shape == output.reg_pred.shape
+
+
+def test_without_boxes_every_parameter_still_gets_a_gradient():
+    """Otherwise gradient averaging would wait forever for a process whose images are all empty."""
+    config = config_from_dict(
+        {
+            "model": {
+                "backbone": {"name": "resnet18", "weights": "none", "frozen_stages": -1},
+                "fpn": {"channels": 64},
+                "head": {"channels": 64, "num_convs": 1},
+            }
+        },
+        "test",
+    )
+    model = build_detector(config, 3).train()
+    criterion = build_criterion(config, model.quality, model.box_repr)
+    images = torch.randn(2, 3, 64, 96, generator=torch.Generator().manual_seed(0))
+    targets = oracles.pad_targets([NO_BOXES] * 2, [NO_LABELS] * 2)
+    losses = criterion(model(images), targets, torch.tensor([[64, 96], [50, 60]]))
+    assert losses["cls"].isfinite()
+    assert losses["cls"] > 0
+    assert (losses["box"].item(), losses["dfl"].item()) == (0, 0)
+    sum(losses.values()).backward()
+    without = [name for name, parameter in model.named_parameters() if parameter.grad is None]
+    assert without == []
+    assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
+
+
+def test_build_takes_its_numbers_from_the_config():
+    tree = {
+        "assign": {"topk": 5, "anchor_scale": 4.0},
+        "loss": {"cls_weight": 3.0, "box_weight": 4.0, "dfl_weight": 5.0},
+    }
+    quality, box_repr = JointQuality(), GeneralBox()
+    criterion = build_criterion(config_from_dict(tree, "test"), quality, box_repr)
+    assert (criterion.cls_weight, criterion.box_weight, criterion.dfl_weight) == (3, 4, 5)
+    output, boxes, labels, sizes = random_batch(0)
+    expected = make_criterion(cls_weight=3.0, box_weight=4.0, dfl_weight=5.0)
+    expected.assigner = partial(assign_atss, topk=5, anchor_scale=4.0)
+    targets = oracles.pad_targets(boxes, labels)
+    assert criterion(output, targets, sizes) == expected(output, targets, sizes)

@@ -1,0 +1,279 @@
+"""The whole detector: golden outputs, golden training steps, invariances, and that it learns."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import oracles
+import pytest
+import torch
+from reference import from_reference, golden_weight
+
+from gfl.boxes import box_iou
+from gfl.config import config_from_dict
+from gfl.criterion import build_criterion
+from gfl.errors import UserError
+from gfl.model.detector import build_detector, normalize_images
+from gfl.optim import build_optimizer
+from gfl.postprocess import select_detections
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+def make_config(*, num_convs=1, optim=None, points=None, **backbone):
+    return config_from_dict(
+        {
+            "model": {
+                "backbone": {"name": "resnet18", "weights": "none"} | backbone,
+                "fpn": {"channels": 64},
+                "head": {"channels": 64, "num_convs": num_convs},
+                "points": points or {},
+            },
+            "optim": optim or {},
+        },
+        "test",
+    )
+
+
+def random_images(batch, height, width, seed=0):
+    return torch.randn(batch, 3, height, width, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    """A detector with random weights everywhere, so that no output is a constant."""
+    torch.manual_seed(0)
+    model = build_detector(make_config(), 3).eval()
+    for parameter in model.head.parameters():
+        parameter.data.add_(0.1 * torch.randn_like(parameter))
+    return model
+
+
+# --- golden outputs ---------------------------------------------------------------------------------------------------
+
+
+def test_outputs_equal_the_golden_model():
+    config = config_from_dict({"model": {"backbone": {"name": "resnet18", "weights": "none"}}}, "test")
+    model = build_detector(config, 80).eval()
+    shapes = json.loads((GOLDEN / "model_gfl_r18_fpn.json").read_text())
+    model.load_state_dict(from_reference({name: golden_weight(name, shape) for name, shape in shapes.items()}))
+    with np.load(GOLDEN / "model_gfl_r18_fpn.npz") as golden:
+        noise = np.random.RandomState(int(golden["image_seed"])).standard_normal((1, 3, 128, 160))
+        with torch.no_grad():
+            output = model(torch.from_numpy(noise.astype(np.float32)))
+        outputs = {"cls": output.cls_logits, "reg": output.reg_pred.flatten(2)}
+        for name, ours in outputs.items():
+            for level, ours_at_level in enumerate(ours.split(output.grid.level_sizes, dim=1)):
+                theirs = torch.from_numpy(golden[f"{name}_{level}"]).flatten(2).mT
+                assert (ours_at_level - theirs).abs().max() < 1e-4 * theirs.abs().max()
+
+
+# --- golden training steps --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def trajectory():
+    with np.load(GOLDEN / "trajectory.npz") as file:
+        return dict(file)
+
+
+@pytest.fixture
+def trajectory_model():
+    """The golden run's detector and config at its first step."""
+    config = make_config(num_convs=4, optim={"lr": 0.005, "momentum": 0.9, "weight_decay": 1e-4})
+    model = build_detector(config, 10).train()
+    names = list(json.loads((GOLDEN / "model_gfl_r18_fpn.json").read_text()))
+    ours = {int(place): name for name, place in places(names).items() if place.ndim == 0}
+    shapes = {names[place]: list(model.state_dict()[name].shape) for place, name in ours.items()}
+    weights = {name: golden_weight(name, shapes.get(name, [])) for name in names if "project" not in name}
+    weights["bbox_head.gfl_cls.weight"] *= 0.1
+    weights["bbox_head.gfl_reg.weight"] *= 0.1
+    weights["bbox_head.gfl_cls.bias"].fill_(-4.595119850134589)
+    model.load_state_dict(from_reference(weights))
+    return model, config
+
+
+def places(names):
+    """Our names -> the place of the reference's name in `names`; five places for our one tensor of scales."""
+    return from_reference({name: torch.tensor(place) for place, name in enumerate(names)})
+
+
+def test_trained_parameters_are_the_golden_ones(trajectory, trajectory_model):
+    model, config = trajectory_model
+    names = list(json.loads((GOLDEN / "model_gfl_r18_fpn.json").read_text()))
+    trainable = set(trajectory["trainable"].tolist())
+    assert trainable <= set(names)
+    expected = {
+        ours for ours, place in places(names).items() if {names[int(p)] for p in place.reshape(-1)} <= trainable
+    }
+    held = {
+        id(parameter) for group in build_optimizer(model, config.optim).param_groups for parameter in group["params"]
+    }
+    assert {name for name, parameter in model.named_parameters() if id(parameter) in held} == expected
+
+
+def test_twenty_sgd_steps_follow_the_golden_trajectory(trajectory, trajectory_model):
+    model, config = trajectory_model
+    criterion = build_criterion(config, model.quality, model.box_repr)
+    optimizer = build_optimizer(model, config.optim)
+    losses = []
+    for step in range(20):
+        noise = np.random.RandomState(11000 + step).standard_normal((2, 3, 192, 224))
+        truth = [
+            [torch.from_numpy(trajectory[f"s{step}_b{image}_{kind}"]) for image in range(2)]
+            for kind in ("boxes", "labels")
+        ]
+        output = model(torch.from_numpy(noise.astype(np.float32)))
+        loss = criterion(output, oracles.pad_targets(*truth), torch.tensor([[192, 224]] * 2))
+        optimizer.zero_grad()
+        sum(loss.values()).backward()
+        optimizer.step()
+        losses.append([loss[name].item() for name in ("cls", "box", "dfl")])
+    np.testing.assert_allclose(losses[:10], trajectory["losses"][:10], rtol=1e-3)
+    np.testing.assert_allclose(losses, trajectory["losses"], rtol=1e-2)
+    magnitude = model.head.cls_out.weight.abs().sum().item()
+    assert magnitude == pytest.approx(trajectory["final_gfl_cls_weight_sum"].item(), rel=1e-4)
+
+
+# --- pixels -----------------------------------------------------------------------------------------------------------
+
+
+def test_images_are_normalised_inside_and_zero_outside():
+    images = torch.randint(0, 256, (2, 3, 64, 96), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    sizes = torch.tensor([[50, 96], [64, 33]])
+    normalised = normalize_images(images, sizes)
+    mean, std = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
+    for image, (height, width) in enumerate(sizes.tolist()):
+        for channel in range(3):
+            expected = (images[image, channel, :height, :width].double() - mean[channel]) / std[channel]
+            inside = normalised[image, channel, :height, :width]
+            torch.testing.assert_close(inside, expected.float(), rtol=1e-5, atol=1e-5)
+        assert (normalised[image, :, height:] == 0).all()
+        assert (normalised[image, :, :, width:] == 0).all()
+    assert normalised.dtype == torch.float32
+
+
+def test_normalising_does_not_write_into_the_images():
+    images = torch.full((1, 3, 32, 32), 7, dtype=torch.uint8)
+    normalize_images(images, torch.tensor([[20, 20]]))
+    assert (images == 7).all()
+
+
+# --- forward and predict ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [(96, 160), (224, 352), (32, 32)])
+def test_shapes(tiny, size):
+    num_points = sum(height * width for height, width in oracles.feature_sizes(*size))
+    with torch.no_grad():
+        output = tiny(random_images(2, *size))
+        boxes, scores = tiny.decode(output)
+    assert output.cls_logits.shape == (2, num_points, 3)
+    assert output.reg_pred.shape == (2, num_points, 4, 17)
+    assert boxes.shape == (2, num_points, 4)
+    assert scores.shape == (2, num_points, 3)
+
+
+def test_predictions_are_expected_distances_in_strides_around_the_points(tiny):
+    images = random_images(1, 64, 96)
+    with torch.no_grad():
+        output = tiny(images)
+        boxes, scores = tiny.predict(images)
+    for p in (0, 50, 96, 119, len(output.grid.points) - 1):
+        (x, y), stride = output.grid.points[p].tolist(), output.grid.strides[p].item()
+        left, top, right, bottom = (stride * oracles.expectation(side) for side in output.reg_pred[0, p].tolist())
+        assert boxes[0, p].tolist() == pytest.approx([x - left, y - top, x + right, y + bottom], abs=1e-3)
+        assert scores[0, p].tolist() == pytest.approx(list(map(oracles.sigmoid, output.cls_logits[0, p].tolist())))
+
+
+def test_an_image_is_predicted_alone_as_in_its_batch(tiny):
+    pixels = torch.randint(0, 256, (3, 3, 96, 128), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    images = normalize_images(pixels, torch.tensor([[96, 128], [60, 100], [96, 40]]))
+    with torch.no_grad():
+        together = tiny.predict(images)
+        for image in range(3):
+            for ours, alone in zip(together, tiny.predict(images[image : image + 1]), strict=True):
+                torch.testing.assert_close(ours[image], alone[0], rtol=1e-4, atol=1e-4)
+    assert (together[1][0] - together[1][1]).abs().max() > 0.01
+
+
+def test_raw_outputs_are_the_same_in_training_and_evaluation(tiny):
+    images = random_images(1, 64, 64)
+    with torch.no_grad():
+        evaluated = tiny(images)
+        trained = tiny.train()(images)
+    tiny.eval()
+    assert trained.cls_logits.equal(evaluated.cls_logits)
+    assert trained.reg_pred.equal(evaluated.reg_pred)
+
+
+def test_predictions_are_float32_under_autocast(tiny):
+    images = random_images(1, 64, 64)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        boxes, scores = tiny.predict(images)
+    with torch.no_grad():
+        _, scores_float32 = tiny.predict(images)
+    assert boxes.dtype == scores.dtype == torch.float32
+    torch.testing.assert_close(scores, scores_float32, rtol=0, atol=0.05)
+
+
+# --- building ---------------------------------------------------------------------------------------------------------
+
+
+def test_pretrained_weights_are_loaded_unless_a_checkpoint_follows():
+    config = make_config(weights="absent.pth")
+    with pytest.raises(UserError, match=r"no file absent\.pth"):
+        build_detector(config, 3)
+    build_detector(config, 3, pretrained=False)
+
+
+def test_levels_and_offset_come_from_the_config():
+    config = make_config(points={"strides": [8, 16, 32, 64], "offset": 0.5})
+    with torch.no_grad():
+        grid = build_detector(config, 3)(random_images(1, 64, 64)).grid
+    assert grid.level_sizes == (64, 16, 4, 1)
+    assert grid.points[0].tolist() == [4, 4]
+
+
+# --- learning ---------------------------------------------------------------------------------------------------------
+
+
+def painted_images():
+    """Four 64 x 64 images with a coloured box or two on a dark ground; the class is the colour."""
+    boxes = [[[6, 8, 38, 44]], [[20, 24, 60, 58]], [[4, 30, 30, 60], [34, 4, 60, 28]], [[10, 4, 56, 30]]]
+    labels = [[0], [1], [1, 2], [2]]
+    images = torch.randint(0, 60, (4, 3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    for image, image_boxes in enumerate(boxes):
+        for (x1, y1, x2, y2), label in zip(image_boxes, labels[image], strict=True):
+            images[image, :, y1:y2, x1:x2] = 0
+            images[image, label, y1:y2, x1:x2] = 250
+    return images, boxes, labels
+
+
+def test_a_tiny_detector_learns_four_images_by_heart():
+    torch.manual_seed(0)
+    config = make_config(norm_eval=False, frozen_stages=-1, optim={"name": "adamw", "lr": 2e-3, "weight_decay": 0.01})
+    pixels, boxes, labels = painted_images()
+    sizes = torch.tensor([[64, 64]] * 4)
+    images, targets = normalize_images(pixels, sizes), oracles.pad_targets(boxes, labels)
+    model = build_detector(config, 3).train()
+    criterion = build_criterion(config, model.quality, model.box_repr)
+    optimizer = build_optimizer(model, config.optim)
+    history = []
+    for _ in range(60):
+        loss = sum(criterion(model(images), targets, sizes).values())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        history.append(loss.item())
+    assert history[-1] < 0.3 * history[0]
+
+    with torch.no_grad():
+        output = model.eval()(images)
+    found = select_detections(*model.decode(output), output.grid.level_sizes, score_thresh=0.5)
+    for image, (image_boxes, image_labels) in enumerate(zip(boxes, labels, strict=True)):
+        real = found.labels[image] >= 0
+        assert sorted(found.labels[image, real].tolist()) == image_labels
+        for box, label in zip(image_boxes, image_labels, strict=True):
+            same = found.boxes_xyxy[image][found.labels[image] == label]
+            assert box_iou(same[0], torch.tensor(box).float()) > 0.7

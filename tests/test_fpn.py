@@ -1,0 +1,74 @@
+"""The pyramid: sizes at odd inputs, where each level comes from, initial weights."""
+
+import oracles
+import pytest
+import torch
+from torch import nn
+
+from gfl.model.fpn import FPN
+
+WIDTHS = (6, 10, 14)
+
+
+def features(height, width, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    sizes = oracles.feature_sizes(height, width)[:3]
+    return [torch.randn(2, c, *size, generator=generator) for c, size in zip(WIDTHS, sizes, strict=True)]
+
+
+def pass_through(fpn):
+    """Let every convolution copy the centre of each channel to the same channel."""
+    for module in fpn.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.dirac_(module.weight)
+
+
+@pytest.mark.parametrize("size", [(96, 160), (224, 352), (64, 64), (32, 32), (75, 101)])
+def test_levels_are_the_input_over_their_stride_rounded_up(size):
+    pyramid = FPN(WIDTHS, 8)(features(*size))
+    assert [tuple(level.shape) for level in pyramid] == [(2, 8, *s) for s in oracles.feature_sizes(*size)]
+
+
+@pytest.mark.parametrize("num_extra", [0, 1, 3])
+def test_number_of_extra_levels(num_extra):
+    assert len(FPN(WIDTHS, 8, num_extra)(features(96, 160))) == 3 + num_extra
+
+
+def test_coarse_levels_are_added_to_finer_ones_by_nearest_neighbour():
+    fpn = FPN((4, 4, 4), 4)
+    pass_through(fpn)
+    c3, c4, c5 = (torch.rand(1, 4, size, size) for size in (8, 4, 2))
+
+    def enlarge(x):
+        return x.repeat_interleave(2, -1).repeat_interleave(2, -2)
+
+    p3, p4, p5, *_ = fpn([c3, c4, c5])
+    torch.testing.assert_close(p5, c5)
+    torch.testing.assert_close(p4, c4 + enlarge(c5))
+    torch.testing.assert_close(p3, c3 + enlarge(c4 + enlarge(c5)))
+
+
+def test_p6_and_p7_are_strided_from_the_output_p5_without_relu():
+    fpn = FPN((4, 4, 4), 4)
+    pass_through(fpn)
+    fpn.output[2].weight.data *= -3  # the output P5 now differs from the merged one, and is negative
+    pyramid = fpn([torch.rand(1, 4, size, size) for size in (32, 16, 8)])
+    p5, p6, p7 = pyramid[2:]
+    assert (p5 < 0).all()
+    torch.testing.assert_close(p6, p5[..., ::2, ::2])
+    torch.testing.assert_close(p7, p6[..., ::2, ::2])
+
+
+def test_an_input_level_too_few_is_refused():
+    with pytest.raises(ValueError, match="zip"):
+        FPN(WIDTHS, 8)(features(64, 64)[:2])
+
+
+def test_initial_weights_are_xavier_uniform():
+    torch.manual_seed(0)
+    for conv in FPN((64, 128, 256), 64).modules():
+        if isinstance(conv, nn.Conv2d):
+            receptive = conv.kernel_size[0] ** 2
+            bound = (6 / (receptive * (conv.in_channels + conv.out_channels))) ** 0.5
+            assert 0.99 * bound < conv.weight.abs().max() <= bound
+            assert (conv.bias == 0).all()

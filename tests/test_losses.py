@@ -1,0 +1,163 @@
+"""Losses against the golden figures, the formulas of the paper and their derivatives."""
+
+from pathlib import Path
+
+import numpy as np
+import oracles
+import pytest
+import torch
+
+from gfl.boxes import box_iou
+from gfl.losses import distribution_focal_loss, giou_loss, quality_focal_loss
+
+BETAS = [0, 1, 2, 2.5, 4]
+
+
+@pytest.fixture(scope="module")
+def golden():
+    with np.load(Path(__file__).parent / "golden" / "losses.npz") as file:
+        return {name: torch.from_numpy(file[name]) for name in file.files}
+
+
+def quality_target(golden):
+    """The golden scores at their labels; label 6 is background."""
+    target = torch.zeros_like(golden["qfl_logits"])
+    foreground = golden["qfl_labels"] < target.shape[1]
+    target[foreground, golden["qfl_labels"][foreground]] = golden["qfl_scores"][foreground]
+    return target
+
+
+def loss_and_gradient(function, leaf):
+    leaf = leaf.clone().requires_grad_()
+    loss = function(leaf)
+    return loss.detach(), torch.autograd.grad(loss.sum(), leaf)[0]
+
+
+def close(actual, expected):
+    torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("beta", BETAS)
+def test_qfl_equals_the_golden_figures(golden, beta):
+    target = quality_target(golden)
+    loss, gradient = loss_and_gradient(
+        lambda logits: quality_focal_loss(logits, target, beta=beta), golden["qfl_logits"]
+    )
+    close(loss.sum(dim=1), golden[f"qfl_loss_beta{beta}"])
+    close(gradient, golden[f"qfl_grad_beta{beta}"])
+
+
+def test_dfl_equals_the_golden_figures(golden):
+    loss, gradient = loss_and_gradient(
+        lambda logits: distribution_focal_loss(logits, golden["dfl_target"]), golden["dfl_logits"]
+    )
+    close(loss, golden["dfl_loss"])
+    close(gradient, golden["dfl_grad"])
+
+
+def test_giou_loss_and_iou_equal_the_golden_figures(golden):
+    loss, gradient = loss_and_gradient(lambda boxes: giou_loss(boxes, golden["giou_target"]), golden["giou_pred"])
+    close(loss, golden["giou_loss"])
+    close(gradient, golden["giou_grad"])
+    close(box_iou(golden["giou_pred"], golden["giou_target"]), golden["iou_aligned"])
+
+
+@pytest.mark.parametrize("beta", BETAS)
+def test_qfl_is_equation_2(beta):
+    for logit, target in ((0.3, 0.0), (-2.0, 1.0), (1.7, 0.6), (-0.4, 0.9)):
+        pair = torch.tensor([logit, target], dtype=torch.float64)
+        loss = quality_focal_loss(*pair, beta=beta)
+        assert loss.item() == pytest.approx(oracles.qfl(logit, target, beta), rel=1e-12)
+
+
+def test_qfl_at_a_target_of_1_is_focal_loss_without_alpha():
+    logits = torch.linspace(-4, 4, 9).double()
+    score = logits.sigmoid()
+    close(quality_focal_loss(logits, torch.ones_like(logits)), -((1 - score) ** 2) * score.log())
+
+
+@pytest.mark.parametrize("beta", BETAS[1:])
+def test_qfl_is_zero_exactly_where_the_score_is_the_quality(beta):
+    logits = torch.linspace(-5, 5, 1001).double()
+    loss = quality_focal_loss(logits, torch.full_like(logits, 0.3), beta=beta)
+    assert logits.sigmoid()[loss.argmin()].item() == pytest.approx(0.3, abs=0.003)
+    at_target = quality_focal_loss(torch.tensor(0.3).double().logit(), torch.tensor(0.3).double(), beta=beta)
+    assert at_target.item() == pytest.approx(0, abs=1e-12)
+
+
+@pytest.mark.parametrize("beta", BETAS)
+def test_gradient_of_qfl(beta):
+    logits = torch.linspace(-3, 3, 6, dtype=torch.float64, requires_grad=True)
+    target = torch.tensor([0.0, 0.9, 0.2, 0.0, 1.0, 0.5], dtype=torch.float64)
+    assert torch.autograd.gradcheck(lambda x: quality_focal_loss(x, target, beta=beta), logits)
+
+
+def test_gradients_of_dfl_and_giou_loss():
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(5, 9, dtype=torch.float64, generator=generator, requires_grad=True)
+    bins = torch.tensor([0.0, 0.4, 3.0, 7.9, 8.0], dtype=torch.float64)
+    assert torch.autograd.gradcheck(lambda x: distribution_focal_loss(x, bins), logits)
+    boxes, targets = (oracles.random_boxes(5, 50, 50, generator).double() for _ in range(2))
+    assert torch.autograd.gradcheck(lambda x: giou_loss(x, targets), boxes.requires_grad_())
+
+
+def test_dfl_is_equation_6():
+    logits = torch.randn(4, 17, generator=torch.Generator().manual_seed(1)).double()
+    bins = torch.tensor([0.0, 0.25, 7.5, 15.9], dtype=torch.float64)
+    expected = list(map(oracles.dfl, logits.tolist(), bins.tolist()))
+    close(distribution_focal_loss(logits, bins), torch.tensor(expected, dtype=torch.float64))
+
+
+def test_dfl_keeps_leading_dimensions():
+    bins = torch.rand(2, 3, 4) * 16
+    assert distribution_focal_loss(torch.randn(2, 3, 4, 17), bins).shape == (2, 3, 4)
+
+
+def test_dfl_at_the_ends_of_the_range_is_cross_entropy():
+    logits = torch.randn(17, generator=torch.Generator().manual_seed(2)).double()
+    log_probability = logits.log_softmax(-1)
+    close(distribution_focal_loss(logits, torch.tensor(0.0).double()), -log_probability[0])
+    close(distribution_focal_loss(logits, torch.tensor(16.0).double()), -log_probability[16])
+
+
+@pytest.mark.parametrize("target", [0.0, 0.3, 5.0, 7.5, 15.9, 16.0])
+def test_the_optimum_of_dfl_is_the_two_bins_around_the_target(target):
+    logits = torch.zeros(17, requires_grad=True)
+    optimizer = torch.optim.Adam([logits], lr=0.3)
+    for _ in range(300):
+        optimizer.zero_grad()
+        distribution_focal_loss(logits, torch.tensor(target)).backward()
+        optimizer.step()
+    probability = logits.detach().softmax(-1)
+    bins = torch.arange(17)
+    assert (probability * bins).sum().item() == pytest.approx(target, abs=0.02)
+    torch.testing.assert_close(probability, (1 - (bins - target).abs()).clamp(min=0), rtol=0, atol=0.01)
+
+
+@pytest.mark.parametrize("beta", BETAS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_qfl_is_finite_at_extreme_logits(beta, dtype):
+    logits = torch.tensor([-30.0, 30.0, -1000.0, 1000.0]).to(dtype)[:, None].expand(4, 3)
+    target = torch.tensor([0.0, 0.7, 1.0]).expand(4, 3)
+    loss, gradient = loss_and_gradient(lambda x: quality_focal_loss(x, target, beta=beta), logits)
+    assert loss.isfinite().all()
+    assert gradient.isfinite().all()
+    assert loss.dtype == torch.float32
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_dfl_is_finite_at_extreme_logits(dtype):
+    logits = torch.full((3, 17), -30.0).to(dtype)
+    logits[:, 4] = 30
+    loss, gradient = loss_and_gradient(lambda x: distribution_focal_loss(x, torch.tensor([0.0, 4.5, 16.0])), logits)
+    assert loss.isfinite().all()
+    assert gradient.isfinite().all()
+    assert loss.dtype == torch.float32
+    assert loss[0].item() == pytest.approx(60, rel=1e-6)
+
+
+def test_half_precision_logits_lose_no_precision_in_the_loss():
+    logits = torch.randn(64, 17, generator=torch.Generator().manual_seed(3)).bfloat16()
+    target, bins = torch.rand(64, 17), torch.rand(64) * 16
+    assert quality_focal_loss(logits, target).equal(quality_focal_loss(logits.float(), target))
+    assert distribution_focal_loss(logits, bins).equal(distribution_focal_loss(logits.float(), bins))
