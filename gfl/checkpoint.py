@@ -56,7 +56,7 @@ def save_checkpoint(
         os.replace(temporary, path)
     except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
         temporary.unlink(missing_ok=True)
-        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
         raise UserError(
             f"cannot write checkpoint {path}: {reason}; free some space, then go on with --resume"
         ) from None

@@ -260,7 +260,7 @@ def test_a_tiny_detector_learns_four_images_by_heart():
     criterion = build_criterion(config, model.quality, model.box_repr)
     optimizer = build_optimizer(model, config.optim)
     history = []
-    for _ in range(60):
+    for _ in range(50):
         loss = sum(criterion(model(images), targets, sizes).values())
         optimizer.zero_grad()
         loss.backward()

@@ -63,12 +63,9 @@ def load_pretrained(backbone: Backbone, name: str, weights: str) -> None:
         return
     state = _download(name) if weights == "torchvision" else _read(Path(weights))
     state = {key: value for key, value in state.items() if not key.startswith("fc.")}
-    own = backbone.state_dict()
-    wrong = sorted(
-        key
-        for key in own.keys() | state.keys()
-        if key not in own or key not in state or own[key].shape != state[key].shape
-    )
+    shapes = {key: value.shape for key, value in state.items()}
+    wanted = {key: value.shape for key, value in backbone.state_dict().items()}
+    wrong = sorted(key for key in wanted.keys() | shapes.keys() if wanted.get(key) != shapes.get(key))
     if wrong:
         raise UserError(
             f"model.backbone.weights: {weights} does not fit {name}: {len(wrong)} tensors missing, left over or of "
@@ -80,7 +77,7 @@ def load_pretrained(backbone: Backbone, name: str, weights: str) -> None:
 def _download(name: str) -> dict[str, Tensor]:
     try:
         return models.get_model_weights(name).IMAGENET1K_V1.get_state_dict(progress=False, check_hash=True)
-    except OSError as error:
+    except (OSError, RuntimeError) as error:  # RuntimeError: the file that came has another hash
         raise UserError(
             f"model.backbone.weights: torchvision could not download {name} ({error}); put the file somewhere and give "
             "its path, or train from scratch with model.backbone.weights=none"
@@ -92,8 +89,9 @@ def _read(path: Path) -> dict[str, Tensor]:
         raise UserError(f"model.backbone.weights: no file {path}; give a path, 'torchvision' or 'none'")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many types for a file it cannot read
-        raise UserError(f"model.backbone.weights: cannot read {path}: {str(error).splitlines()[0]}") from None
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+    except Exception:  # torch raises many types for a file it cannot read
+        raise UserError(f"model.backbone.weights: cannot read {path}: damaged, or no file of tensors") from None
+    entries = state.items() if isinstance(state, dict) else [(None, None)]
+    if not all(isinstance(key, str) and isinstance(value, Tensor) for key, value in entries):
         raise UserError(f"model.backbone.weights: {path} is not a state dict of tensors")
     return state

@@ -1,0 +1,107 @@
+"""Dataclasses from plain data, strictly: unknown keys, other types and values out of range are errors with a name."""
+
+import dataclasses
+import difflib
+import math
+import types
+import typing
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, NamedTuple, TypeVar
+
+from gfl.errors import UserError
+
+T = TypeVar("T")
+
+
+class Check(NamedTuple):
+    """What a value must be beyond its type, as ``Annotated[int, Check(...)]``."""
+
+    wanted: str
+    holds: Callable[[Any], bool]
+
+
+def at_least(low: float) -> Check:
+    return Check(f"at least {low}", lambda value: value >= low)
+
+
+def above(low: float) -> Check:
+    return Check(f"above {low}", lambda value: value > low)
+
+
+def build(cls: type[T], tree: Any, source: str, prefix: str = "") -> T:
+    """An instance of dataclass `cls` from nested mappings.
+
+    Args:
+        source: where `tree` comes from, named in errors.
+        prefix: what stands before the keys of `tree` in errors, such as ``optim.``.
+
+    Raises `UserError` for the first key, type or value that is wrong.
+    """
+    if not isinstance(tree, Mapping):
+        raise UserError(f"{source}: {prefix.rstrip('.') or 'config'} must be a section with keys, not {describe(tree)}")
+    hints = typing.get_type_hints(cls, include_extras=True)
+    values = {}
+    for key, value in tree.items():
+        if key not in hints:
+            close = difflib.get_close_matches(str(key), hints, n=1)
+            hint = f"did you mean {prefix}{close[0]}?" if close else f"known here: {', '.join(hints)}"
+            raise UserError(f"{source}: unknown key {prefix}{key}; {hint}")
+        values[key] = _convert(hints[key], value, source, f"{prefix}{key}")
+    return cls(**values)
+
+
+def _convert(hint: Any, value: Any, source: str, key: str) -> Any:
+    """`value` as the type `hint`; the only conversions are int to float and list to tuple."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin is typing.Annotated:
+        return _checked(_convert(args[0], value, source, key), args[1], source, key)
+    if dataclasses.is_dataclass(hint):
+        return build(hint, value, source, f"{key}.")
+    if origin is Literal:
+        allowed = f"one of {', '.join(map(str, args))}"
+        return _checked(value, Check(allowed, lambda v: (type(v), v) in [(type(a), a) for a in args]), source, key)
+    if origin is types.UnionType:  # a number or a list of them
+        hint = next(arg for arg in args if isinstance(value, list) == (typing.get_origin(arg) is tuple))
+        return _convert(hint, value, source, key)
+    if origin is tuple:
+        if not isinstance(value, list):
+            raise UserError(f"{source}: {key} must be a list like [1, 2], not {describe(value)}")
+        return tuple(_convert(args[0], entry, source, f"{key}[{index}]") for index, entry in enumerate(value))
+    return _plain(dict if origin is dict else hint, value, source, key)
+
+
+def _plain(hint: type, value: Any, source: str, key: str) -> Any:
+    if hint is float and type(value) is int:
+        return float(value)
+    if type(value) is not hint:
+        wanted = {float: "a number", int: "a whole number", bool: "true or false", str: "text", dict: "a mapping"}[hint]
+        raise UserError(f"{source}: {key} must be {wanted}, not {describe(value)}{_number_hint(hint, value)}")
+    if hint is float and not math.isfinite(value):
+        raise UserError(f"{source}: {key} must be finite, not {value}")
+    return value
+
+
+def _checked(value: Any, check: Check, source: str, key: str) -> Any:
+    if not check.holds(value):
+        shown = list(value) if isinstance(value, tuple) else value
+        raise UserError(f"{source}: {key} must be {check.wanted}, not {describe(shown)}")
+    return value
+
+
+def _number_hint(hint: type, value: Any) -> str:
+    """YAML reads ``1e-4`` as text; say how to write it."""
+    if hint is not float or not isinstance(value, str):
+        return ""
+    try:
+        number = float(value)
+    except ValueError:
+        return ""
+    mantissa, _, exponent = value.lower().partition("e")
+    if not exponent:
+        return f"; write {number}"
+    return f"; YAML reads this as text, write {mantissa if '.' in mantissa else mantissa + '.0'}e{int(exponent):+}"
+
+
+def describe(value: Any) -> str:
+    """A value as an error shows it."""
+    return "nothing" if value is None else f"{value!r} ({type(value).__name__})"
