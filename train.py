@@ -85,6 +85,10 @@ class Trainer:
         pin_memory = self.device.type == "cuda"
         self.train_data = load_coco(data.train.annotations, data.train.images)
         self.val_data = load_coco(data.val.annotations, data.val.images, self.train_data.class_names)
+        if not self.val_data.has_annotations:
+            raise UserError(
+                f"{data.val.annotations} has no annotations to evaluate on; set data.val to a split that has"
+            )
         self.sampler = TrainSampler(
             train_candidates(self.train_data, keep_empty=data.keep_empty),
             self.train_data.sizes,

@@ -1,7 +1,7 @@
 """Checkpoints: tensors and plain data only, written whole or not at all, read without executing anything."""
 
+import contextlib
 import os
-import pickle
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,6 +14,7 @@ from gfl.errors import UserError
 from gfl.model.detector import Detector, build_detector
 
 FORMAT = "gfl-1"
+CONTENTS = {"model", "config", "class_names", "progress", "optimizer", "scaler"}
 
 
 class Progress(NamedTuple):
@@ -55,7 +56,8 @@ def save_checkpoint(
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())
         raise UserError(
             f"cannot write checkpoint {path}: {reason}; free some space, then go on with --resume"
@@ -68,9 +70,9 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except OSError as error:
         raise UserError(f"cannot read checkpoint {path}: {error.strerror or error}") from None
-    except (RuntimeError, pickle.UnpicklingError, EOFError, KeyError, ValueError):
+    except Exception:  # torch raises many types for a file it cannot read
         raise UserError(f"{path} is not a checkpoint of this program, or it is damaged") from None
-    if not isinstance(state, dict) or state.get("format") != FORMAT:
+    if not isinstance(state, dict) or state.get("format") != FORMAT or not state.keys() >= CONTENTS:
         raise UserError(f"{path} is not a checkpoint of this program (no format {FORMAT!r})")
     return state
 

@@ -113,9 +113,10 @@ def coco_metrics(data: CocoData, results: list[Result]) -> dict[str, Any]:
         evaluation.summarize()
     metrics = {name: _figure(value) for name, value in zip(FIGURES, evaluation.stats, strict=True)}
     precision = evaluation.eval["precision"][..., 0, -1]  # IoU threshold, recall, class; all areas, most detections
+    columns = np.argsort(np.argsort(data.category_ids)).tolist()  # pycocotools orders the classes by category id
     metrics["per_class"] = {
-        name: {"AP": _mean(precision[:, :, label]), "AP50": _mean(precision[0, :, label])}
-        for label, name in enumerate(data.class_names)
+        name: {"AP": _mean(precision[:, :, column]), "AP50": _mean(precision[0, :, column])}
+        for name, column in zip(data.class_names, columns, strict=True)
     }
     return metrics
 
@@ -194,5 +195,6 @@ def write_json(path: Path, value: Any) -> None:
         temporary.write_text(json.dumps(value), encoding="utf-8")
         os.replace(temporary, path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
         raise UserError(f"cannot write {path}: {error.strerror}") from None

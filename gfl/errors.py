@@ -1,5 +1,6 @@
 """What a user did wrong, told in one line."""
 
+import gc
 import sys
 from collections.abc import Callable
 
@@ -16,6 +17,7 @@ def run(main: Callable, *args) -> None:
         line, code = f"error: {error}", 2
     except KeyboardInterrupt:
         line, code = "interrupted", 130
-    # Only here, after the except clauses, are the failed call's objects gone, and with them its loader processes.
+    # Only here, after the except clauses, can the failed call's objects go, and with them its loader processes.
+    gc.collect()
     print(line, file=sys.stderr, flush=True)
     sys.exit(code)

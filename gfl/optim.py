@@ -12,9 +12,10 @@ from gfl.config import OptimConfig
 def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
     """SGD with momentum or AdamW over the parameters that are not frozen, all with the same rate and decay."""
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    common = {"lr": config.lr, "weight_decay": config.weight_decay, "fused": True}  # one kernel, not one per tensor
     if config.name == "sgd":
-        return torch.optim.SGD(parameters, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay)
-    return torch.optim.AdamW(parameters, lr=config.lr, weight_decay=config.weight_decay)
+        return torch.optim.SGD(parameters, momentum=config.momentum, **common)
+    return torch.optim.AdamW(parameters, **common)
 
 
 def scaled_lr(config: OptimConfig) -> float:

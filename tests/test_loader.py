@@ -1,5 +1,8 @@
 """Batches: the same for any number of workers and processes, and every image where and as often as it should be."""
 
+import gc
+import multiprocessing
+
 import numpy as np
 import pytest
 import torch
@@ -83,7 +86,7 @@ def test_boxes_of_a_sample_lie_where_their_pixels_are(data):
     for epoch in range(20):
         image, boxes_xyxy, labels, image_id, orig_size = dataset[epoch, 1]
         rows, columns = (np.flatnonzero((image[..., 0] > 125).any(axis=axis)) for axis in (1, 0))
-        assert boxes_xyxy[0] == pytest.approx([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1], abs=0.6)
+        assert boxes_xyxy[0] == pytest.approx([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1], abs=1)
         assert (labels.tolist(), image_id, orig_size) == ([0], 893, (60, 40))
         flipped.add(bool(boxes_xyxy[0, 0] > image.shape[1] - boxes_xyxy[0, 2]))
     assert flipped == {False, True}
@@ -224,15 +227,19 @@ def test_only_candidates_are_drawn():
     assert sorted(order.flatten()) == candidates.tolist()
 
 
-@pytest.mark.parametrize(("world", "accumulate"), [(2, 1), (1, 2), (2, 2), (4, 1)])
-def test_processes_and_passes_share_the_batches_of_one_process(world, accumulate):
-    whole = images_of(sampler())
+@pytest.mark.parametrize(("world", "accumulate"), [(2, 1), (4, 1), (2, 2)])
+def test_processes_share_each_pass_of_one_process(world, accumulate):
     ranks = [sampler(accumulate=accumulate, rank=rank, world=world) for rank in range(world)]
-    parts = [images_of(each).reshape(9, -1) for each in ranks]
-    np.testing.assert_array_equal(np.concatenate(parts, axis=1), whole)
-    for each in ranks:
-        assert len(each) == len(list(each)) == 9 * accumulate
-        assert {len(keys) for keys in each} == {4 // world // accumulate}
+    whole = images_of(sampler(accumulate=accumulate))
+    np.testing.assert_array_equal(np.concatenate([images_of(rank) for rank in ranks], axis=1), whole)
+    assert {len(rank) for rank in ranks} == {9 * accumulate}
+
+
+@pytest.mark.parametrize("accumulate", [2, 4])
+def test_passes_share_each_batch(accumulate):
+    passes = images_of(sampler(accumulate=accumulate))
+    assert passes.shape == (9 * accumulate, 4 // accumulate)
+    np.testing.assert_array_equal(passes.reshape(9, 4), images_of(sampler()))
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
@@ -277,7 +284,7 @@ def test_evaluation_sees_every_image_exactly_once(data, world, batch):
         parts = [each.image_ids.tolist() for each in batches(loader)]
         assert len(loader) == len(parts)
         assert all(len(part) <= batch for part in parts)
-        seen += sum(parts, [])
+        seen += [image_id for part in parts for image_id in part]
     assert sorted(seen) == sorted(data.image_ids.tolist())
 
 
@@ -292,14 +299,30 @@ def test_evaluation_with_workers_keeps_the_order(data):
 # Errors
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_a_damaged_image_is_named_from_any_process(coco_set, refusal, workers):
+@pytest.fixture
+def damaged(coco_set):
     made = coco_set(SIZES, BOXES)
     data = made.load()
     made.file(3).write_bytes(made.file(3).read_bytes()[:60])
-    sampler = TrainSampler(np.arange(5), data.sizes, batch=1)
-    for loader in (
-        build_eval_loader(data, config(workers=workers), batch=2),
-        build_train_loader(data, config(workers=workers), sampler, seed=0),
-    ):
-        assert f"image {made.file(3)} is damaged" in refusal(list, batches(loader))
+    yield data, made.file(3)
+    gc.collect()  # the exception's cycle holds the loader, whose end would else disturb processes that fork later
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("training", [True, False])
+def test_a_damaged_image_is_named_from_any_process(damaged, refusal, training, workers):
+    data, path = damaged
+    if training:
+        sampler = TrainSampler(np.arange(5), data.sizes, batch=1)
+        loader = build_train_loader(data, config(workers=workers), sampler, seed=0)
+    else:
+        loader = build_eval_loader(data, config(workers=workers), batch=2)
+    assert f"image {path} is damaged" in refusal(list, batches(loader))
+
+
+def test_an_error_ends_the_loaders_processes(damaged, refusal):
+    """One that lives on until the program's exit makes torch print a traceback there."""
+    before = set(multiprocessing.active_children())
+    loader = build_eval_loader(damaged[0], config(workers=2))
+    refusal(list, batches(loader))
+    assert set(multiprocessing.active_children()) <= before

@@ -1,7 +1,6 @@
 """COCO-format json: checked, reported on, and turned into flat arrays that loader processes can share."""
 
 import json
-import math
 import os
 from collections import Counter
 from collections.abc import Sequence
@@ -14,6 +13,7 @@ import numpy as np
 from gfl.errors import UserError
 
 MIN_SIDE = 1.0  # pixels; a smaller box is degenerate, as in the reference
+HUGE = 2**31  # no coordinate is as large
 
 
 @dataclass(frozen=True)
@@ -136,8 +136,10 @@ def _read_images(entries: list[Any], path: str) -> tuple[np.ndarray, np.ndarray,
         fields = ("id", "width", "height")
         if not isinstance(entry, dict) or any(type(entry.get(key)) is not int for key in fields):
             raise UserError(f"{path}: image {_shorten(entry)} needs whole numbers 'id', 'width' and 'height'")
-        if not isinstance(entry.get("file_name"), str) or min(entry["width"], entry["height"]) < 1:
+        if not isinstance(entry.get("file_name"), str) or not all(0 < entry[side] < HUGE for side in fields[1:]):
             raise UserError(f"{path}: image id {entry['id']} needs a 'file_name' and a size of at least 1 x 1")
+        if abs(entry["id"]) >= HUGE**2:
+            raise UserError(f"{path}: image id {entry['id']} is beyond what 63 bits hold")
         ids.append(entry["id"])
         names.append(entry["file_name"])
         sizes.append((entry["height"], entry["width"]))
@@ -174,10 +176,10 @@ def _read_boxes(
         labels.append(label)
     notes = []
     if degenerate:
-        plural = "box" if len(degenerate) == 1 else "boxes"
+        boxes_are = "box is" if len(degenerate) == 1 else "boxes are"
         notes.append(
-            f"{len(degenerate)} degenerate {plural} skipped (under 1 px or outside the image): "
-            f"annotation {_some(degenerate)}"
+            f"{len(degenerate)} {boxes_are} degenerate (under 1 px or outside the image) and skipped, though COCO's "
+            f"figures count such boxes: annotation {_some(degenerate)}"
         )
     if num_crowd:
         notes.append(f"{num_crowd} crowd boxes left out of training")
@@ -196,9 +198,9 @@ def _check_annotation(
     if not isinstance(entry, dict):
         raise UserError(f"{path}: annotation number {position} is not a mapping: {_shorten(entry)}")
     who = f"{path}: annotation {entry.get('id', f'number {position}')}"
-    if entry.get("image_id") not in row_of:
+    if type(entry.get("image_id")) is not int or entry["image_id"] not in row_of:
         raise UserError(f"{who}: image_id {entry.get('image_id')!r} is not among the json's images")
-    if entry.get("category_id") not in label_of:
+    if type(entry.get("category_id")) is not int or entry["category_id"] not in label_of:
         raise UserError(f"{who}: category_id {entry.get('category_id')!r} is not among the json's categories")
     box = entry.get("bbox")
     if not isinstance(box, list) or len(box) != 4 or not all(type(value) in (int, float) for value in box):
@@ -209,7 +211,7 @@ def _check_annotation(
 def _visible_box(bbox: list[float], image_height: int, image_width: int) -> tuple[float, float, float, float] | None:
     """Corners cut to the image, or None for a degenerate box."""
     x, y, width, height = bbox
-    if not all(map(math.isfinite, bbox)) or width < MIN_SIDE or height < MIN_SIDE:
+    if not all(abs(value) < HUGE for value in bbox) or width < MIN_SIDE or height < MIN_SIDE:  # not a number: False
         return None
     x1, y1, x2, y2 = max(x, 0), max(y, 0), min(x + width, image_width), min(y + height, image_height)
     return (x1, y1, x2, y2) if x2 > x1 and y2 > y1 else None

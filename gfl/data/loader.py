@@ -167,7 +167,8 @@ def batches(loader: DataLoader) -> Iterator[Batch]:
     """The loader's batches; an error in a loader process arrives as the `UserError` it was, in one line."""
     for batch in loader:
         if isinstance(batch, UserError):
-            raise batch
+            # A new one: raising `batch` itself would tie this frame, and with it the processes, into a cycle.
+            raise UserError(str(batch))
         yield batch
 
 
@@ -191,7 +192,6 @@ def _loader(dataset: CocoDataset, batch_sampler: Sequence | TrainSampler, worker
         num_workers=workers,
         collate_fn=_identity,
         pin_memory=pin_memory,
-        persistent_workers=workers > 0,
         worker_init_fn=_leave_signals_to_main,
     )
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from gfl.errors import UserError
 
-VERSION = 2  # raise it when the pictures or the annotations of a seed change
+VERSION = 3  # raise it when the pictures or the annotations of a seed change
 MARKER = "SOFT_SHAPES.txt"
 SPLITS = ("train", "val")
 KINDS = ("rectangle", "ellipse", "ring", "cross")
@@ -26,7 +26,7 @@ MIN_SIGMA, MAX_SIGMA, MAX_SIGMA_SHARE = 0.4, 12.0, 0.12
 MAX_NOISE = 2.0  # annotators disagree by at most this many sigmas
 LEAVING_SHARE, MAX_OVERHANG = 0.25, 0.25  # 25 % out along both axes leave 56 % of the box in the frame
 MAX_HIDDEN = 0.35  # also keeps the IoU of two boxes below 0.35
-MIN_CONTRAST, COLOUR_SPREAD = 40.0, 35.0  # distance of two colours in RGB; spread per channel around the background's
+MIN_CONTRAST, COLOUR_SPREAD = 65.0, 60.0  # distance of two colours in RGB; spread per channel around the background's
 HOLE, ARM = 0.4, 0.4  # hole of a ring, width of the arms of a cross: shares of the extent
 
 # Phi, the Gaussian CDF, as a table: numpy has no erf. Linear interpolation is right to 1e-6.
@@ -61,7 +61,7 @@ def render_sample(rng: np.random.Generator, noisy: bool) -> tuple[np.ndarray, li
         mistakes = np.interp(rng.uniform(_phi(-MAX_NOISE), _phi(MAX_NOISE), 4), _PHI, _PHI_AT)
         objects.append(SoftShape(kind, sides, sigmas, sides + noisy * sigmas * mistakes))
     # The noise of the camera comes last: equal on objects and background, it does not betray a soft edge.
-    canvas += rng.uniform(3.0, 14.0) * rng.standard_normal(canvas.shape, dtype=np.float32)
+    canvas += rng.uniform(2.0, 9.0) * rng.standard_normal(canvas.shape, dtype=np.float32)
     return np.clip(np.rint(canvas), 0, 255).astype(np.uint8), objects
 
 
@@ -183,7 +183,7 @@ def _paint(rng: np.random.Generator, canvas: np.ndarray, sides: np.ndarray) -> n
     colours = outline.mean(axis=0) + COLOUR_SPREAD * rng.standard_normal((64, 1, 3), dtype=np.float32)
     contrast = np.quantile(np.linalg.norm(colours.clip(0.0, 255.0) - outline, axis=-1), 0.1, axis=1)
     chosen = np.argmax(contrast.clip(max=MIN_CONTRAST))  # the first with enough contrast, else the best
-    texture = _texture(rng, 7, rng.uniform(2.0, 12.0)) + _texture(rng, 30, rng.uniform(2.0, 12.0))
+    texture = _texture(rng, 7, rng.uniform(2.0, 9.0)) + _texture(rng, 30, rng.uniform(2.0, 6.0))
     return texture + colours[chosen]
 
 

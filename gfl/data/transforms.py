@@ -1,5 +1,6 @@
 """One image and its boxes: read, resize, augment, flip. What is random comes from the generator that is passed in."""
 
+import inspect
 import os
 import random
 from collections.abc import Sequence
@@ -29,7 +30,7 @@ def read_image(path: Path, size: tuple[int, int] | None = None) -> np.ndarray:
     except OSError as error:
         raise UserError(f"cannot read image {path}: {error.strerror}") from None
     for flags in (cv2.IMREAD_COLOR_RGB, cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION):
-        image = cv2.imdecode(data, flags) if data.size else None
+        image = _decode(data, flags)
         if image is None:
             raise UserError(f"image {path} is damaged or of an unknown format; restore it or drop it from the json")
         if size is None or image.shape[:2] == tuple(size):
@@ -39,6 +40,13 @@ def read_image(path: Path, size: tuple[int, int] | None = None) -> np.ndarray:
         f"image {path} is {width} x {height} but the json says {size[1]} x {size[0]}; its boxes would not fit: "
         "correct the json's width and height or the file"
     )
+
+
+def _decode(data: np.ndarray, flags: int) -> np.ndarray | None:
+    try:
+        return cv2.imdecode(data, flags) if data.size else None
+    except cv2.error:  # a damaged header that asks for an enormous picture
+        return None
 
 
 def keep_ratio_size(height: int, width: int, *, short_side: int, long_side: int) -> tuple[int, int]:
@@ -71,27 +79,36 @@ class Augmentation:
 
     def __init__(self, transforms: Sequence[dict[str, Any]]) -> None:
         albumentations = _import_albumentations()
+        built = [_build_transform(albumentations, entry) for entry in transforms]
+        boxes = {"format": "pascal_voc", "label_fields": ["rows"], "min_width": 1, "min_height": 1}
+        boxes |= {"clip": True, "filter_invalid_bboxes": True}  # the two together survive any box
+        self._moves_boxes = any(isinstance(transform, albumentations.DualTransform) for transform in built)
         self._compose = albumentations.Compose(
-            [_build_transform(albumentations, entry) for entry in transforms],
-            bbox_params=albumentations.BboxParams(
-                format="pascal_voc",
-                label_fields=["rows"],
-                min_width=1,
-                min_height=1,
-                clip=True,
-                filter_invalid_bboxes=True,
-            ),
+            built, bbox_params=albumentations.BboxParams(**boxes) if self._moves_boxes else None
         )
 
     def __call__(
         self, image: np.ndarray, boxes_xyxy: np.ndarray, labels: np.ndarray, rng: np.random.Generator
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Image (H, W, 3), boxes (n, 4), labels (n,) -> the same after the transforms; boxes may have gone."""
+        """Image (H, W, 3), boxes (n, 4), labels (n,) -> the same after the transforms; boxes may have gone.
+
+        Raises `UserError` where a transform fails or leaves something else than a uint8 RGB image.
+        """
         self._compose.set_random_state(rng, random.Random(int(rng.integers(2**32))))
         # Labels travel as row numbers, since albumentations passes them through float32.
-        result = self._compose(image=image, bboxes=boxes_xyxy, rows=np.arange(len(boxes_xyxy)))
-        rows = np.asarray(result["rows"], np.int64)
-        return result["image"], np.asarray(result["bboxes"], np.float32).reshape(-1, 4), labels[rows]
+        rows = np.arange(len(boxes_xyxy))
+        given = {"bboxes": boxes_xyxy, "rows": rows} if self._moves_boxes else {}
+        try:
+            result = {"bboxes": boxes_xyxy, "rows": rows} | self._compose(image=image, **given)
+        except Exception as error:  # a transform may raise anything, such as for a crop larger than the image
+            raise UserError(f"data.augment: {type(error).__name__}: {' '.join(str(error).split())}") from None
+        image, rows = result["image"], np.asarray(result["rows"], np.int64)
+        if image.dtype != np.uint8 or image.shape[2:] != (3,):
+            raise UserError(
+                f"data.augment: an image came back as {image.dtype} {image.shape}; transforms must keep uint8 RGB, "
+                "normalisation follows on the device"
+            )
+        return image, np.asarray(result["bboxes"], np.float32).reshape(-1, 4), labels[rows]
 
 
 def _import_albumentations() -> Any:
@@ -111,17 +128,10 @@ def _build_transform(albumentations: Any, entry: dict[str, Any]) -> Any:
     transform = getattr(albumentations, name, None) if isinstance(name, str) else None
     if not isinstance(transform, type) or not issubclass(transform, albumentations.BasicTransform):
         raise UserError(f"data.augment: {name!r} is not an albumentations transform; write {{name: ToGray, p: 0.1}}")
-    unknown = arguments.keys() - _argument_names(transform)
-    if unknown:
+    # albumentations itself only warns about an argument it does not know.
+    if unknown := arguments.keys() - inspect.signature(transform.__init__).parameters:
         raise UserError(f"data.augment: {name} takes no argument {', '.join(sorted(unknown))}")
     try:
         return transform(**arguments)
     except (TypeError, ValueError) as error:
         raise UserError(f"data.augment: {name}: {' '.join(str(error).split())}") from None
-
-
-def _argument_names(transform: type) -> set[str]:
-    """albumentations itself only warns about an argument it does not know."""
-    import inspect
-
-    return set(inspect.signature(transform.__init__).parameters) - {"self"}
