@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from gfl.checkpoint import (
+    CONTENTS,
     FORMAT,
     Progress,
     find_checkpoint,
@@ -289,5 +290,6 @@ def test_a_config_that_this_version_does_not_know_is_named_with_its_file(tmp_pat
     tree = config_to_dict(SMALL)
     tree["optim"]["nesterov"] = True
     path = tmp_path / "last.pt"
-    torch.save({"format": FORMAT, "config": tree, "class_names": ["a"], "model": {}}, path)
+    contents = dict.fromkeys(CONTENTS) | {"format": FORMAT, "config": tree, "class_names": ["a"]}
+    torch.save(contents, path)
     assert f"config in {path}: unknown key optim.nesterov" in refusal(load_detector, path)

@@ -176,10 +176,10 @@ def _read_boxes(
         labels.append(label)
     notes = []
     if degenerate:
-        boxes_are = "box is" if len(degenerate) == 1 else "boxes are"
+        plural = "box" if len(degenerate) == 1 else "boxes"
         notes.append(
-            f"{len(degenerate)} {boxes_are} degenerate (under 1 px or outside the image) and skipped, though COCO's "
-            f"figures count such boxes: annotation {_some(degenerate)}"
+            f"{len(degenerate)} degenerate {plural} skipped (under 1 px or outside the image; COCO's figures keep them): "
+            f"annotation {_some(degenerate)}"
         )
     if num_crowd:
         notes.append(f"{num_crowd} crowd boxes left out of training")
