@@ -21,7 +21,7 @@ demo: $(READY)
 	$(BIN)/python scripts/make_shapes.py
 	$(BIN)/python train.py configs/gfl_r18_shapes.yaml run_dir=$(RUN) --resume
 	$(BIN)/python eval.py $(RUN)
-	$(BIN)/python scripts/predict.py $(RUN) data/shapes/val -o $(RUN)/pictures --limit 1
+	$(BIN)/python scripts/predict.py $(RUN) data/shapes/val/000005.png -o $(RUN)/pictures --score 0.5
 	@echo
 	@echo "checkpoint   $(RUN)/best.pt"
 	@echo "curves       $(BIN)/tensorboard --logdir $(RUN)/tensorboard"

@@ -19,8 +19,11 @@ def parse_args() -> argparse.Namespace:
         metavar=("JSON", "IMAGES"),
         help="annotations and image folder instead of the config's data.val",
     )
-    parser.add_argument("--out", help="folder for metrics.json and detections.json; default: beside the checkpoint")
-    return parser.parse_args()
+    parser.add_argument(
+        "--out",
+        help="folder for the results; default: beside the checkpoint, with --data in a folder of its own",
+    )
+    return parser.parse_intermixed_args()  # overrides may also follow a flag
 
 
 ARGS = parse_args() if __name__ == "__main__" else None  # before the heavy imports, so that --help answers at once
@@ -38,13 +41,12 @@ from gfl.errors import run
 
 
 def main(args: argparse.Namespace) -> None:
-    overrides = list(args.overrides)
-    if args.data:
-        overrides += [f"data.val.annotations={args.data[0]}", f"data.val.images={args.data[1]}"]
-    model, config, class_names, path = load_detector(Path(args.checkpoint), overrides)
-    out = Path(args.out) if args.out else path.parent
+    model, config, class_names, path = load_detector(Path(args.checkpoint), args.overrides)
+    annotations, images = args.data or (config.data.val.annotations, config.data.val.images)
+    # Another split gets a folder of its own, so that the run's own figures stay.
+    out = Path(args.out) if args.out else path.parent / Path(annotations).stem if args.data else path.parent
     with distributed.process_group() as device:
-        data = load_coco(config.data.val.annotations, config.data.val.images, class_names)
+        data = load_coco(annotations, images, class_names)
         rank, world = distributed.rank(), distributed.world_size()
         loader = build_eval_loader(
             data, config.data, batch=config.eval.batch, rank=rank, world=world, pin_memory=device.type == "cuda"

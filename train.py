@@ -13,7 +13,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("config", help="YAML file, see configs/; every key is in gfl/config.py")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="override the config")
     parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint of the run folder")
-    return parser.parse_args()
+    return parser.parse_intermixed_args()  # overrides may also follow a flag
 
 
 ARGS = parse_args() if __name__ == "__main__" else None  # before the heavy imports, so that --help answers at once
@@ -74,9 +74,11 @@ class Trainer:
 
     def _find_checkpoint(self, resume: bool) -> Path | None:
         """Where the run goes on. A run that is there already is never overwritten."""
-        newest = find_checkpoint(self.run_dir, "last.pt", "best.pt")
+        newest = distributed.share_from_main(find_checkpoint(self.run_dir, "last.pt", "best.pt"))
         if newest and not resume:
             raise UserError(f"{self.run_dir} already holds a run: go on with --resume, or choose another run_dir=...")
+        if resume and not newest and distributed.is_main():
+            print(f"resume   nothing in {self.run_dir} yet, starting from the beginning")
         return newest
 
     def _build_data(self) -> None:
@@ -103,15 +105,28 @@ class Trainer:
         )
 
     def _restore(self, path: Path) -> None:
-        """Load model, optimiser and position; a changed config is told, changed classes are refused."""
+        """Load model, optimiser and position; a changed config is told, one that does not fit is refused."""
         state = read_checkpoint(path)
+        self.changes = config_differences(state["config"], self.config)
+        self.progress = Progress(**state["progress"])
+        fresh, saved = self.optimizer.state_dict()["param_groups"], state["optimizer"]
         if tuple(state["class_names"]) != self.train_data.class_names:
             raise UserError(f"{path} was trained on other classes than {self.train_data.annotations} has")
+        if self.progress.steps_per_epoch != self.sampler.steps_per_epoch:
+            raise UserError(
+                f"{path} has {self.progress.steps_per_epoch} steps per epoch, not {self.sampler.steps_per_epoch}: "
+                "optim.batch or the training data changed; start a new run_dir"
+            )
+        if state["config"]["optim"]["name"] != self.config.optim.name or (
+            [len(group["params"]) for group in fresh] != [len(group["params"]) for group in saved["param_groups"]]
+        ):
+            raise UserError(
+                f"{path} was trained with another optim.name or frozen_stages, which --resume cannot change"
+            )
         load_model_state(self.model, state, path)
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.scaler.load_state_dict(state["scaler"])
-        self.progress = Progress(**state["progress"])
-        self.changes = config_differences(state["config"], self.config)
+        self.optimizer.load_state_dict({"state": saved["state"], "param_groups": fresh})
+        if state["scaler"]:  # empty where the run was not in fp16
+            self.scaler.load_state_dict(state["scaler"])
 
     def describe(self) -> str:
         """What the run will do, for the user to check before it does it."""
@@ -161,13 +176,16 @@ class Trainer:
             enabled=distributed.is_main(),
         )
         self.stop = StopRequest()
-        for epoch in range(self.progress.epoch, optim.epochs):
-            self.train_epoch(epoch)
-            self.progress = Progress(epoch + 1, 0, self.progress.best)
-            self.save("last.pt")  # before evaluating: whatever happens there, the epoch is safe
-            if (epoch + 1) % self.config.eval.interval == 0 or epoch + 1 == optim.epochs:
-                self.evaluate()
-        self.log.close()
+        try:
+            for epoch in range(self.progress.epoch, optim.epochs):
+                self.train_epoch(epoch)
+                if (epoch + 1) % self.config.eval.interval == 0 or epoch + 1 == optim.epochs:
+                    self.save("last.pt")  # whatever happens while evaluating, --resume evaluates again
+                    self.evaluate()
+                self.move_to(epoch + 1, 0)
+                self.save("last.pt")
+        finally:
+            self.log.close()
         if distributed.is_main():
             print(f"done: best AP {max(self.progress.best, 0):.3f}\nnext: python eval.py {self.run_dir}")
 
@@ -180,9 +198,11 @@ class Trainer:
             step = epoch * self.sampler.steps_per_epoch + done
             rate = learning_rate(step - 1, self.config.optim, steps_per_epoch=self.sampler.steps_per_epoch)
             losses = self.train_step(iterator, rate)
-            logged = self.log.train_step(step, epoch + 1, losses, rate)
-            if self.stop.requested(self.device, may_ask_others=logged):
-                self.stop_after(epoch, done)
+            self.move_to(epoch, done)
+            # Losses are looked at, and processes agree to stop, on steps that sync anyway; so nothing unseen is saved.
+            look = done == self.sampler.steps_per_epoch or self.stop.asked_alone
+            if self.log.train_step(step, epoch + 1, losses, rate, look=look) and self.stop.agreed(self.device):
+                self.leave()
 
     def train_step(self, iterator: Iterator[Batch], rate: float) -> dict[str, Tensor]:
         """One update of the weights from `accumulate` passes; the losses stay on the device."""
@@ -212,13 +232,16 @@ class Trainer:
             output = self.parallel(images)
         return self.criterion(output, batch.targets, batch.image_sizes)
 
-    def stop_after(self, epoch: int, done: int) -> None:
-        """Save in the middle of an epoch and leave."""
-        self.progress = Progress(epoch, done, self.progress.best)
+    def move_to(self, epoch: int, step: int) -> None:
+        """Note that `step` steps of `epoch` (from 0) are done."""
+        self.progress = Progress(epoch, step, self.progress.best, self.sampler.steps_per_epoch)
+
+    def leave(self) -> None:
+        """Save in the middle of an epoch and stop."""
         self.save("last.pt")
-        self.log.close()
         if distributed.is_main():
-            print(f"stopped after step {done} of epoch {epoch + 1}; the same command with --resume goes on from there")
+            epoch, step = self.progress.epoch + 1, self.progress.step
+            print(f"stopped after step {step} of epoch {epoch}; the same command with --resume goes on from there")
         raise KeyboardInterrupt
 
     def save(self, name: str) -> None:
@@ -236,19 +259,21 @@ class Trainer:
 
     def evaluate(self) -> None:
         """COCO figures of the validation split; the best model so far is kept as best.pt."""
+        distributed.share_buffers(self.model)  # the statistics of trained BatchNorms differ between processes
         results = run_detector(self.model, self.val_loader, self.val_data, self.config.eval, self.device)
         if results is None:
             return
         metrics: dict[str, Any] = coco_metrics(self.val_data, results)
-        self.log.evaluation(metrics, sample_pictures(self.val_data, results, self.config.log.images))
+        self.log.evaluation(
+            self.progress.epoch + 1, metrics, sample_pictures(self.val_data, results, self.config.log.images)
+        )
         if (metrics["AP"] or 0.0) > self.progress.best:
             self.progress = self.progress._replace(best=metrics["AP"] or 0.0)
             self.save("best.pt")
-            self.save("last.pt")  # it knows the best AP as well
 
 
 class StopRequest:
-    """Ctrl-C or SIGTERM asks for a stop at the next step; a second Ctrl-C kills at once."""
+    """Ctrl-C or SIGTERM asks for a stop after the step; a second Ctrl-C kills at once."""
 
     def __init__(self) -> None:
         self._asked = False
@@ -259,12 +284,13 @@ class StopRequest:
         self._asked = True
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
-    def requested(self, device: torch.device, *, may_ask_others: bool) -> bool:
-        """Whether to stop now; many processes only agree on it when `may_ask_others`, on steps that sync anyway."""
-        if distributed.world_size() == 1:
-            return self._asked
-        if not may_ask_others:
-            return False
+    @property
+    def asked_alone(self) -> bool:
+        """Whether the only process was asked; many have to agree first."""
+        return self._asked and distributed.world_size() == 1
+
+    def agreed(self, device: torch.device) -> bool:
+        """Whether any process was asked; all call this at the same step."""
         return bool(distributed.mean_over_processes(torch.tensor(float(self._asked), device=device)) > 0)
 
 

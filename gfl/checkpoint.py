@@ -23,6 +23,7 @@ class Progress(NamedTuple):
     epoch: int = 0
     step: int = 0
     best: float = -1.0  # the best AP so far
+    steps_per_epoch: int = 0  # what `step` counts against
 
 
 def save_checkpoint(

@@ -133,8 +133,8 @@ def _ground_truth(path: str) -> COCO:
             "image_id": entry["image_id"],
             "category_id": entry["category_id"],
             "bbox": entry["bbox"],
-            "area": entry.get("area", entry["bbox"][2] * entry["bbox"][3]),
-            "iscrowd": int(entry.get("iscrowd", 0)),
+            "area": entry["bbox"][2] * entry["bbox"][3] if entry.get("area") is None else entry["area"],
+            "iscrowd": int(entry.get("iscrowd") or 0),
         }
         for number, entry in enumerate(tree["annotations"], start=1)
     ]

@@ -42,7 +42,7 @@ class FPNConfig:
 class HeadConfig:
     # GroupNorm's 32 groups need two channels each: one alone has no deviation on a 1 x 1 map.
     channels: Annotated[int, Check("a multiple of 32 from 64 on", lambda n: n >= 64 and n % 32 == 0)] = 256
-    num_convs: Annotated[int, at_least(0)] = 4
+    num_convs: Count = 4
     quality: str = "joint"  # gfl/quality.py
     box: str = "general"  # gfl/box_repr.py
     reg_max: Count = 16
@@ -142,7 +142,7 @@ class EvalConfig:
 
 @dataclass(frozen=True)
 class LogConfig:
-    interval: Count = 50  # steps between log lines
+    interval: Count = 20  # steps between log lines; with many processes also between looks for Ctrl-C
     images: Annotated[int, at_least(0)] = 4  # sample pictures per evaluation in TensorBoard
 
 
@@ -226,11 +226,21 @@ def parse_overrides(overrides: Iterable[str]) -> dict[str, Any]:
     return tree
 
 
+class _Loader(yaml.SafeLoader):
+    """PyYAML's safe loader, except that a key that occurs twice is an error instead of silently the last one."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        if twice := [key for key in keys if keys.count(key) > 1]:
+            raise yaml.constructor.ConstructorError(None, None, f"key {twice[0]!r} occurs twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
 def _read_with_bases(path: Path, inheriting: tuple[Path, ...] = ()) -> dict[str, Any]:
     if path.resolve() in inheriting:
         raise UserError(f"{path}: inherits from itself through `base`")
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+        tree = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except OSError as error:
         raise UserError(f"cannot read config {path}: {error.strerror}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:

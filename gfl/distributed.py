@@ -6,7 +6,9 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
+
+from gfl.errors import UserError
 
 
 def rank() -> int:
@@ -29,17 +31,17 @@ def process_group():
     """Join the group that torchrun describes in the environment, if any, and yield this process's device."""
     cuda = torch.cuda.is_available()
     local_rank = int(os.environ.get("LOCAL_RANK", 0))
+    if cuda and local_rank >= torch.cuda.device_count():
+        raise UserError(f"process {local_rank} has no GPU: --nproc_per_node at most {torch.cuda.device_count()}")
     device = torch.device("cuda", local_rank) if cuda else torch.device("cpu")
     if cuda:
         torch.cuda.set_device(device)
     if "WORLD_SIZE" not in os.environ:
         yield device
         return
-    dist.init_process_group("nccl" if cuda else "gloo")
-    try:
-        yield device
-    finally:
-        dist.destroy_process_group()
+    dist.init_process_group("nccl" if cuda else "gloo", device_id=device if cuda else None)
+    yield device
+    dist.destroy_process_group()  # not after an error: NCCL would wait for the others, and torchrun for this process
 
 
 def mean_over_processes(tensor: Tensor) -> Tensor:
@@ -67,3 +69,10 @@ def share_from_main(value: Any) -> Any:
     box = [value]
     dist.broadcast_object_list(box)
     return box[0]
+
+
+def share_buffers(module: nn.Module) -> None:
+    """Give every process the main one's buffers."""
+    if world_size() > 1:
+        for buffer in module.buffers():
+            dist.broadcast(buffer, 0)

@@ -31,19 +31,23 @@ class RunLog:
         self.enabled, self.bar = enabled, None
         self.step, self.epoch = first_step, 0
         self._sums: list[Tensor] = []
-        self._since = time.perf_counter()
+        self._since = self._last_step = time.perf_counter()
         if not enabled:
             return
         from torch.utils.tensorboard import SummaryWriter  # slow to import, and only one process needs it
 
         self.path = run_dir / "metrics.jsonl"
-        _drop_after(self.path, first_step)
-        self.writer = SummaryWriter(run_dir / "tensorboard", purge_step=first_step + 1)
+        try:
+            _drop_after(self.path, first_step)
+            self.writer = SummaryWriter(run_dir / "tensorboard", purge_step=first_step + 1)
+        except OSError as error:
+            raise UserError(f"cannot write to {run_dir}: {error.strerror}") from None
         if sys.stderr.isatty():
             self.bar = tqdm(total=total_steps, initial=first_step, unit="step", dynamic_ncols=True)
 
-    def train_step(self, step: int, epoch: int, losses: dict[str, Tensor], rate: float) -> bool:
-        """Note that `step` steps are done. Every `interval` steps the averages are recorded and the answer is True.
+    def train_step(self, step: int, epoch: int, losses: dict[str, Tensor], rate: float, *, look: bool = False) -> bool:
+        """Note that `step` steps are done. Every `interval` steps, and when told to `look`, the averages are recorded
+        and the answer is True.
 
         Raises `UserError` when a loss is no longer finite.
         """
@@ -51,7 +55,8 @@ class RunLog:
         self._sums.append(torch.stack([loss.float() for loss in losses.values()]))
         if self.bar:
             self.bar.update()
-        if step % self.interval and step != self.total_steps:
+        self._last_step = time.perf_counter()
+        if step % self.interval and not look:
             return False
         means = mean_over_processes(torch.stack(self._sums).mean(dim=0)).tolist()
         means = dict(zip(losses, means, strict=True))
@@ -80,8 +85,9 @@ class RunLog:
             f"ETA {minutes // 60}:{minutes % 60:02}:{seconds:02}"
         )
 
-    def evaluation(self, metrics: dict[str, Any], pictures: list[np.ndarray]) -> None:
-        """Record COCO figures and sample pictures, uint8 (H, W, 3), of the current step."""
+    def evaluation(self, epoch: int, metrics: dict[str, Any], pictures: list[np.ndarray]) -> None:
+        """Record COCO figures and sample pictures, uint8 (H, W, 3), after `epoch` (from 1)."""
+        self.epoch = epoch
         overall = {f"val/{name}": value for name, value in metrics.items() if isinstance(value, float)}
         per_class = {f"val_class/{name}": each["AP"] for name, each in metrics["per_class"].items()}
         self._record(overall | {name: value for name, value in per_class.items() if value is not None})
@@ -89,7 +95,7 @@ class RunLog:
             self.writer.add_image(f"val/{number}", picture, self.step, dataformats="HWC")
         figures = "  ".join(f"{name.removeprefix('val/')} {value:.3f}" for name, value in overall.items())
         self._print(f"epoch {self.epoch:>3}  val  {figures}")
-        self._since = time.perf_counter()  # evaluation is no training time
+        self._since += time.perf_counter() - self._last_step  # evaluation is no training time
 
     def close(self) -> None:
         """Flush and close."""
@@ -115,8 +121,12 @@ def _drop_after(path: Path, step: int) -> None:
     """Keep the records up to `step`; a line that was cut off in the writing goes too."""
     if not path.is_file():
         return
-    kept = [line for line in path.read_text(encoding="utf-8").splitlines() if _step_of(line) <= step]
-    path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+    lines = path.read_text(encoding="utf-8").splitlines()
+    kept = [line for line in lines if _step_of(line) <= step]
+    if len(kept) < len(lines):
+        temporary = path.with_name(path.name + ".tmp")
+        temporary.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+        temporary.replace(path)
 
 
 def _step_of(line: str) -> float:

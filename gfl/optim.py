@@ -12,10 +12,9 @@ from gfl.config import OptimConfig
 def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
     """SGD with momentum or AdamW over the parameters that are not frozen, all with the same rate and decay."""
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    common = {"lr": config.lr, "weight_decay": config.weight_decay, "fused": True}  # one kernel, not one per tensor
-    if config.name == "sgd":
-        return torch.optim.SGD(parameters, momentum=config.momentum, **common)
-    return torch.optim.AdamW(parameters, **common)
+    if config.name == "sgd":  # not fused: with fp16, a first step that overflows leaves its momentum uninitialised
+        return torch.optim.SGD(parameters, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay)
+    return torch.optim.AdamW(parameters, lr=config.lr, weight_decay=config.weight_decay, fused=True)
 
 
 def scaled_lr(config: OptimConfig) -> float:
@@ -54,4 +53,4 @@ def autocast_dtype(config: OptimConfig, device: torch.device) -> torch.dtype | N
 def _has_native_bf16(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    return torch.cpu._is_avx512_bf16_supported()  # torch has no public question for it
+    return getattr(torch.cpu, "_is_avx512_bf16_supported", bool)()  # torch 2.10 has no public question for it

@@ -27,6 +27,7 @@ ARGS = parse_args() if __name__ == "__main__" else None  # before the heavy impo
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the repository, also when called from elsewhere
 
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -47,7 +48,8 @@ SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
 
 def main(args: argparse.Namespace) -> None:
     paths = find_images(Path(args.images))[: args.limit]
-    model, config, class_names, _ = load_detector(Path(args.checkpoint), [f"eval.score_thresh={args.score}"])
+    model, config, class_names, _ = load_detector(Path(args.checkpoint))
+    config = replace(config, eval=replace(config.eval, score_thresh=args.score))
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     out, predictions, failed = Path(args.out), {}, 0
     stems = Counter(path.stem for path in paths)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,7 +12,7 @@ import pytest
 import torch
 
 ROOT = Path(__file__).resolve().parent.parent
-PROGRAMS = ["train.py", "eval.py", "scripts/make_shapes.py", "scripts/predict.py"]
+PROGRAMS = ["train.py", "eval.py", *(f"scripts/{path.name}" for path in sorted((ROOT / "scripts").glob("*.py")))]
 ONE_PROCESS = [sys.executable]
 TWO_PROCESSES = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
 
@@ -198,17 +199,33 @@ def test_bad_configuration_is_one_line_and_exit_code_2(words, expected, config, 
     assert not (tmp_path / "run").exists()
 
 
-def test_damaged_image_is_named_and_the_first_epoch_is_kept(config, shapes, tmp_path):
+def test_damaged_image_is_named_and_the_epoch_is_kept_and_evaluated_later(config, shapes, tmp_path):
     tree = json.loads((shapes / "annotations" / "instances_val.json").read_text())
     for image in tree["images"]:
         (tmp_path / image["file_name"]).write_bytes(b"not a picture")
     (tmp_path / "val.json").write_text(json.dumps(tree))
     data = [f"data.val.annotations={tmp_path / 'val.json'}", f"data.val.images={tmp_path}"]
-    done = call("train.py", config, f"run_dir={tmp_path / 'run'}", *data)
-    assert done.returncode == 2
-    assert tree["images"][0]["file_name"] in done.stderr
-    assert "Traceback" not in done.stderr
-    assert (tmp_path / "run" / "last.pt").is_file()
+    run = tmp_path / "run"
+    command = ["train.py", config, f"run_dir={run}", "optim.epochs=1", *data]
+    assert tree["images"][0]["file_name"] in refuse(*command)
+    assert (run / "last.pt").is_file()
+    for image in tree["images"]:
+        shutil.copy(shapes / "val" / image["file_name"], tmp_path)
+    succeed(*command, "--resume", "log.images=0")
+    assert len(records(run, "loss/cls")) == 5  # nothing was trained twice
+    assert [record["epoch"] for record in records(run, "val/AP")] == [1]
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"), [("optim.name=adamw", "optim.name"), ("optim.batch=2", "steps per epoch"), ("seed=1", "")]
+)
+def test_resuming_with_another_config_is_refused_or_told(change, expected, trained, config, tmp_path):
+    run = shutil.copytree(trained, tmp_path / "run")
+    command = ["train.py", config, f"run_dir={run}", "--resume", change]
+    if expected:
+        assert expected in refuse(*command)
+        return
+    assert "changed  seed: 0 -> 1" in succeed(*command)
 
 
 def test_evaluation_refuses_what_is_no_checkpoint(tmp_path, config):

@@ -178,7 +178,7 @@ def _read_boxes(
     if degenerate:
         plural = "box" if len(degenerate) == 1 else "boxes"
         notes.append(
-            f"{len(degenerate)} degenerate {plural} skipped (under 1 px or outside the image; COCO's figures keep them): "
+            f"{len(degenerate)} degenerate {plural} skipped (under 1 px or outside the image; COCO's figures keep it): "
             f"annotation {_some(degenerate)}"
         )
     if num_crowd:
@@ -205,6 +205,8 @@ def _check_annotation(
     box = entry.get("bbox")
     if not isinstance(box, list) or len(box) != 4 or not all(type(value) in (int, float) for value in box):
         raise UserError(f"{who}: bbox must be four numbers [x, y, width, height], not {_shorten(box)}")
+    if entry.get("iscrowd") not in (None, 0, 1) or type(entry.get("area", 0.0)) not in (int, float, type(None)):
+        raise UserError(f"{who}: iscrowd must be 0 or 1 and area a number, where they are given")
     return row_of[entry["image_id"]], label_of[entry["category_id"]]
 
 

@@ -114,11 +114,13 @@ class Augmentation:
 def _import_albumentations() -> Any:
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # or it asks the network for a newer version
     try:
-        metadata.version("albumentations")
+        version = metadata.version("albumentations")
         import albumentations  # here, since it takes seconds and most runs do not need it
     except (metadata.PackageNotFoundError, ImportError):
-        # AlbumentationsX imports under the same name, behaves differently and has another licence.
-        raise UserError("data.augment needs albumentations 2.0.8: pip install -r requirements.txt") from None
+        version = "none"
+    # AlbumentationsX imports under the same name, behaves differently and has another licence.
+    if not version.startswith("2.0."):
+        raise UserError(f"data.augment needs albumentations 2.0, not {version}: pip install -r requirements.txt")
     return albumentations
 
 

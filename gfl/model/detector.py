@@ -1,5 +1,7 @@
 """The whole detector, and how a config builds it."""
 
+from functools import cache
+
 import torch
 from torch import Tensor, nn
 
@@ -44,11 +46,17 @@ class Detector(nn.Module):
 
 def normalize_images(images: Tensor, image_sizes: Tensor) -> Tensor:
     """uint8 RGB (B, 3, H, W) -> float32 with ImageNet's mean and deviation, exactly 0 outside each image's (h, w)."""
-    mean = torch.tensor(PIXEL_MEAN, device=images.device)[:, None, None]
-    std = torch.tensor(PIXEL_STD, device=images.device)[:, None, None]
+    mean, std = _pixel_statistics(images.device)
     rows = torch.arange(images.shape[-2], device=images.device)[:, None] < image_sizes[:, 0, None, None]
     columns = torch.arange(images.shape[-1], device=images.device) < image_sizes[:, 1, None, None]
     return ((images.float() - mean) / std) * (rows & columns)[:, None]
+
+
+@cache
+def _pixel_statistics(device: torch.device) -> tuple[Tensor, Tensor]:
+    """Mean and deviation, (3, 1, 1) each, copied to a device only once, since that waits for it."""
+    with torch.inference_mode(False):
+        return tuple(torch.tensor(values, device=device)[:, None, None] for values in (PIXEL_MEAN, PIXEL_STD))
 
 
 def build_detector(config: Config, num_classes: int, *, pretrained: bool = True) -> Detector:

@@ -1,0 +1,106 @@
+"""Time a training step and its parts on made-up data, and report the peak memory."""
+
+import argparse
+import sys
+from pathlib import Path
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description="Median time of the parts of a training step and peak memory, on random images with random boxes.",
+        epilog="example: python scripts/benchmark.py configs/gfl_r50_fpn_1x_coco.yaml --batch 2 --size 800 1088 "
+        "model.backbone.weights=none",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("config", help="YAML file, see configs/")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="override the config")
+    parser.add_argument("--batch", type=int, default=2, help="images per step (default 2)")
+    parser.add_argument("--size", type=int, nargs=2, default=[800, 1088], metavar=("HEIGHT", "WIDTH"))
+    parser.add_argument("--classes", type=int, default=80, help="number of classes (default 80)")
+    parser.add_argument("--boxes", type=int, default=8, help="boxes per image (default 8)")
+    parser.add_argument("--steps", type=int, default=5, help="counted steps after one to warm up (default 5)")
+    return parser.parse_args()
+
+
+ARGS = parse_args() if __name__ == "__main__" else None  # before the heavy imports, so that --help answers at once
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the repository, also when called from elsewhere
+
+import resource
+import statistics
+import time
+
+import torch
+
+from gfl.config import load_config
+from gfl.criterion import build_criterion
+from gfl.errors import UserError, run
+from gfl.model.detector import build_detector, normalize_images
+from gfl.optim import autocast_dtype, build_optimizer
+from gfl.points import SIZE_DIVISOR
+from gfl.structures import Targets
+
+
+def main(args: argparse.Namespace) -> None:
+    if min(args.batch, args.steps, args.boxes, args.classes) < 1 or any(side % SIZE_DIVISOR for side in args.size):
+        raise UserError(f"counts must be at least 1 and --size multiples of {SIZE_DIVISOR}")
+    config = load_config(args.config, args.overrides)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    torch.manual_seed(config.seed)
+    memory_format = torch.channels_last if config.optim.channels_last else torch.contiguous_format
+    model = build_detector(config, args.classes).to(device, memory_format=memory_format).train()
+    criterion = build_criterion(config, model.quality, model.box_repr)
+    optimizer = build_optimizer(model, config.optim)
+    dtype = autocast_dtype(config.optim, device)
+    images, sizes, targets = random_batch(args, device)
+
+    def forward():
+        batch = normalize_images(images, sizes).contiguous(memory_format=memory_format)
+        with torch.autocast(device.type, dtype, enabled=dtype is not None):
+            return model(batch)
+
+    times: dict[str, list[float]] = {"forward": [], "losses": [], "backward": [], "update": []}
+    for _ in range(args.steps + 1):
+        output = timed(times["forward"], device, forward)
+        loss = timed(times["losses"], device, lambda: sum(criterion(output, targets, sizes).values()))  # noqa: B023
+        timed(times["backward"], device, loss.backward)
+        timed(times["update"], device, optimizer.step)
+        optimizer.zero_grad(set_to_none=True)
+    medians = {name: statistics.median(values[1:]) for name, values in times.items()}
+    total = sum(medians.values())
+    print(f"{args.config}: {args.batch} x {args.size[0]} x {args.size[1]}, {device.type}, {dtype or torch.float32}")
+    print("  ".join(f"{name} {1e3 * value:.1f} ms" for name, value in medians.items()))
+    print(f"step {1e3 * total:.1f} ms (median of {args.steps}), {args.batch / total:.2f} images/s")
+    print(f"peak memory {peak_memory(device) / 2**30:.2f} GiB")
+
+
+def random_batch(args: argparse.Namespace, device: torch.device) -> tuple[torch.Tensor, torch.Tensor, Targets]:
+    """uint8 images (B, 3, H, W), their sizes (B, 2) and targets with boxes of at least an eighth of the image."""
+    height, width = args.size
+    images = torch.randint(0, 256, (args.batch, 3, height, width), dtype=torch.uint8)
+    corners = torch.rand(args.batch, args.boxes, 2) * 0.5
+    boxes = torch.cat([corners, corners + 0.125 + 0.375 * torch.rand_like(corners)], dim=-1)
+    boxes = boxes * torch.tensor([width, height, width, height])
+    labels = torch.randint(0, args.classes, boxes.shape[:2])
+    targets = Targets(boxes.to(device), labels.to(device), torch.ones_like(labels, dtype=torch.bool).to(device))
+    return images.to(device), torch.tensor([args.size] * args.batch, device=device), targets
+
+
+def timed(times: list[float], device: torch.device, function):
+    """Call `function` and note how long it took, the device's own work included."""
+    start = time.perf_counter()
+    result = function()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    times.append(time.perf_counter() - start)
+    return result
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes: of tensors on a GPU, of the whole process on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+if __name__ == "__main__":
+    run(main, ARGS)
