@@ -4,7 +4,10 @@ All is drawn at twice the final size and averaged down, which anti-aliases every
 k covers [k, k + 1). Pillow's built-in font knows ASCII and little more ("±", "·").
 """
 
+from collections.abc import Sequence
+
 import numpy as np
+from numpy.typing import ArrayLike
 from PIL import Image, ImageDraw, ImageFont
 
 # After Okabe and Ito (2008), safe for colour-blind eyes: ordered for contrast, without a blue too dark for the card.
@@ -23,7 +26,14 @@ LEGEND = (
 )
 
 
-def draw_boxes(image, boxes_xyxy, labels, texts, target_boxes=None, min_long_side=640):
+def draw_boxes(
+    image: np.ndarray,
+    boxes_xyxy: ArrayLike,
+    labels: ArrayLike,
+    texts: Sequence[str],
+    target_boxes: ArrayLike | None = None,
+    min_long_side: int = 640,
+) -> np.ndarray:
     """Draw detections, and under them dashed white ground truth.
 
     image: (H, W, 3) uint8 RGB. boxes_xyxy: (M, 4) pixels, best first. labels: (M,) int, the colour. texts: M strings;
@@ -39,7 +49,16 @@ def draw_boxes(image, boxes_xyxy, labels, texts, target_boxes=None, min_long_sid
     return np.array(canvas.reduce(SUPERSAMPLE))
 
 
-def draw_distributions(image, boxes_xyxy, points, strides, probabilities, labels, texts, delta=1.0):
+def draw_distributions(
+    image: np.ndarray,
+    boxes_xyxy: ArrayLike,
+    points: ArrayLike,
+    strides: ArrayLike,
+    probabilities: ArrayLike,
+    labels: ArrayLike,
+    texts: Sequence[str],
+    delta: float = 1.0,
+) -> np.ndarray:
     """Show where each side of each detection may lie: an overview, then one enlarged panel per detection.
 
     image: (H, W, 3) uint8 RGB. boxes_xyxy: (M, 4) pixels. points: (M, 2) pixels, the points that predict the boxes.
@@ -63,7 +82,7 @@ def draw_distributions(image, boxes_xyxy, points, strides, probabilities, labels
     return np.array(_arrange(cells).reduce(SUPERSAMPLE))
 
 
-def bin_positions(points, strides, num_bins, delta=1.0):
+def bin_positions(points: ArrayLike, strides: ArrayLike, num_bins: int, delta: float = 1.0) -> np.ndarray:
     """Where the bins lie in the picture: (M, 4, num_bins) pixels, x for left and right, y for top and bottom.
 
     points: (M, 2) pixels. strides: (M,) pixels. Bin i lies i * delta strides from the point, outwards.
@@ -73,7 +92,7 @@ def bin_positions(points, strides, num_bins, delta=1.0):
     return start + outwards * delta * np.asarray(strides, dtype=float).reshape(-1, 1, 1) * np.arange(num_bins)
 
 
-def mean_and_std(positions, probabilities):
+def mean_and_std(positions: np.ndarray, probabilities: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Expectation and standard deviation over the last axis, in the unit of positions: (..., N) x 2 -> (...) x 2."""
     mean = (positions * probabilities).sum(-1)
     return mean, np.sqrt(((positions - mean[..., None]) ** 2 * probabilities).sum(-1))
