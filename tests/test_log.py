@@ -23,7 +23,8 @@ def losses(value):
 
 
 def train(log, steps):
-    return [log.train_step(step, 1 + step // 10, losses(step), rate=0.01 * step) for step in steps]
+    last = log.total_steps
+    return [log.train_step(step, 1 + step // 10, losses(step), rate=0.01 * step, look=step == last) for step in steps]
 
 
 def records(run_dir):
@@ -56,7 +57,7 @@ def test_plain_lines_tell_losses_rate_speed_and_what_remains(tmp_path, capsys):
 def test_an_evaluation_is_recorded_without_the_figures_that_are_not_there(tmp_path, capsys):
     log = open_log(tmp_path)
     train(log, range(1, 21))
-    log.evaluation(METRICS, [])
+    log.evaluation(3, METRICS, [])
     log.close()
     assert records(tmp_path)[-1] == {"step": 20, "epoch": 3, "val/AP": 0.5, "val/AP50": 0.75, "val_class/disc": 0.5}
     assert capsys.readouterr().out.splitlines()[-1] == "epoch   3  val  AP 0.500  AP50 0.750"
@@ -65,7 +66,7 @@ def test_an_evaluation_is_recorded_without_the_figures_that_are_not_there(tmp_pa
 def test_tensorboard_gets_the_same_scalars_and_the_pictures(tmp_path):
     log = open_log(tmp_path)
     train(log, range(1, 5))
-    log.evaluation(METRICS, [np.full((8, 6, 3), number, np.uint8) for number in range(2)])
+    log.evaluation(3, METRICS, [np.full((8, 6, 3), number, np.uint8) for number in range(2)])
     log.close()
     events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     assert [(event.step, event.value) for event in events.Scalars("loss/cls")] == [(2, 1.5), (4, 3.5)]
