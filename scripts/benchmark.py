@@ -19,7 +19,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--classes", type=int, default=80, help="number of classes (default 80)")
     parser.add_argument("--boxes", type=int, default=8, help="boxes per image (default 8)")
     parser.add_argument("--steps", type=int, default=5, help="counted steps after one to warm up (default 5)")
-    return parser.parse_args()
+    return parser.parse_intermixed_args()  # overrides may also follow a flag
 
 
 ARGS = parse_args() if __name__ == "__main__" else None  # before the heavy imports, so that --help answers at once
