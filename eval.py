@@ -37,7 +37,7 @@ from gfl.checkpoint import load_detector
 from gfl.coco_eval import coco_metrics, metrics_table, run_detector, write_json
 from gfl.data.coco import load_coco
 from gfl.data.loader import build_eval_loader
-from gfl.errors import run
+from gfl.errors import UserError, run
 
 
 def main(args: argparse.Namespace) -> None:
@@ -45,6 +45,8 @@ def main(args: argparse.Namespace) -> None:
     annotations, images = args.data or (config.data.val.annotations, config.data.val.images)
     # Another split gets a folder of its own, so that the run's own figures stay.
     out = Path(args.out) if args.out else path.parent / Path(annotations).stem if args.data else path.parent
+    if out.is_file():
+        raise UserError(f"--out {out} is a file; choose a folder")
     with distributed.process_group() as device:
         data = load_coco(annotations, images, class_names)
         rank, world = distributed.rank(), distributed.world_size()

@@ -74,6 +74,8 @@ class Trainer:
 
     def _find_checkpoint(self, resume: bool) -> Path | None:
         """Where the run goes on. A run that is there already is never overwritten."""
+        if self.run_dir.exists() and not self.run_dir.is_dir():
+            raise UserError(f"run_dir {self.run_dir} is a file; choose a folder")
         newest = distributed.share_from_main(find_checkpoint(self.run_dir, "last.pt", "best.pt"))
         if newest and not resume:
             raise UserError(f"{self.run_dir} already holds a run: go on with --resume, or choose another run_dir=...")
@@ -157,7 +159,13 @@ class Trainer:
         text += [f"note     train: {note}" for note in data.notes] + [f"note     val: {n}" for n in self.val_data.notes]
         if dropped := len(data) - len(sampler.candidates):
             text.append(f"note     {dropped} training images without boxes dropped; data.keep_empty=true keeps them")
-        if self.checkpoint:
+        if optim.warmup_steps * 2 > optim.epochs * sampler.steps_per_epoch:
+            text.append(
+                "note     more than half of the steps are warm-up; lower optim.warmup_steps or raise optim.epochs"
+            )
+        if self.checkpoint and self.progress.epoch == optim.epochs:
+            text.append(f"resume   {self.checkpoint} is complete, nothing is left to train")
+        elif self.checkpoint:
             text.append(f"resume   {self.checkpoint}: epoch {self.progress.epoch + 1}, step {self.progress.step}")
         text += [f"changed  {change}" for change in self.changes]
         return "\n".join(text)
@@ -239,9 +247,10 @@ class Trainer:
     def leave(self) -> None:
         """Save in the middle of an epoch and stop."""
         self.save("last.pt")
+        self.log.close()  # the progress bar goes before anything is printed
         if distributed.is_main():
-            epoch, step = self.progress.epoch + 1, self.progress.step
-            print(f"stopped after step {step} of epoch {epoch}; the same command with --resume goes on from there")
+            done = f"step {self.progress.step} of epoch {self.progress.epoch + 1}"
+            print(f"stopped after {done}, saved in {self.run_dir}; the same command with --resume goes on from there")
         raise KeyboardInterrupt
 
     def save(self, name: str) -> None:

@@ -59,7 +59,7 @@ def save_checkpoint(
     except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
         with contextlib.suppress(OSError):
             temporary.unlink()
-        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+        reason = getattr(error, "strerror", None) or "the disk is full, or fails"
         raise UserError(
             f"cannot write checkpoint {path}: {reason}; free some space, then go on with --resume"
         ) from None

@@ -43,7 +43,9 @@ class RunLog:
         except OSError as error:
             raise UserError(f"cannot write to {run_dir}: {error.strerror}") from None
         if sys.stderr.isatty():
-            self.bar = tqdm(total=total_steps, initial=first_step, unit="step", dynamic_ncols=True)
+            # The bar comes last and takes what room is left, so that a narrow terminal still shows the figures.
+            layout = "{percentage:3.0f}% {n_fmt}/{total_fmt} <{remaining}{postfix} {bar}"
+            self.bar = tqdm(total=total_steps, initial=first_step, bar_format=layout, dynamic_ncols=True)
 
     def train_step(self, step: int, epoch: int, losses: dict[str, Tensor], rate: float, *, look: bool = False) -> bool:
         """Note that `step` steps are done. Every `interval` steps, and when told to `look`, the averages are recorded
@@ -77,7 +79,7 @@ class RunLog:
         self._record(scalars | {"lr": rate, "images_per_s": images_per_s})
         text = "  ".join(f"{name} {value:.3f}" for name, value in losses.items()) + f"  lr {rate:.1e}"
         if self.bar:
-            self.bar.set_postfix_str(f"epoch {self.epoch}  {text}  {images_per_s:.1f} images/s")
+            self.bar.set_postfix_str(f"{text}  {images_per_s:.1f} images/s")
             return
         minutes, seconds = divmod(round((self.total_steps - self.step) * self.images_per_step / images_per_s), 60)
         self._print(
@@ -98,9 +100,10 @@ class RunLog:
         self._since += time.perf_counter() - self._last_step  # evaluation is no training time
 
     def close(self) -> None:
-        """Flush and close."""
+        """Flush and close; may be called twice."""
         if self.bar:
             self.bar.close()
+            self.bar = None
         if self.enabled:
             self.writer.close()
 

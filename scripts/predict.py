@@ -47,6 +47,8 @@ SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
 
 
 def main(args: argparse.Namespace) -> None:
+    if Path(args.out).is_file():
+        raise UserError(f"--out {args.out} is a file; choose a folder")
     paths = find_images(Path(args.images))[: args.limit]
     model, config, class_names, _ = load_detector(Path(args.checkpoint))
     config = replace(config, eval=replace(config.eval, score_thresh=args.score))

@@ -32,7 +32,7 @@ def read_image(path: Path, size: tuple[int, int] | None = None) -> np.ndarray:
     for flags in (cv2.IMREAD_COLOR_RGB, cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION):
         image = _decode(data, flags)
         if image is None:
-            raise UserError(f"image {path} is damaged or of an unknown format; restore it or drop it from the json")
+            raise UserError(f"image {path} is damaged or of an unknown format; restore it or leave it out")
         if size is None or image.shape[:2] == tuple(size):
             return image
     height, width = image.shape[:2]
