@@ -259,7 +259,7 @@ def test_missing_images_are_counted_and_named(coco_set, refusal):
         made.file(number).unlink()
     message = refusal(made.load)
     assert message.startswith(f"{made.annotations}: 4 of its 6 images are not in {made.images}")
-    assert message.endswith("001.png, 002.png, 003.png and 1 more")
+    assert "001.png, 002.png, 003.png and 1 more" in message
 
 
 def test_a_missing_image_folder_is_named(coco_set, refusal):

@@ -154,9 +154,8 @@ def _check_files(root: str, file_names: np.ndarray, path: str) -> None:
         raise UserError(f"no image folder {root!r} (for {path}); see data/README.md for where data sets go")
     missing = [name for name in file_names if not os.path.isfile(os.path.join(root, name))]
     if missing:
-        raise UserError(
-            f"{path}: {len(missing)} of its {len(file_names)} images are not in {root}: {_some(missing)}; bring them there or drop them"
-        )
+        count = f"{len(missing)} of its {len(file_names)} images are not in {root}"
+        raise UserError(f"{path}: {count}: {_some(missing)}; bring them there or leave them out of the json")
 
 
 def _read_boxes(
