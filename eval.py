@@ -42,9 +42,12 @@ from gfl.errors import UserError, run
 
 def main(args: argparse.Namespace) -> None:
     model, config, class_names, path = load_detector(Path(args.checkpoint), args.overrides)
-    annotations, images = args.data or (config.data.val.annotations, config.data.val.images)
-    # Another split gets a folder of its own, so that the run's own figures stay.
-    out = Path(args.out) if args.out else path.parent / Path(annotations).stem if args.data else path.parent
+    annotations, images, out = config.data.val.annotations, config.data.val.images, path.parent
+    if args.data:  # another split gets a folder of its own, so that the run's own figures stay
+        annotations, images = args.data
+        out = path.parent / Path(annotations).stem
+    if args.out:
+        out = Path(args.out)
     if out.is_file():
         raise UserError(f"--out {out} is a file; choose a folder")
     with distributed.process_group() as device:

@@ -19,7 +19,6 @@ def parse_args() -> argparse.Namespace:
 ARGS = parse_args() if __name__ == "__main__" else None  # before the heavy imports, so that --help answers at once
 
 import contextlib
-import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -183,7 +182,7 @@ class Trainer:
             interval=self.config.log.interval,
             enabled=distributed.is_main(),
         )
-        self.stop = StopRequest()
+        self.stop = distributed.StopRequest()
         try:
             for epoch in range(self.progress.epoch, optim.epochs):
                 self.train_epoch(epoch)
@@ -279,28 +278,6 @@ class Trainer:
         if (metrics["AP"] or 0.0) > self.progress.best:
             self.progress = self.progress._replace(best=metrics["AP"] or 0.0)
             self.save("best.pt")
-
-
-class StopRequest:
-    """Ctrl-C or SIGTERM asks for a stop after the step; a second Ctrl-C kills at once."""
-
-    def __init__(self) -> None:
-        self._asked = False
-        signal.signal(signal.SIGINT, self._ask)
-        signal.signal(signal.SIGTERM, self._ask)
-
-    def _ask(self, *_: Any) -> None:
-        self._asked = True
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-
-    @property
-    def asked_alone(self) -> bool:
-        """Whether the only process was asked; many have to agree first."""
-        return self._asked and distributed.world_size() == 1
-
-    def agreed(self, device: torch.device) -> bool:
-        """Whether any process was asked; all call this at the same step."""
-        return bool(distributed.mean_over_processes(torch.tensor(float(self._asked), device=device)) > 0)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,8 @@ Count = Annotated[int, at_least(1)]
 NotNegative = Annotated[float, at_least(0)]
 Probability = Annotated[float, Check("in [0, 1]", lambda value: 0 <= value <= 1)]
 
+P3_TO_P7 = (8, 16, 32, 64, 128)  # strides
+
 
 def _doubles_from_8(strides: tuple[int, ...]) -> bool:
     return len(strides) >= 3 and strides == tuple(8 * 2**level for level in range(len(strides)))
@@ -51,13 +53,7 @@ class HeadConfig:
 
 @dataclass(frozen=True)
 class PointsConfig:
-    strides: Annotated[tuple[int, ...], Check("[8, 16, 32, ...], each twice the last", _doubles_from_8)] = (
-        8,
-        16,
-        32,
-        64,
-        128,
-    )
+    strides: Annotated[tuple[int, ...], Check("[8, 16, 32, ...], each twice the last", _doubles_from_8)] = P3_TO_P7
     offset: Annotated[float, Check("in [0, 1)", lambda value: 0 <= value < 1)] = 0.0  # in strides
 
 
@@ -216,7 +212,7 @@ def parse_overrides(overrides: Iterable[str]) -> dict[str, Any]:
         if not equals:
             raise UserError(f"command line: {override!r} is not of the form section.key=value")
         try:
-            nested: Any = yaml.safe_load(text)
+            nested: Any = yaml.load(text, _Loader)
         except yaml.YAMLError as error:
             raise UserError(f"command line: {override!r}: the value is not YAML ({_one_line(error)})") from None
         for part in reversed(key.split(".")):
