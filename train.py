@@ -28,7 +28,7 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from gfl import distributed
-from gfl.checkpoint import Progress, find_checkpoint, load_model_state, read_checkpoint, save_checkpoint
+from gfl.checkpoint import TRAINING, Progress, find_checkpoint, load_model_state, read_checkpoint, save_checkpoint
 from gfl.coco_eval import coco_metrics, run_detector, sample_pictures
 from gfl.config import Config, config_differences, load_config, save_config
 from gfl.criterion import build_criterion
@@ -37,7 +37,7 @@ from gfl.data.loader import TrainSampler, batches, build_eval_loader, build_trai
 from gfl.errors import UserError, run
 from gfl.log import RunLog
 from gfl.model.detector import build_detector, normalize_images
-from gfl.optim import autocast_dtype, build_optimizer, learning_rate, scaled_lr
+from gfl.optim import autocast_dtype, build_optimizer, learning_rate, scaled_lr, set_learning_rate
 from gfl.structures import Batch
 
 
@@ -108,6 +108,8 @@ class Trainer:
     def _restore(self, path: Path) -> None:
         """Load model, optimiser and position; a changed config is told, one that does not fit is refused."""
         state = read_checkpoint(path)
+        if not state.keys() >= TRAINING:
+            raise UserError(f"{path} holds weights only, as conversion writes them; --resume cannot go on from it")
         self.changes = config_differences(state["config"], self.config)
         self.progress = Progress(**state["progress"])
         fresh, saved = self.optimizer.state_dict()["param_groups"], state["optimizer"]
@@ -122,7 +124,7 @@ class Trainer:
             [len(group["params"]) for group in fresh] != [len(group["params"]) for group in saved["param_groups"]]
         ):
             raise UserError(
-                f"{path} was trained with another optim.name or frozen_stages, which --resume cannot change"
+                f"{path} was trained with another optim.name, bias factor or frozen_stages; --resume cannot change it"
             )
         load_model_state(self.model, state, path)
         self.optimizer.load_state_dict({"state": saved["state"], "param_groups": fresh})
@@ -214,8 +216,7 @@ class Trainer:
     def train_step(self, iterator: Iterator[Batch], rate: float) -> dict[str, Tensor]:
         """One update of the weights from `accumulate` passes; the losses stay on the device."""
         optim = self.config.optim
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
+        set_learning_rate(self.optimizer, rate)
         self.optimizer.zero_grad(set_to_none=True)
         passes = []
         for number in range(optim.accumulate):

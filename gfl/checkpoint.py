@@ -2,19 +2,20 @@
 
 import contextlib
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from gfl.config import Config, config_from_dict, config_to_dict, merge, parse_overrides
 from gfl.errors import UserError
 from gfl.model.detector import Detector, build_detector
 
 FORMAT = "gfl-1"
-CONTENTS = {"model", "config", "class_names", "progress", "optimizer", "scaler"}
+WEIGHTS = {"model", "config", "class_names"}  # what evaluation needs
+TRAINING = {"progress", "optimizer", "scaler"}  # what --resume needs besides; a converted checkpoint has none
 
 
 class Progress(NamedTuple):
@@ -40,19 +41,29 @@ def save_checkpoint(
 
     Raises `UserError` if the disk is full or the folder cannot be written.
     """
-    state = {
-        "format": FORMAT,
-        "model": model.state_dict(),
-        "config": config_to_dict(config),
-        "class_names": list(class_names),
+    training = {
         "progress": progress._asdict(),
         "optimizer": optimizer.state_dict(),
         "scaler": scaler.state_dict(),
     }
+    try:
+        write_torch_file(path, weights(model.state_dict(), config, class_names) | training)
+    except UserError as error:
+        raise UserError(f"{error}; free some space, then go on with --resume") from None
+
+
+def weights(model: Mapping[str, Tensor], config: Config, class_names: Sequence[str]) -> dict[str, Any]:
+    """The part of a checkpoint that evaluation needs."""
+    config_tree, names = config_to_dict(config), list(class_names)
+    return {"format": FORMAT, "model": model, "config": config_tree, "class_names": names}
+
+
+def write_torch_file(path: Path, content: Any) -> None:
+    """Write tensors and plain data, whole or not at all; raises `UserError` if the disk is full or forbids it."""
     temporary = path.with_name(path.name + ".tmp")
     try:
         with open(temporary, "wb") as file:
-            torch.save(state, file)
+            torch.save(content, file)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -60,9 +71,7 @@ def save_checkpoint(
         with contextlib.suppress(OSError):
             temporary.unlink()
         reason = getattr(error, "strerror", None) or "the disk is full, or fails"
-        raise UserError(
-            f"cannot write checkpoint {path}: {reason}; free some space, then go on with --resume"
-        ) from None
+        raise UserError(f"cannot write {path}: {reason}") from None
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
@@ -73,7 +82,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         raise UserError(f"cannot read checkpoint {path}: {error.strerror or error}") from None
     except Exception:  # torch raises many types for a file it cannot read
         raise UserError(f"{path} is not a checkpoint of this program, or it is damaged") from None
-    if not isinstance(state, dict) or state.get("format") != FORMAT or not state.keys() >= CONTENTS:
+    if not isinstance(state, dict) or state.get("format") != FORMAT or not state.keys() >= WEIGHTS:
         raise UserError(f"{path} is not a checkpoint of this program (format {FORMAT!r}), or lacks parts")
     return state
 

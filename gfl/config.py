@@ -22,6 +22,11 @@ def _doubles_from_8(strides: tuple[int, ...]) -> bool:
     return len(strides) >= 3 and strides == tuple(8 * 2**level for level in range(len(strides)))
 
 
+def _are_fractions(offset: float | tuple[float, ...]) -> bool:
+    offsets = offset if isinstance(offset, tuple) else (offset,)
+    return len(offsets) > 0 and all(0 <= value < 1 for value in offsets)
+
+
 def _is_size_or_range(side: int | tuple[int, ...]) -> bool:
     sides = (side,) if isinstance(side, int) else side
     return len(sides) in (1, 2) and 0 < sides[0] <= sides[-1]
@@ -29,10 +34,12 @@ def _is_size_or_range(side: int | tuple[int, ...]) -> bool:
 
 @dataclass(frozen=True)
 class BackboneConfig:
-    name: Literal["resnet18", "resnet34", "resnet50", "resnet101"] = "resnet50"
+    name: Literal["resnet18", "resnet34", "resnet50", "resnet101", "resnext101_32x4d"] = "resnet50"
     weights: str = "torchvision"  # "torchvision" downloads ImageNet's, "none" trains from scratch, else a file
     frozen_stages: Literal[-1, 0, 1, 2, 3, 4] = 1  # -1 nothing, 0 the stem, 1 also the first stage, ...
     norm_eval: bool = True  # BatchNorm keeps its running statistics
+    dcn: Literal["none", "v1", "v2"] = "none"  # deformable convolutions
+    dcn_stages: tuple[Literal["c2", "c3", "c4", "c5"], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -41,11 +48,21 @@ class FPNConfig:
 
 
 @dataclass(frozen=True)
+class DGQPConfig:
+    """GFLv2's quality predictor, for `quality: dgqp`."""
+
+    topk: Count = 4  # largest probabilities it sees of each side
+    hidden: Count = 64
+    add_mean: bool = True  # it also sees their mean
+
+
+@dataclass(frozen=True)
 class HeadConfig:
     # GroupNorm's 32 groups need two channels each: one alone has no deviation on a 1 x 1 map.
     channels: Annotated[int, Check("a multiple of 32 from 64 on", lambda n: n >= 64 and n % 32 == 0)] = 256
     num_convs: Count = 4
     quality: str = "joint"  # gfl/quality.py
+    dgqp: DGQPConfig = field(default_factory=DGQPConfig)
     box: str = "general"  # gfl/box_repr.py
     reg_max: Count = 16
     delta: Annotated[float, above(0)] = 1.0
@@ -54,7 +71,8 @@ class HeadConfig:
 @dataclass(frozen=True)
 class PointsConfig:
     strides: Annotated[tuple[int, ...], Check("[8, 16, 32, ...], each twice the last", _doubles_from_8)] = P3_TO_P7
-    offset: Annotated[float, Check("in [0, 1)", lambda value: 0 <= value < 1)] = 0.0  # in strides
+    # In strides: one for all levels, or one per level.
+    offset: Annotated[float | tuple[float, ...], Check("in [0, 1), or a list of such", _are_fractions)] = 0.0
 
 
 @dataclass(frozen=True)
@@ -91,9 +109,10 @@ class SplitConfig:
 class DataConfig:
     train: SplitConfig = field(default_factory=SplitConfig)
     val: SplitConfig = field(default_factory=SplitConfig)
-    # One size, or a range [low, high] of which each training image draws one and evaluation takes the high end.
+    # One size, or a range [low, high] of which each training image draws one.
     short_side: Annotated[int | tuple[int, ...], Check("a size or a range [low, high]", _is_size_or_range)] = 800
     long_side: Count = 1333
+    eval_short_side: Annotated[int, at_least(0)] = 0  # in evaluation; 0: the highest short_side
     flip: Probability = 0.5
     augment: tuple[dict[str, Any], ...] = ()  # albumentations transforms: [{name: ..., arguments}]
     keep_empty: bool = False  # train on images without boxes as well
@@ -101,9 +120,13 @@ class DataConfig:
 
     @property
     def short_sides(self) -> tuple[int, int]:
-        """Lowest and highest short side; evaluation takes the highest."""
+        """Lowest and highest short side of training images."""
         sides = (self.short_side,) if isinstance(self.short_side, int) else self.short_side
         return sides[0], sides[-1]
+
+    @property
+    def short_side_in_eval(self) -> int:
+        return self.eval_short_side or self.short_sides[1]
 
 
 @dataclass(frozen=True)
@@ -115,6 +138,8 @@ class OptimConfig:
     accumulate: Count = 1  # passes per step
     momentum: Probability = 0.9
     weight_decay: NotNegative = 1.0e-4
+    bias_lr_factor: Annotated[float, above(0)] = 1.0  # on the rate of biases; V1's recipe has 2
+    bias_decay_factor: NotNegative = 1.0  # on their weight decay; V1's recipe has 0
     epochs: Count = 12
     decay: Literal["step", "cosine"] = "step"
     # Epochs after which the rate is divided by 10 (decay: step).
@@ -247,11 +272,13 @@ def _read_with_bases(path: Path, inheriting: tuple[Path, ...] = ()) -> dict[str,
         raise UserError(f"{path}: a config is a mapping of sections, not {describe(tree)}")
     base = tree.pop("base", None)
     build(Config, tree, str(path))  # here, so that an error names the file the key stands in
-    if base is None:
-        return tree
-    if not isinstance(base, str):
-        raise UserError(f"{path}: base must be the path of a config, not {describe(base)}")
-    return merge(_read_with_bases(path.parent / base, (*inheriting, path.resolve())), tree)
+    bases = [] if base is None else base if isinstance(base, list) else [base]
+    if not all(isinstance(name, str) for name in bases):
+        raise UserError(f"{path}: base must be the path of a config or a list of them, not {describe(base)}")
+    inherited: dict[str, Any] = {}
+    for name in bases:  # of several, a later one overrides the earlier
+        inherited = merge(inherited, _read_with_bases(path.parent / name, (*inheriting, path.resolve())))
+    return merge(inherited, tree)
 
 
 def merge(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:

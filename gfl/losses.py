@@ -31,6 +31,19 @@ def distribution_focal_loss(reg_logits: Tensor, target_bins: Tensor) -> Tensor:
     return -(1 - right_weight) * log_left - right_weight * log_right
 
 
+def generalized_focal_loss(
+    prob_left: Tensor, prob_right: Tensor, target: Tensor, *, left: float | Tensor, right: float | Tensor, beta: float
+) -> Tensor:
+    """GFL, eq. 7: focal loss, QFL and DFL are its special cases, which training uses in their stabler forms.
+
+    `prob_left` and `prob_right` are the probabilities of the values ``left <= target <= right``; all of one shape. The
+    minimum over them lies at ``prob_left = (right - target) / (right - left)`` and the rest on the right.
+    """
+    difference = target - (left * prob_left + right * prob_right)
+    cross_entropy = torch.xlogy(right - target, prob_left) + torch.xlogy(target - left, prob_right)
+    return -difference.abs().pow(beta) * cross_entropy
+
+
 def giou_loss(boxes_xyxy: Tensor, target_xyxy: Tensor) -> Tensor:
     """1 - GIoU (arXiv 1902.09630): (..., 4), (..., 4) -> (...) in [0, 2]."""
     return 1 - generalized_box_iou(boxes_xyxy, target_xyxy)

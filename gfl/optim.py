@@ -10,11 +10,44 @@ from gfl.config import OptimConfig
 
 
 def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
-    """SGD with momentum or AdamW over the parameters that are not frozen, all with the same rate and decay."""
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    """SGD with momentum or AdamW over the parameters that are not frozen.
+
+    One group with the same rate and decay for all, or a second one for the biases where the config treats them
+    differently. `set_learning_rate` honours each group's factor.
+    """
+    trained = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+    groups = [{"params": [parameter for _, parameter in trained], "lr_factor": 1.0}]
+    if (config.bias_lr_factor, config.bias_decay_factor) != (1.0, 1.0):
+        biases = _biases(model)
+        groups[0]["params"] = [parameter for name, parameter in trained if name not in biases]
+        groups.append(
+            {
+                "params": [parameter for name, parameter in trained if name in biases],
+                "lr_factor": config.bias_lr_factor,
+                "weight_decay": config.weight_decay * config.bias_decay_factor,
+            }
+        )
     if config.name == "sgd":  # not fused: with fp16, a first step that overflows leaves its momentum uninitialised
-        return torch.optim.SGD(parameters, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay)
-    return torch.optim.AdamW(parameters, lr=config.lr, weight_decay=config.weight_decay, fused=True)
+        return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay)
+    return torch.optim.AdamW(groups, lr=config.lr, weight_decay=config.weight_decay, fused=True)
+
+
+def _biases(model: nn.Module) -> set[str]:
+    """The biases that V1's recipe means: of everything but norms.
+
+    It knows norms by the names bn and gn; those of the shortcuts have neither and so count as layers with a bias.
+    """
+    return {
+        f"{name}.bias"
+        for name, module in model.named_modules()
+        if "downsample" in name or not isinstance(module, (nn.BatchNorm2d, nn.GroupNorm))
+    }
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Give every group `rate` times its factor."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group["lr_factor"]
 
 
 def scaled_lr(config: OptimConfig) -> float:

@@ -14,17 +14,19 @@ def make_point_grid(
     feature_sizes: Sequence[tuple[int, int]],
     strides: Sequence[int],
     *,
-    offset: float = 0.0,
+    offset: float | Sequence[float] = 0.0,
     device: torch.device | None = None,
 ) -> PointGrid:
     """Points at ``(index + offset) * stride`` of every level, from the (height, width) of its feature map.
 
-    `offset` is in strides: 0 is mmdetection's convention; see "Deviations" in the README.
+    `offset` is in strides, one for all levels or one per level: 0 is mmdetection's convention; see "Deviations" in the
+    README.
     """
     points, point_strides = [], []
-    for (height, width), stride in zip(feature_sizes, strides, strict=True):
-        y = (torch.arange(height, device=device, dtype=torch.float32) + offset) * stride
-        x = (torch.arange(width, device=device, dtype=torch.float32) + offset) * stride
+    offsets = offset if isinstance(offset, Sequence) else [offset] * len(strides)
+    for (height, width), stride, shift in zip(feature_sizes, strides, offsets, strict=True):
+        y = (torch.arange(height, device=device, dtype=torch.float32) + shift) * stride
+        x = (torch.arange(width, device=device, dtype=torch.float32) + shift) * stride
         grid_y, grid_x = torch.meshgrid(y, x, indexing="ij")
         points.append(torch.stack([grid_x, grid_y], dim=-1).reshape(-1, 2))
         point_strides.append(torch.full((height * width,), float(stride), device=device))

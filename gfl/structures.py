@@ -52,7 +52,7 @@ class HeadOutput(NamedTuple):
 
     cls_logits: Tensor  # (B, P, C)
     reg_pred: Tensor  # (B, P, 4, K)
-    quality_logits: Tensor | None  # (B, P) of a quality branch; None where the class score is the quality
+    quality_logits: Tensor | None  # (B, P) of a quality predictor; None where the class score is the quality
     grid: PointGrid
 
 

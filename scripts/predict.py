@@ -104,7 +104,7 @@ def predict(model: Detector, config: Config, image: np.ndarray) -> dict[str, np.
     """Detections of an RGB image (H, W, 3), best first, in its pixels: boxes (M, 4), labels, scores (M,), and for each
     the predicting point (M, 2), its stride (M,) and the probabilities (M, 4, N) of its sides."""
     height, width = image.shape[:2]
-    size = keep_ratio_size(height, width, short_side=config.data.short_sides[1], long_side=config.data.long_side)
+    size = keep_ratio_size(height, width, short_side=config.data.short_side_in_eval, long_side=config.data.long_side)
     resized, no_boxes = resize(image, np.zeros((0, 4), np.float32), size)
     sample = Sample(resized, no_boxes, np.zeros(0, np.int64), image_id=0, orig_size=(height, width))
     detections, output = detect(model, collate([sample]).to(next(model.parameters()).device), config.eval)

@@ -11,8 +11,9 @@ import torch
 from torch import nn
 
 from gfl.checkpoint import (
-    CONTENTS,
     FORMAT,
+    TRAINING,
+    WEIGHTS,
     Progress,
     find_checkpoint,
     load_detector,
@@ -116,7 +117,7 @@ def test_a_failed_write_leaves_the_old_checkpoint(tmp_path, monkeypatch, refusal
     with monkeypatch.context() as patched:
         patched.setattr(torch, "save", fail)
         message = refusal(Run().train(1).save, path)
-    assert message.startswith(f"cannot write checkpoint {path}: ")
+    assert message.startswith(f"cannot write {path}: ")
     assert "--resume" in message
     assert path.read_bytes() == before
     assert os.listdir(tmp_path) == ["last.pt"]
@@ -140,7 +141,7 @@ def test_a_write_that_is_interrupted_leaves_the_old_checkpoint(tmp_path, monkeyp
 
 
 def test_a_folder_that_is_gone_is_told(tmp_path, refusal):
-    assert f"cannot write checkpoint {tmp_path / 'gone' / 'last.pt'}" in refusal(Run().save, tmp_path / "gone/last.pt")
+    assert f"cannot write {tmp_path / 'gone' / 'last.pt'}" in refusal(Run().save, tmp_path / "gone/last.pt")
 
 
 # What is no checkpoint
@@ -290,6 +291,6 @@ def test_a_config_that_this_version_does_not_know_is_named_with_its_file(tmp_pat
     tree = config_to_dict(SMALL)
     tree["optim"]["nesterov"] = True
     path = tmp_path / "last.pt"
-    contents = dict.fromkeys(CONTENTS) | {"format": FORMAT, "config": tree, "class_names": ["a"]}
+    contents = dict.fromkeys(WEIGHTS | TRAINING) | {"format": FORMAT, "config": tree, "class_names": ["a"]}
     torch.save(contents, path)
     assert f"config in {path}: unknown key optim.nesterov" in refusal(load_detector, path)

@@ -10,7 +10,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # From the bottom up; a new module needs a row here. The packages' own files import nothing.
 ROWS = [
     {"gfl", "gfl.data", "gfl.model", "gfl.errors", "gfl.structures", "gfl.draw"},
-    {"gfl.typed", "gfl.boxes", "gfl.distributed"},
+    {"gfl.typed", "gfl.boxes", "gfl.distributed", "gfl.torch_file"},
     {
         "gfl.config",
         "gfl.losses",
@@ -24,7 +24,7 @@ ROWS = [
     {"gfl.points", "gfl.box_repr", "gfl.optim"},
     {"gfl.quality", "gfl.assign", "gfl.model.head", "gfl.postprocess", "gfl.data.loader"},
     {"gfl.criterion", "gfl.model.detector"},
-    {"gfl.checkpoint", "gfl.coco_eval"},
+    {"gfl.checkpoint", "gfl.coco_eval", "gfl.convert"},
 ]
 ROW = {module: row for row, modules in enumerate(ROWS) for module in modules}
 PROGRAMS = len(ROWS)  # train.py, eval.py and scripts/* stand above all

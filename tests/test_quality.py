@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from gfl.config import HeadConfig
 from gfl.errors import UserError
 from gfl.losses import quality_focal_loss
 from gfl.points import make_point_grid
@@ -48,9 +49,9 @@ def test_scores_are_sigmoids_in_float32():
 
 
 def test_build_by_name():
-    assert build_quality("joint", beta=2.5).beta == 2.5
+    assert build_quality(HeadConfig(), beta=2.5).beta == 2.5
 
 
 def test_an_unknown_name_is_told_with_those_that_exist():
     with pytest.raises(UserError, match=r"model\.head\.quality: 'joined' does not exist; available: .*joint"):
-        build_quality("joined", beta=2.0)
+        build_quality(HeadConfig(quality="joined"), beta=2.0)

@@ -35,6 +35,7 @@ class CocoDataset(Dataset):
     def __init__(self, data: CocoData, config: DataConfig, *, training: bool, seed: int = 0) -> None:
         self.data, self.training, self.seed = data, training, seed
         self.short_sides, self.long_side, self.flip = config.short_sides, config.long_side, config.flip
+        self.eval_short_side = config.short_side_in_eval
         self.augmentation = Augmentation(config.augment) if training and config.augment else None
 
     def __len__(self) -> int:
@@ -46,7 +47,8 @@ class CocoDataset(Dataset):
         orig_size = tuple(self.data.sizes[index].tolist())
         image = read_image(image_path(self.data, index), orig_size)
         rng = np.random.default_rng((self.seed, epoch, index)) if self.training else None
-        short_side = int(rng.integers(self.short_sides[0], self.short_sides[1] + 1)) if rng else self.short_sides[1]
+        low, high = self.short_sides
+        short_side = int(rng.integers(low, high + 1)) if rng else self.eval_short_side
         size = keep_ratio_size(*orig_size, short_side=short_side, long_side=self.long_side)
         image, boxes_xyxy = resize(image, boxes_xyxy, size)
         if self.augmentation:

@@ -1,19 +1,23 @@
 """ResNets as torchvision names and builds them, without the classifier, frozen as the detection recipe wants."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torchvision import models
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
+from torchvision.ops import deform_conv2d
 
 from gfl.errors import UserError
 
+# Block, blocks per stage, groups of the 3x3 convolutions, channels per group in the first stage.
 ARCHITECTURES = {
-    "resnet18": (BasicBlock, (2, 2, 2, 2)),
-    "resnet34": (BasicBlock, (3, 4, 6, 3)),
-    "resnet50": (Bottleneck, (3, 4, 6, 3)),
-    "resnet101": (Bottleneck, (3, 4, 23, 3)),
+    "resnet18": (BasicBlock, (2, 2, 2, 2), 1, 64),
+    "resnet34": (BasicBlock, (3, 4, 6, 3), 1, 64),
+    "resnet50": (Bottleneck, (3, 4, 6, 3), 1, 64),
+    "resnet101": (Bottleneck, (3, 4, 23, 3), 1, 64),
+    "resnext101_32x4d": (Bottleneck, (3, 4, 23, 3), 32, 4),
 }
 
 
@@ -23,12 +27,30 @@ class Backbone(ResNet):
     Args:
         frozen_stages: -1 trains everything, 0 freezes the stem, 1 also the first stage, ... up to 4.
         norm_eval: keep every BatchNorm on its running statistics in training; frozen ones always are.
+        dcn: ``none``, ``v1`` or ``v2``: what the 3x3 convolutions of `dcn_stages` (``c2`` to ``c5``) are made of.
+
+    Raises `UserError` for deformable convolutions that make no sense.
     """
 
-    def __init__(self, name: str, *, frozen_stages: int = 1, norm_eval: bool = True) -> None:
-        block, layers = ARCHITECTURES[name]
-        super().__init__(block, list(layers))
+    def __init__(
+        self,
+        name: str,
+        *,
+        frozen_stages: int = 1,
+        norm_eval: bool = True,
+        dcn: str = "none",
+        dcn_stages: Sequence[str] = (),
+    ) -> None:
+        block, layers, groups, width_per_group = ARCHITECTURES[name]
+        super().__init__(block, list(layers), groups=groups, width_per_group=width_per_group)
         del self.fc, self.avgpool
+        if (dcn == "none") != (len(dcn_stages) == 0):
+            raise UserError(f"model.backbone: dcn {dcn} with dcn_stages {list(dcn_stages)}; give both, or neither")
+        if dcn != "none" and block is BasicBlock:
+            raise UserError(f"model.backbone.dcn: {name} has no bottlenecks for them; resnet50 and deeper have")
+        for stage in dcn_stages:
+            for bottleneck in getattr(self, f"layer{int(stage[1]) - 1}"):
+                bottleneck.conv2 = DeformConv(bottleneck.conv2, modulated=dcn == "v2")
         self.norm_eval = norm_eval
         self.out_channels = tuple(width * block.expansion for width in (128, 256, 512))
         stages = [nn.ModuleList([self.conv1, self.bn1]), self.layer1, self.layer2, self.layer3, self.layer4]
@@ -53,19 +75,49 @@ class Backbone(ResNet):
         return c3, c4, self.layer4(c4)
 
 
+class DeformConv(nn.Conv2d):
+    """The convolution `plain`, sampling at learned offsets (v1, arXiv 1703.06211).
+
+    `modulated` also weighs every sample by a learned number in (0, 1) (v2, arXiv 1811.11168). One group of offsets;
+    offsets start at 0 and weights at 1/2, as in mmcv, whose names the state dict has.
+    """
+
+    def __init__(self, plain: nn.Conv2d, *, modulated: bool) -> None:
+        window = {"kernel_size": plain.kernel_size, "stride": plain.stride, "padding": plain.padding}
+        super().__init__(plain.in_channels, plain.out_channels, **window, groups=plain.groups, bias=False)
+        self.weight = plain.weight
+        self.samples = plain.kernel_size[0] * plain.kernel_size[1]
+        self.modulated = modulated
+        self.conv_offset = nn.Conv2d(plain.in_channels, self.samples * (3 if modulated else 2), **window)
+        nn.init.zeros_(self.conv_offset.weight)
+        nn.init.zeros_(self.conv_offset.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        # Offsets in half precision would be off by whole pixels, and torchvision has no such kernel on the CPU.
+        with torch.autocast(x.device.type, enabled=False):
+            features = x.float()
+            offset, mask = self.conv_offset(features), None
+            if self.modulated:
+                offset, mask = offset.split([2 * self.samples, self.samples], dim=1)
+                mask = mask.sigmoid()
+            window = {"stride": self.stride, "padding": self.padding}
+            return deform_conv2d(features, offset, self.weight, **window, mask=mask).to(x.dtype)
+
+
 def load_pretrained(backbone: Backbone, name: str, weights: str) -> None:
     """Fill `backbone` with ImageNet weights: ``none``, ``torchvision`` (its weights API, needs a network) or a file.
 
-    A file holds a torchvision state dict; its classifier is ignored. Raises `UserError` for weights that are missing,
-    unreadable or of another architecture.
+    A file holds a torchvision state dict; its classifier is ignored, and deformable convolutions keep their initial
+    offsets. Raises `UserError` for weights that are missing, unreadable or of another architecture.
     """
     if weights == "none":
         return
     state = _download(name) if weights == "torchvision" else _read(Path(weights))
-    state = {key: value for key, value in state.items() if not key.startswith("fc.")}
-    shapes = {key: value.shape for key, value in state.items()}
-    wanted = {key: value.shape for key, value in backbone.state_dict().items()}
-    wrong = sorted(key for key in wanted.keys() | shapes.keys() if wanted.get(key) != shapes.get(key))
+    own = backbone.state_dict()
+    # What no ImageNet model has, and the counters that files older than PyTorch 0.4.1 lack.
+    optional = {key for key in own if "conv_offset" in key or key.endswith("num_batches_tracked")}
+    state = {key: own[key] for key in optional} | {key: state[key] for key in state if not key.startswith("fc.")}
+    wrong = sorted(key for key in own.keys() | state.keys() if _shape(own, key) != _shape(state, key))
     if wrong:
         raise UserError(
             f"model.backbone.weights: {weights} does not fit {name}: {len(wrong)} tensors missing, left over or of "
@@ -74,9 +126,20 @@ def load_pretrained(backbone: Backbone, name: str, weights: str) -> None:
     backbone.load_state_dict(state)
 
 
+def _shape(state: dict[str, Tensor], key: str) -> torch.Size | None:
+    return state[key].shape if key in state else None
+
+
 def _download(name: str) -> dict[str, Tensor]:
     try:
-        return models.get_model_weights(name).IMAGENET1K_V1.get_state_dict(progress=False, check_hash=True)
+        weights = models.get_model_weights(name).IMAGENET1K_V1
+    except ValueError:
+        raise UserError(
+            f"model.backbone.weights: torchvision has none for {name}; download open-mmlab's, then give the file that "
+            "scripts/convert_checkpoint.py makes of them"
+        ) from None
+    try:
+        return weights.get_state_dict(progress=False, check_hash=True)
     except (OSError, RuntimeError) as error:  # RuntimeError: the file that came has another hash
         raise UserError(
             f"model.backbone.weights: torchvision could not download {name} ({error}); put the file somewhere and give "
@@ -90,8 +153,13 @@ def _read(path: Path) -> dict[str, Tensor]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception:  # torch raises many types for a file it cannot read
-        raise UserError(f"model.backbone.weights: cannot read {path}: damaged, or no file of tensors") from None
+        raise UserError(
+            f"model.backbone.weights: cannot read {path}: damaged, or no file of tensors; "
+            "scripts/convert_checkpoint.py reads those of other programs"
+        ) from None
     entries = state.items() if isinstance(state, dict) else [(None, None)]
     if not all(isinstance(key, str) and isinstance(value, Tensor) for key, value in entries):
-        raise UserError(f"model.backbone.weights: {path} is not a state dict of tensors")
+        raise UserError(
+            f"model.backbone.weights: {path} is not a state dict of tensors; scripts/convert_checkpoint.py makes one"
+        )
     return state

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from gfl.box_repr import GeneralBox, build_box_repr
 from gfl.boxes import distances_to_boxes
 from gfl.config import Config
+from gfl.errors import UserError
 from gfl.model.backbone import Backbone, load_pretrained
 from gfl.model.fpn import FPN
 from gfl.model.head import GFLHead
@@ -20,7 +21,7 @@ PIXEL_STD = (58.395, 57.12, 57.375)
 
 
 class Detector(nn.Module):
-    """Backbone -> FPN -> head, with raw outputs in training and evaluation alike."""
+    """Backbone -> FPN -> head -> quality, with raw outputs in training and evaluation alike."""
 
     def __init__(
         self, backbone: nn.Module, fpn: nn.Module, head: GFLHead, quality: JointQuality, box_repr: GeneralBox
@@ -31,7 +32,7 @@ class Detector(nn.Module):
 
     def forward(self, images: Tensor) -> HeadOutput:
         """Normalised images (B, 3, H, W), H and W multiples of 32 -> raw outputs."""
-        return self.head(self.fpn(self.backbone(images)))
+        return self.quality(self.head(self.fpn(self.backbone(images))))
 
     def decode(self, output: HeadOutput) -> tuple[Tensor, Tensor]:
         """Raw outputs -> boxes_xyxy (B, P, 4) in pixels and scores (B, P, C), both float32."""
@@ -68,14 +69,21 @@ def build_detector(config: Config, num_classes: int, *, pretrained: bool = True)
     Raises `UserError` for a value that does not exist and for weights that do not fit.
     """
     model = config.model
-    quality = build_quality(model.head.quality, beta=config.loss.qfl_beta)
+    offset, num_levels = model.points.offset, len(model.points.strides)
+    if isinstance(offset, tuple) and len(offset) != num_levels:
+        raise UserError(f"model.points.offset: {len(offset)} values for {num_levels} levels")
+    quality = build_quality(model.head, beta=config.loss.qfl_beta)
     box_repr = build_box_repr(model.head.box, reg_max=model.head.reg_max, delta=model.head.delta)
     backbone = Backbone(
-        model.backbone.name, frozen_stages=model.backbone.frozen_stages, norm_eval=model.backbone.norm_eval
+        model.backbone.name,
+        frozen_stages=model.backbone.frozen_stages,
+        norm_eval=model.backbone.norm_eval,
+        dcn=model.backbone.dcn,
+        dcn_stages=model.backbone.dcn_stages,
     )
     if pretrained:
         load_pretrained(backbone, model.backbone.name, model.backbone.weights)
-    fpn = FPN(backbone.out_channels, model.fpn.channels, num_extra=len(model.points.strides) - 3)
+    fpn = FPN(backbone.out_channels, model.fpn.channels, num_extra=num_levels - 3)
     head = GFLHead(
         num_classes,
         box_repr.num_outputs,
@@ -83,6 +91,6 @@ def build_detector(config: Config, num_classes: int, *, pretrained: bool = True)
         in_channels=model.fpn.channels,
         channels=model.head.channels,
         num_convs=model.head.num_convs,
-        offset=model.points.offset,
+        offset=offset,
     )
     return Detector(backbone, fpn, head, quality, box_repr)

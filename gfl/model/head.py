@@ -19,7 +19,7 @@ class GFLHead(nn.Module):
     Args:
         num_outputs: regression outputs per side (`box_repr.num_outputs`).
         strides: of the pyramid's levels, in pixels.
-        offset: of the points, in strides.
+        offset: of the points, in strides: one for all levels, or one per level.
     """
 
     def __init__(
@@ -31,7 +31,7 @@ class GFLHead(nn.Module):
         in_channels: int = 256,
         channels: int = 256,
         num_convs: int = 4,
-        offset: float = 0.0,
+        offset: float | Sequence[float] = 0.0,
     ) -> None:
         super().__init__()
         self.num_classes, self.num_outputs = num_classes, num_outputs

@@ -1,0 +1,295 @@
+"""Checkpoints of other programs as ours, and ours as mmdetection's.
+
+Understood are GFL and GFLv2 detectors of mmdetection 2.x and 3.x, implus/GFocal (V1) and implus/GFocalV2 (V2), and
+ImageNet backbones of torchvision and open-mmlab. What a file holds is read from its tensors' names and shapes.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights
+
+from gfl.config import Config, config_from_dict, config_to_dict, merge
+from gfl.errors import UserError
+from gfl.model.backbone import ARCHITECTURES, Backbone
+from gfl.model.detector import build_detector
+
+# The classes of COCO by category id, for published files that do not name theirs.
+COCO_CLASSES = tuple(
+    name for name in FasterRCNN_ResNet50_FPN_Weights.COCO_V1.meta["categories"] if name not in ("__background__", "N/A")
+)
+# Constants, the positions of the bins.
+PROJECT, PROJECT_V1 = "bbox_head.integral.project", "bbox_head.distribution_project.project"
+
+
+class Foreign(NamedTuple):
+    """What a file of another program holds."""
+
+    tensors: dict[str, Tensor]  # with the names of mmdetection, or of torchvision for a backbone
+    class_names: tuple[str, ...]  # empty if it does not say
+    program: str
+
+    @property
+    def is_backbone(self) -> bool:
+        """No neck and no box head: an image classifier, or the backbone alone."""
+        return not any(name.startswith(("neck.", "bbox_head.")) for name in self.tensors)
+
+
+class Converted(NamedTuple):
+    """A detector in our terms."""
+
+    state: dict[str, Tensor]
+    config: Config
+    class_names: tuple[str, ...]
+
+
+def parse_foreign(content: Any) -> Foreign:
+    """What `read_torch_file` returned, understood. Raises `UserError` if it is no state dict of tensors."""
+    content = content if isinstance(content, dict) else {}
+    tensors = content.get("state_dict", content)
+    if not isinstance(tensors, dict) or not tensors or not all(isinstance(t, Tensor) for t in tensors.values()):
+        raise UserError("it holds no state dict of tensors")
+    # Wrappers for many GPUs put a prefix; before mmcv, offsets were not inside their convolution.
+    tensors = {
+        str(name).removeprefix("module.").replace("conv2_offset.", "conv2.conv_offset."): tensor
+        for name, tensor in tensors.items()
+    }
+    meta = content.get("meta")
+    meta = meta if isinstance(meta, dict) else {}
+    dataset = meta.get("dataset_meta")
+    named = [meta.get("CLASSES"), *(dataset.get(key) for key in ("classes", "CLASSES") if isinstance(dataset, dict))]
+    class_names = next((tuple(names) for names in named if _are_names(names)), ())
+    return Foreign(tensors, class_names, _program(tensors, meta))
+
+
+def _are_names(value: Any) -> bool:
+    return isinstance(value, (list, tuple)) and len(value) > 0 and all(isinstance(name, str) for name in value)
+
+
+def _program(tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> str:
+    if PROJECT_V1 in tensors:
+        return "implus/GFocal (V1)"
+    if "bbox_head.reg_conf.0.weight" in tensors:
+        return "implus/GFocalV2"
+    if not any(name.startswith("bbox_head.") for name in tensors):
+        return "ImageNet weights"
+    version = meta.get("mmdet_version") or ("3.x" if "mmengine_version" in meta or "dataset_meta" in meta else "2.x")
+    return f"mmdetection {version}"
+
+
+# --- detectors --------------------------------------------------------------------------------------------------------
+
+
+def convert_detector(foreign: Foreign, config: Config | None = None, class_names: Sequence[str] = ()) -> Converted:
+    """A GFL detector of mmdetection, V1 or V2 with our names.
+
+    Args:
+        config: what the file should hold; its other settings are kept. Default: the paper's recipe.
+        class_names: for a file that does not name them; COCO's otherwise, if there are 80.
+
+    V1 counts labels from 1, but its head has no output for the background, so that output c is class c here too. Its
+    points lie half a stride off, which `points.offset` takes over.
+
+    Raises `UserError` naming every tensor that is missing, unknown or of another shape, or the field of `config` that
+    does not fit.
+    """
+    model = recognize_detector(foreign.tensors)
+    if config:
+        _match(model, config)
+    if PROJECT_V1 in foreign.tensors:
+        model["points"]["offset"] = [(stride - 1) / (2 * stride) for stride in model["points"]["strides"]]
+    tree = merge(config_to_dict(config) if config else {}, {"model": model})
+    config = config_from_dict(tree, "the file's architecture")
+    names = _class_names(foreign, class_names)
+    with torch.device("meta"):  # names and shapes only
+        own = build_detector(config, len(names), pretrained=False).state_dict()
+    return Converted(_rename(foreign.tensors, own, config.model.head.reg_max), config, names)
+
+
+def recognize_detector(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    """The config's `model` section, as far as names and shapes tell it; raises `UserError` for another detector."""
+    if "bbox_head.gfl_cls.weight" not in tensors:
+        others = [name for name in tensors if name.startswith("bbox_head.") and "_convs." not in name]
+        raise UserError(f"no GFL detector: bbox_head.gfl_cls.weight is missing; found {_some(others or list(tensors))}")
+    head = {
+        "channels": _shape(tensors, "bbox_head.gfl_cls.weight")[1],
+        "num_convs": _count(tensors, "bbox_head.cls_convs."),
+        "quality": "joint",
+        "reg_max": _shape(tensors, "bbox_head.gfl_reg.weight")[0] // 4 - 1,
+    }
+    if "bbox_head.reg_conf.0.weight" in tensors:
+        hidden, inputs = _shape(tensors, "bbox_head.reg_conf.0.weight")[:2]
+        head |= {"quality": "dgqp", "dgqp": {"topk": inputs // 4 - 1, "hidden": hidden, "add_mean": True}}
+    prefix = "backbone."
+    return {
+        "backbone": recognize_backbone({n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}),
+        "fpn": {"channels": _shape(tensors, "neck.lateral_convs.0.conv.weight")[0]},
+        "head": head,
+        "points": {"strides": [8 * 2**level for level in range(_count(tensors, "neck.fpn_convs."))], "offset": 0.0},
+    }
+
+
+def _match(model: dict[str, Any], config: Config) -> None:
+    """Raise `UserError` for the first field in which `config` differs from the recognised `model`.
+
+    One thing shapes cannot tell, and the config can: topk numbers and their mean, or topk + 1 without it.
+    """
+    wanted = config_to_dict(config)["model"]
+    theirs, ours = model["head"].get("dgqp"), wanted["head"]["dgqp"]
+    if theirs and ours["topk"] + ours["add_mean"] == theirs["topk"] + 1:
+        theirs |= {"topk": ours["topk"], "add_mean": ours["add_mean"]}
+    for section, values in model.items():
+        for key, value in values.items():
+            if wanted[section][key] != value and key != "offset":  # the points' offset is no tensor's shape
+                raise UserError(f"the config has model.{section}.{key} {wanted[section][key]}, the file {value}")
+
+
+def _class_names(foreign: Foreign, given: Sequence[str]) -> tuple[str, ...]:
+    """One name per output of the class head."""
+    outputs = _shape(foreign.tensors, "bbox_head.gfl_cls.weight")[0]
+    names = foreign.class_names or tuple(given) or COCO_CLASSES
+    if len(names) == outputs:
+        return names
+    problem = f"bbox_head.gfl_cls.weight has {outputs} outputs, but there are {len(names)} classes"
+    if outputs == len(names) + 1:
+        raise UserError(f"{problem}: a head with an output for the background, which GFL has not")
+    raise UserError(f"{problem}{'' if foreign.class_names else '; name them with --classes'}")
+
+
+def _rename(tensors: Mapping[str, Tensor], own: Mapping[str, Tensor], reg_max: int) -> dict[str, Tensor]:
+    """`tensors` with the names and shapes of `own`; raises `UserError` listing what does not go into one another."""
+    state, unknown = {}, dict(tensors)
+    missing, misshapen = [], []
+    for project in (unknown.pop(PROJECT, None), unknown.pop(PROJECT_V1, None)):
+        if project is not None and not torch.equal(project.float(), torch.arange(reg_max + 1.0)):
+            misshapen.append(f"the bins are not 0, 1, ..., {reg_max}")
+    for name, like in own.items():
+        names = mmdet_names(name, like)
+        found = [unknown.pop(theirs) for theirs in names if theirs in unknown]
+        if not found and name.endswith("num_batches_tracked"):  # unknown before PyTorch 0.4.1, and unused
+            found = [torch.zeros_like(like, device="cpu")]
+        if len(found) < len(names):
+            missing += [theirs for theirs in names if theirs not in tensors]
+            continue
+        tensor = torch.stack(found) if name == "head.scales" else found[0]
+        if like.dim() == 2 and tensor.shape[2:] == (1, 1):  # our linear layer is a 1x1 convolution there
+            tensor = tensor.flatten(1)
+        if tensor.shape != like.shape:
+            misshapen.append(f"{names[0]} is {list(tensor.shape)}, not {list(like.shape)}")
+        state[name] = tensor.to(like.dtype)
+    problems = {"missing": missing, "unknown": list(unknown), "wrong": misshapen}
+    if any(problems.values()):
+        raise UserError("; ".join(f"{len(p)} tensors {kind}: {', '.join(p)}" for kind, p in problems.items() if p))
+    return state
+
+
+def mmdet_names(name: str, tensor: Tensor) -> list[str]:
+    """mmdetection's names for our tensor: one, or for the scales one per level."""
+    match name.split("."):
+        case ["backbone", *_]:
+            return [name]
+        case ["fpn", "lateral", level, last]:
+            return [f"neck.lateral_convs.{level}.conv.{last}"]
+        case ["fpn", "output", level, last]:
+            return [f"neck.fpn_convs.{level}.conv.{last}"]
+        case ["fpn", "extra", level, last]:
+            return [f"neck.fpn_convs.{3 + int(level)}.conv.{last}"]
+        case ["head", "scales"]:
+            return [f"bbox_head.scales.{level}.scale" for level in range(len(tensor))]
+        case ["head", "cls_out" | "reg_out" as out, last]:
+            return [f"bbox_head.gfl_{out.removesuffix('_out')}.{last}"]
+        case ["head", "cls_tower" | "reg_tower" as tower, index, last]:
+            layer = ("conv", "gn")[int(index) % 3]  # the third is the activation
+            return [f"bbox_head.{tower.removesuffix('tower')}convs.{int(index) // 3}.{layer}.{last}"]
+        case ["quality", "hidden" | "out" as layer, last]:
+            return [f"bbox_head.reg_conf.{0 if layer == 'hidden' else 2}.{last}"]
+    raise UserError(f"mmdetection has no name for {name}")
+
+
+def to_mmdet(state: Mapping[str, Tensor], config: Config) -> dict[str, Tensor]:
+    """Our state dict with the names and shapes of mmdetection's GFL head, or of GFLv2's.
+
+    Raises `UserError` for what mmdetection's head cannot express.
+    """
+    head = config.model.head
+    if config.model.points.offset != 0 or head.delta != 1:
+        raise UserError("mmdetection's GFL has points at i * stride and bins 1 apart: points.offset 0 and delta 1 only")
+    tensors = {PROJECT: torch.arange(head.reg_max + 1.0)}
+    for name, tensor in state.items():
+        names = mmdet_names(name, tensor)
+        if name.startswith("quality.") and tensor.dim() == 2:
+            tensor = tensor[..., None, None]
+        tensors |= zip(names, tensor.unbind() if len(names) > 1 else [tensor], strict=True)
+    return tensors
+
+
+# --- backbones --------------------------------------------------------------------------------------------------------
+
+
+def convert_backbone(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], str]:
+    """A state dict for `model.backbone.weights`, and the architecture's name; classifiers are left out.
+
+    Raises `UserError` for an architecture or tensors that do not fit.
+    """
+    tensors = {name.removeprefix("backbone."): tensor for name, tensor in tensors.items()}
+    tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(("fc.", "head.fc."))}
+    name = recognize_backbone(tensors)["name"]
+    with torch.device("meta"):
+        own = Backbone(name).state_dict()
+    prefixed = _rename(
+        {f"backbone.{key}": tensor for key, tensor in tensors.items()},
+        {f"backbone.{key}": tensor for key, tensor in own.items()},
+        reg_max=0,
+    )
+    return {key.removeprefix("backbone."): tensor for key, tensor in prefixed.items()}, name
+
+
+def recognize_backbone(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    """The config's `model.backbone` keys `name`, `dcn` and `dcn_stages`; raises `UserError` for another network."""
+    blocks = tuple(_count(tensors, f"layer{stage}.") for stage in (1, 2, 3, 4))
+    width = tuple(_shape(tensors, "layer1.0.conv2.weight")[:2])
+    bottleneck = "layer1.0.conv3.weight" in tensors
+    signature = (blocks, width, bottleneck)
+    known = {
+        (counts, (groups * group_width, group_width), block.expansion == 4): name
+        for name, (block, counts, groups, group_width) in ARCHITECTURES.items()
+    }
+    if signature not in known:
+        raise UserError(
+            f"no backbone known here has {blocks} blocks and a first 3x3 convolution of {list(width)} channels"
+        )
+    offsets = {f"c{stage + 1}": f"layer{stage}.0.conv2.conv_offset.weight" for stage in (1, 2, 3, 4)}
+    stages = [stage for stage, offset in offsets.items() if offset in tensors]
+    kinds = {_shape(tensors, offsets[stage])[0] for stage in stages}
+    if not kinds <= {18} and not kinds <= {27}:
+        raise UserError(
+            f"deformable convolutions with {sorted(kinds)} channels of offsets; known are 18 (v1) and 27 (v2)"
+        )
+    return {
+        "name": known[signature],
+        "dcn": "none" if not kinds else "v1" if kinds == {18} else "v2",
+        "dcn_stages": stages,
+    }
+
+
+# --- names and shapes -------------------------------------------------------------------------------------------------
+
+
+def _shape(tensors: Mapping[str, Tensor], name: str) -> torch.Size:
+    """Of the weight of a convolution."""
+    if name not in tensors:
+        raise UserError(f"tensor {name} is missing; found {_some(list(tensors))}")
+    if tensors[name].dim() != 4:
+        raise UserError(f"tensor {name} is {list(tensors[name].shape)}, no weight of a convolution")
+    return tensors[name].shape
+
+
+def _count(tensors: Mapping[str, Tensor], prefix: str) -> int:
+    """How many modules of a list there are, whose names are `prefix` and an index."""
+    return len({name.removeprefix(prefix).partition(".")[0] for name in tensors if name.startswith(prefix)})
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
