@@ -43,6 +43,8 @@ from gfl.errors import UserError, run
 def main(args: argparse.Namespace) -> None:
     model, config, class_names, path = load_detector(Path(args.checkpoint), args.overrides)
     annotations, images, out = config.data.val.annotations, config.data.val.images, path.parent
+    if not annotations and not args.data:
+        raise UserError(f"{path} names no data to evaluate on; give it with --data ANNOTATIONS.json IMAGES/")
     if args.data:  # another split gets a folder of its own, so that the run's own figures stay
         annotations, images = args.data
         out = path.parent / Path(annotations).stem

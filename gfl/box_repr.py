@@ -21,7 +21,9 @@ class GeneralBox(nn.Module):
         super().__init__()
         self.num_outputs = reg_max + 1
         self.reg_max, self.delta = reg_max, delta
-        self.register_buffer("project", torch.arange(self.num_outputs, dtype=torch.float32) * delta, persistent=False)
+        # No checkpoint holds it, so it is real even in a model that is built on the meta device.
+        project = torch.arange(self.num_outputs, dtype=torch.float32, device="cpu") * delta
+        self.register_buffer("project", project, persistent=False)
 
     def probabilities(self, reg_pred: Tensor) -> Tensor:
         """(..., 4, N) logits -> (..., 4, N) in float32."""

@@ -87,17 +87,21 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     return state
 
 
-def load_model_state(model: nn.Module, state: dict[str, Any], path: Path) -> None:
-    """Fill `model` from a checkpoint; raises `UserError` naming tensors that do not fit."""
+def load_model_state(model: nn.Module, state: dict[str, Any], path: Path, *, assign: bool = False) -> None:
+    """Fill `model` from a checkpoint, or with `assign` make the checkpoint's tensors the model's own.
+
+    Raises `UserError` naming tensors that do not fit.
+    """
     own, saved = model.state_dict(), state["model"]
-    wrong = [name for name in own if name not in saved or saved[name].shape != own[name].shape]
+    kind = {name: (tensor.shape, tensor.dtype) for name, tensor in own.items()}
+    wrong = [name for name in own if name not in saved or (saved[name].shape, saved[name].dtype) != kind[name]]
     wrong += [name for name in saved if name not in own]
     if wrong:
         raise UserError(
             f"{path} is of another model: {len(wrong)} tensors differ, first {wrong[0]}; "
             "use the config it was trained with"
         )
-    model.load_state_dict(saved)
+    model.load_state_dict(saved, assign=assign)
 
 
 def find_checkpoint(path: Path, *names: str) -> Path | None:
@@ -119,6 +123,7 @@ def load_detector(path: Path, overrides: Iterable[str] = ()) -> tuple[Detector, 
     state = read_checkpoint(checkpoint)
     config = config_from_dict(merge(state["config"], parse_overrides(overrides)), f"config in {checkpoint}")
     class_names = tuple(state["class_names"])
-    model = build_detector(config, len(class_names), pretrained=False)
-    load_model_state(model, state, checkpoint)
+    with torch.device("meta"):  # no random weights only to replace them; the file's pages are read as they are used
+        model = build_detector(config, len(class_names), pretrained=False)
+    load_model_state(model, state, checkpoint, assign=True)
     return model.eval(), config, class_names, checkpoint

@@ -22,6 +22,10 @@ def _doubles_from_8(strides: tuple[int, ...]) -> bool:
     return len(strides) >= 3 and strides == tuple(8 * 2**level for level in range(len(strides)))
 
 
+def _rises(values: tuple) -> bool:
+    return list(values) == sorted(set(values))
+
+
 def _are_fractions(offset: float | tuple[float, ...]) -> bool:
     offsets = offset if isinstance(offset, tuple) else (offset,)
     return len(offsets) > 0 and all(0 <= value < 1 for value in offsets)
@@ -39,7 +43,7 @@ class BackboneConfig:
     frozen_stages: Literal[-1, 0, 1, 2, 3, 4] = 1  # -1 nothing, 0 the stem, 1 also the first stage, ...
     norm_eval: bool = True  # BatchNorm keeps its running statistics
     dcn: Literal["none", "v1", "v2"] = "none"  # deformable convolutions
-    dcn_stages: tuple[Literal["c2", "c3", "c4", "c5"], ...] = ()
+    dcn_stages: Annotated[tuple[Literal["c2", "c3", "c4", "c5"], ...], Check("rising", _rises)] = ()
 
 
 @dataclass(frozen=True)
@@ -143,7 +147,7 @@ class OptimConfig:
     epochs: Count = 12
     decay: Literal["step", "cosine"] = "step"
     # Epochs after which the rate is divided by 10 (decay: step).
-    steps: Annotated[tuple[int, ...], Check("rising", lambda steps: list(steps) == sorted(steps))] = (8, 11)
+    steps: Annotated[tuple[int, ...], Check("rising", _rises)] = (8, 11)
     warmup_steps: Annotated[int, at_least(0)] = 500
     warmup_ratio: NotNegative = 0.001
     clip_norm: NotNegative = 0.0  # largest gradient norm, 0 for no limit

@@ -214,7 +214,7 @@ def to_mmdet(state: Mapping[str, Tensor], config: Config) -> dict[str, Tensor]:
     Raises `UserError` for what mmdetection's head cannot express.
     """
     head = config.model.head
-    if config.model.points.offset != 0 or head.delta != 1:
+    if config.model.points.offset not in (0, (0,) * len(config.model.points.strides)) or head.delta != 1:
         raise UserError("mmdetection's GFL has points at i * stride and bins 1 apart: points.offset 0 and delta 1 only")
     tensors = {PROJECT: torch.arange(head.reg_max + 1.0)}
     for name, tensor in state.items():

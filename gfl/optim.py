@@ -38,7 +38,7 @@ def _biases(model: nn.Module) -> set[str]:
     It knows norms by the names bn and gn; those of the shortcuts have neither and so count as layers with a bias.
     """
     return {
-        f"{name}.bias"
+        f"{name}.bias".removeprefix(".")
         for name, module in model.named_modules()
         if "downsample" in name or not isinstance(module, (nn.BatchNorm2d, nn.GroupNorm))
     }

@@ -12,6 +12,7 @@ import struct
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -80,10 +81,10 @@ class _Unpickler(pickle.Unpickler):
         if module == "torch" and name in DTYPES:
             return DTYPES[name]
         if module == "torch._utils" and name in ("_rebuild_tensor", "_rebuild_tensor_v2"):
-            return self._rebuild_tensor
+            return partial(_rebuild_tensor)
         if module == "torch._utils" and name == "_rebuild_parameter":
-            return self._rebuild_parameter
-        # A class of its own for each, so that a pickle that changes one changes nothing else.
+            return partial(_rebuild_parameter)
+        # Everything is fresh for each call, so that a pickle that changes it changes nothing else.
         return CONTAINERS.get((module, name)) or type("Placeholder", (Placeholder,), {})
 
     def persistent_load(self, pid: tuple) -> tuple[Tensor | None, int]:
@@ -91,12 +92,14 @@ class _Unpickler(pickle.Unpickler):
         _, dtype, key, _, numel, *view = pid
         return self.load_storage(dtype, key, numel), view[0][1] if view and view[0] else 0
 
-    def _rebuild_tensor(self, storage: tuple, offset: int, size: tuple, stride: tuple, *_: Any) -> Tensor | None:
-        flat, start = storage
-        return None if flat is None else flat.as_strided(size, stride, start + offset)
 
-    def _rebuild_parameter(self, data: Tensor, *_: Any) -> Tensor:
-        return data
+def _rebuild_tensor(storage: tuple, offset: int, size: tuple, stride: tuple, *_: Any) -> Tensor | None:
+    flat, start = storage
+    return None if flat is None else flat.as_strided(size, stride, start + offset)
+
+
+def _rebuild_parameter(data: Tensor, *_: Any) -> Tensor:
+    return data
 
 
 def _read_zip(path: Path, memory: mmap.mmap) -> Any:

@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from gfl.config import (
@@ -15,6 +16,7 @@ from gfl.config import (
     load_config,
     save_config,
 )
+from gfl.model.detector import build_detector
 
 ROOT = Path(__file__).resolve().parent.parent
 COMMITTED = sorted((ROOT / "configs").glob("*.yaml"))
@@ -41,6 +43,8 @@ def test_an_empty_file_gives_the_defaults(write):
         ("optm: {lr: 0.1}", "optm", "did you mean optim?"),
         ("optim: {warmup_step: 5}", "optim.warmup_step", "did you mean optim.warmup_steps?"),
         ("model: {backbone: {frozen_stage: 1}}", "model.backbone.frozen_stage", "model.backbone.frozen_stages?"),
+        ("model: {head: {dgqp: {top_k: 5}}}", "model.head.dgqp.top_k", "did you mean model.head.dgqp.topk?"),
+        ("model: {backbone: {dcn_stage: [c3]}}", "model.backbone.dcn_stage", "did you mean model.backbone.dcn_stages?"),
         ("loss: {zzz: 1}", "loss.zzz", "known here: qfl_beta, cls_weight, box_weight, dfl_weight"),
         ("1: 2", "1", "known here"),
     ],
@@ -72,6 +76,21 @@ def test_an_unknown_key_is_named_with_a_hint(write, refusal, text, key, hint):
         ("data.short_side", "[480, 800.5]", "a whole number"),
         ("data.augment", "[ToGray]", "a mapping"),
         ("data.augment", "{name: ToGray}", "a list"),
+        ("data.eval_short_side", "[800]", "a whole number"),
+        ("model.backbone.dcn", "v3", "one of none, v1, v2"),
+        ("model.backbone.dcn", "2", "one of none, v1, v2"),
+        ("model.backbone.dcn", "", "one of none, v1, v2, not nothing"),
+        ("model.backbone.dcn_stages", "c3", "a list"),
+        ("model.backbone.dcn_stages", "[c3, c6]", "one of c2, c3, c4, c5"),
+        ("model.backbone.dcn_stages", "[3]", "one of c2, c3, c4, c5"),
+        ("model.head.dgqp", "4", "a section"),
+        ("model.head.dgqp.topk", "4.0", "a whole number"),
+        ("model.head.dgqp.add_mean", "1", "true or false"),
+        ("model.points.offset", "half", "a number"),
+        ("model.points.offset", "[0.5, half]", "a number"),
+        ("model.points.offset", "[[0.5]]", "a number"),
+        ("optim.bias_lr_factor", "[2]", "a number"),
+        ("optim.bias_decay_factor", "false", "a number"),
         ("data", "5", "a section"),
         ("model.head", "[1]", "a section"),
     ],
@@ -112,7 +131,11 @@ def test_a_number_that_yaml_reads_as_text_is_refused_with_a_spelling_that_works(
         ("optim: {lr: 0.1", "not valid YAML"),
         ("optim:\n\tlr: 0.1\n", "not valid YAML"),
         ("!!python/object/apply:os.getcwd []", "not valid YAML"),
-        ("base: [a.yaml]", "base must be the path"),
+        ("base: 3", "base must be the path of a config or a list of them, not 3 (int)"),
+        ("base: {a: b.yaml}", "base must be the path of a config or a list of them"),
+        ("base: [1]", "base must be the path of a config or a list of them, not [1] (list)"),
+        ("base: [gone.yaml, [other.yaml]]", "base must be the path of a config or a list of them"),
+        ("base: [gone.yaml, null]", "base must be the path of a config or a list of them"),
     ],
 )
 def test_a_file_that_is_no_config_is_named(write, refusal, text, reason):
@@ -141,9 +164,52 @@ def test_values_are_inherited_over_two_levels_relative_to_each_file(write):
     assert (config.optim.lr, config.optim.epochs, config.optim.steps, config.seed) == (0.1, 3, (2,), 3)
 
 
-@pytest.mark.parametrize("target", ["config.yaml", "other.yaml"])
+def test_of_several_bases_a_later_one_overrides_an_earlier_and_the_file_all_of_them(write):
+    write("optim: {lr: 0.1, epochs: 1, batch: 1, steps: [1, 2]}", "first.yaml")
+    write("optim: {lr: 0.2, epochs: 2, steps: [3]}", "second.yaml")
+    optim = load_config(write("base: [first.yaml, second.yaml]\noptim: {lr: 0.3}")).optim
+    assert (optim.lr, optim.epochs, optim.batch, optim.steps) == (0.3, 2, 1, (3,))
+    optim = load_config(write("base: [second.yaml, first.yaml]\noptim: {lr: 0.3}")).optim
+    assert (optim.lr, optim.epochs, optim.batch, optim.steps) == (0.3, 1, 1, (1, 2))
+
+
+def test_a_list_of_bases_is_relative_to_its_file_and_may_be_inherited(write):
+    write("optim: {lr: 0.1}\nseed: 1", "base/first.yaml")
+    write("optim: {lr: 0.2}", "base/deep/second.yaml")
+    write("base: [first.yaml, deep/second.yaml]", "base/both.yaml")
+    config = load_config(write("base: [base/both.yaml]"))
+    assert (config.optim.lr, config.seed) == (0.2, 1)
+
+
+@pytest.mark.parametrize("base", ["[]", "null", ""])
+def test_no_base_at_all_inherits_nothing(write, base):
+    assert load_config(write(f"base: {base}\nseed: 3")) == Config(seed=3)
+
+
+def test_two_bases_may_share_one_and_bring_its_values_along(write):
+    write("optim: {lr: 0.1, epochs: 1}", "root.yaml")
+    write("base: root.yaml\noptim: {lr: 0.2}", "first.yaml")
+    write("base: root.yaml\noptim: {epochs: 2}", "second.yaml")
+    optim = load_config(write("base: [first.yaml, second.yaml]")).optim
+    assert (optim.lr, optim.epochs) == (0.1, 2)
+
+
+def test_a_missing_one_of_several_bases_is_named(write, refusal):
+    write("seed: 1", "there.yaml")
+    missing = write("base: [there.yaml, gone.yaml]").parent / "gone.yaml"
+    assert f"cannot read config {missing}" in refusal(load_config, missing.parent / "config.yaml")
+
+
+def test_an_error_in_one_of_several_bases_names_that_file(write, refusal):
+    write("seed: 1", "right.yaml")
+    wrong, child = write("optim: {lr: x}", "wrong.yaml"), write("base: [right.yaml, wrong.yaml]")
+    assert refusal(load_config, child).startswith(f"{wrong}: optim.lr must be a number")
+
+
+@pytest.mark.parametrize("target", ["config.yaml", "other.yaml", "[config.yaml]", "[fine.yaml, other.yaml]"])
 def test_a_circle_of_bases_is_refused(write, refusal, target):
-    write("base: sub/../config.yaml", "other.yaml").parent.joinpath("sub").mkdir()
+    write("seed: 1", "fine.yaml")
+    write("base: [fine.yaml, sub/../config.yaml]", "other.yaml").parent.joinpath("sub").mkdir()
     assert "config.yaml: inherits from itself" in refusal(load_config, write(f"base: {target}"))
 
 
@@ -223,6 +289,17 @@ def test_a_wrong_override_is_named_as_such(write, refusal, override, reason):
         "model.points.strides=[8, 16]",
         "model.points.strides=[4, 8, 16]",
         "model.points.offset=1.0",
+        "model.points.offset=-0.1",
+        "model.points.offset=[0.5, 0.5, 0.5, 0.5, 1.0]",
+        "model.points.offset=[-0.1, 0.5, 0.5, 0.5, 0.5]",
+        "model.points.offset=[]",
+        "model.points.offset=[0.5, .nan]",
+        "model.head.dgqp.topk=0",
+        "model.head.dgqp.hidden=0",
+        "optim.bias_lr_factor=0.0",
+        "optim.bias_lr_factor=-1.0",
+        "optim.bias_decay_factor=-1.0",
+        "data.eval_short_side=-1",
         "assign.topk=0",
         "seed=-1",
     ],
@@ -236,6 +313,56 @@ def test_short_sides_are_the_ends_of_the_range():
     assert config_from_dict({"data": {"short_side": [480, 800]}}, "test").data.short_sides == (480, 800)
 
 
+@pytest.mark.parametrize(
+    ("data", "side"),
+    [({}, 800), ({"short_side": [480, 960]}, 960), ({"short_side": [480, 960], "eval_short_side": 800}, 800)],
+)
+def test_evaluation_has_the_highest_short_side_unless_it_has_its_own(data, side):
+    assert config_from_dict({"data": data}, "test").data.short_side_in_eval == side
+
+
+@pytest.mark.parametrize("text", ["0", "0.5", "[0.4375]", "[0, 0.5, 0.25]"])
+def test_an_offset_is_one_number_or_one_per_level(write, text):
+    offset = load_config(write(f"model: {{points: {{offset: {text}}}}}")).model.points.offset
+    wanted = yaml.safe_load(text)
+    assert offset == (tuple(wanted) if isinstance(wanted, list) else wanted)
+    assert all(type(value) is float for value in (offset if isinstance(offset, tuple) else [offset]))
+
+
+def test_a_number_replaces_an_inherited_list_of_offsets_and_the_other_way_round(write):
+    write("model: {points: {offset: [0.5, 0.5, 0.5, 0.5, 0.5]}}", "base.yaml")
+    path = write("base: base.yaml\nmodel: {points: {offset: 0.25}}")
+    assert load_config(path).model.points.offset == 0.25
+    assert load_config(path, ["model.points.offset=[0, 0, 0]"]).model.points.offset == (0, 0, 0)
+
+
+def build_tiny(tree):
+    config = config_from_dict(tree, "test")
+    with torch.device("meta"):
+        return build_detector(config, 3, pretrained=False)
+
+
+@pytest.mark.parametrize("count", [1, 4, 6])
+def test_offsets_for_another_number_of_levels_are_refused(refusal, count):
+    tree = {"model": {"backbone": {"name": "resnet18"}, "points": {"offset": [0.5] * count}}}
+    assert refusal(build_tiny, tree) == f"model.points.offset: {count} values for 5 levels"
+    tree["model"]["points"]["strides"] = [8 * 2**level for level in range(max(count, 3))]
+    if count > 1:
+        assert build_tiny(tree).head.offset == (0.5,) * count
+
+
+@pytest.mark.parametrize("backbone", [{"dcn": "v2"}, {"dcn_stages": ["c3"]}, {"dcn": "v1", "dcn_stages": []}])
+def test_deformable_convolutions_need_a_kind_and_stages(refusal, backbone):
+    assert refusal(build_tiny, {"model": {"backbone": backbone}}).startswith("model.backbone: dcn ")
+
+
+@pytest.mark.parametrize("dcn", ["v1", "v2"])
+def test_every_stage_may_be_deformable(write, dcn):
+    for stages in (["c2"], ["c3", "c4", "c5"], ["c2", "c3", "c4", "c5"]):
+        backbone = load_config(write(f"model: {{backbone: {{dcn: {dcn}, dcn_stages: {stages}}}}}")).model.backbone
+        assert (backbone.dcn, backbone.dcn_stages) == (dcn, tuple(stages))
+
+
 def test_a_config_cannot_be_changed():
     with pytest.raises(dataclasses.FrozenInstanceError):
         Config().seed = 1
@@ -245,7 +372,17 @@ def test_a_config_cannot_be_changed():
 def unusual():
     """Every kind of value away from its default."""
     tree = {
-        "model": {"backbone": {"name": "resnet18", "frozen_stages": -1, "norm_eval": False}},
+        "model": {
+            "backbone": {
+                "name": "resnet50",
+                "frozen_stages": -1,
+                "norm_eval": False,
+                "dcn": "v1",
+                "dcn_stages": ["c5"],
+            },
+            "head": {"quality": "dgqp", "dgqp": {"topk": 3, "add_mean": False}},
+            "points": {"offset": [0.4375, 0.46875, 0.0, 0, 0.5]},
+        },
         "data": {"short_side": [100, 200], "augment": [{"name": "Affine", "scale": [0.8, 1.2], "p": 0.5}]},
         "optim": {"lr": 1e-5, "steps": [], "weight_decay": 1e-20},
         "run_dir": "runs/with: colon, 'quote' and ünicode",
@@ -256,6 +393,7 @@ def unusual():
 def test_plain_data_and_back(unusual):
     plain = config_to_dict(unusual)
     assert plain["data"]["short_side"] == [100, 200]
+    assert plain["model"]["points"]["offset"] == [0.4375, 0.46875, 0, 0, 0.5]
     assert config_from_dict(plain, "test") == unusual
     assert yaml.safe_load(yaml.safe_dump(plain)) == plain
 
@@ -295,25 +433,6 @@ def test_each_committed_config_loads_and_its_head_names_its_command_and_figure(p
     assert all(line.startswith("#") for line in head)
     assert f"train.py configs/{path.name}" in head[0]
     assert re.search(r"^# expected: \S", "\n".join(head), re.MULTILINE)
-
-
-def test_the_1x_config_is_the_recipe_of_the_paper():
-    config = load_config(ROOT / "configs" / "gfl_r50_fpn_1x_coco.yaml")
-    optim, data, head, loss = config.optim, config.data, config.model.head, config.loss
-    assert (optim.name, optim.lr, optim.momentum, optim.weight_decay) == ("sgd", 0.01, 0.9, 1e-4)
-    assert (optim.batch, optim.base_batch, optim.epochs, optim.decay, optim.steps) == (16, 16, 12, "step", (8, 11))
-    assert (optim.warmup_steps, optim.warmup_ratio, optim.clip_norm, optim.amp) == (500, 0.001, 0, "none")
-    assert (data.short_sides, data.long_side, data.flip) == ((800, 800), 1333, 0.5)
-    assert (data.augment, data.keep_empty) == ((), False)
-    assert dataclasses.astuple(config.model.backbone) == ("resnet50", "torchvision", 1, True)
-    assert (config.model.fpn.channels, head.channels, head.num_convs, head.reg_max, head.delta) == (256, 256, 4, 16, 1)
-    assert (config.model.points.strides, config.model.points.offset) == ((8, 16, 32, 64, 128), 0)
-    assert (config.assign.kind, config.assign.topk, config.assign.anchor_scale) == ("atss", 9, 8)
-    assert (loss.qfl_beta, loss.cls_weight, loss.box_weight, loss.dfl_weight) == (2, 1, 2, 0.25)
-    assert (config.eval.score_thresh, config.eval.pre_nms_topk) == (0.05, 1000)
-    assert (config.eval.nms_iou, config.eval.max_detections) == (0.6, 100)
-    assert data.train.annotations.endswith("instances_train2017.json")
-    assert data.val.annotations.endswith("instances_val2017.json")
 
 
 @pytest.mark.parametrize(("backbone", "name"), [("resnet50", "r50"), ("resnet101", "r101")])

@@ -38,6 +38,24 @@ def test_the_grid_has_the_offset():
     assert grid.points[-1].tolist() == [64, 64]
 
 
+def test_the_grid_has_each_level_s_offset():
+    offset = tuple((stride - 1) / (2 * stride) for stride in oracles.STRIDES)
+    grid = make_head(offset=offset)(pyramid(64, 96)).grid
+    starts = [grid.points[grid.strides == stride][0].tolist() for stride in oracles.STRIDES]
+    assert starts == [[3.5, 3.5], [7.5, 7.5], [15.5, 15.5], [31.5, 31.5], [63.5, 63.5]]
+    assert grid.points[95].tolist() == [11.5 * 8 - 0.5, 7.5 * 8 - 0.5]
+
+
+def test_an_offset_moves_points_and_no_output():
+    features = pyramid(64, 64)
+    plain, moved = make_head()(features), make_head(offset=(0.5, 0.25, 0.0, 0.25, 0.5))(features)
+    assert moved.cls_logits.equal(plain.cls_logits)
+    assert moved.reg_pred.equal(plain.reg_pred)
+    by_stride = {8: 4, 16: 4, 32: 0, 64: 16, 128: 64}
+    shift = torch.tensor([by_stride[int(stride)] for stride in plain.grid.strides])
+    assert moved.grid.points.equal(plain.grid.points + shift[:, None])
+
+
 def test_outputs_stand_at_their_points_and_sides():
     """Output convolutions that copy channels show which position and channel lands where."""
     head = make_head(num_convs=0, num_outputs=5)

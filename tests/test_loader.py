@@ -106,6 +106,30 @@ def test_evaluation_takes_the_high_end_and_draws_nothing(data):
     assert (image[16:40, 16:48, 0] > 125).all()
 
 
+def test_evaluation_has_its_own_short_side_and_training_keeps_the_range(data):
+    settings = config(short_side=(32, 40), long_side=1000, eval_short_side=36)
+    evaluation, training = (CocoDataset(data, settings, training=training) for training in (False, True))
+    assert {min(evaluation[epoch, index].image.shape[:2]) for epoch in range(3) for index in range(5)} == {36}
+    drawn = {min(training[epoch, index].image.shape[:2]) for epoch in range(40) for index in range(5)}
+    assert drawn == set(range(32, 41))
+
+
+def test_a_short_side_of_evaluation_may_lie_outside_training_s_and_ends_at_the_long_side(data):
+    settings = config(short_side=48, long_side=1000, eval_short_side=80)
+    loader = build_eval_loader(data, settings)
+    assert [sorted(batch.image_sizes[0].tolist())[0] for batch in batches(loader)] == [80] * 5
+    image = CocoDataset(data, config(short_side=48, long_side=96, eval_short_side=80), training=False)[0, 0].image
+    assert image.shape == (64, 96, 3)
+
+
+def test_the_draws_of_training_do_not_depend_on_evaluation_s_short_side(data):
+    runs = [
+        CocoDataset(data, config(short_side=(32, 64), eval_short_side=side), training=True, seed=2) for side in (0, 40)
+    ]
+    for index in range(5):
+        assert_same(*[dataset[1, index] for dataset in runs])
+
+
 # Collation
 
 

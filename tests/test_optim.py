@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from gfl.config import OptimConfig
-from gfl.optim import autocast_dtype, build_optimizer, learning_rate, scaled_lr
+from gfl.optim import autocast_dtype, build_optimizer, learning_rate, scaled_lr, set_learning_rate
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
@@ -89,6 +89,80 @@ def test_optimizers_hold_what_is_not_frozen(half_frozen, config, kind, settings)
     assert set(map(id, held)) == set(map(id, half_frozen[1].parameters()))
     for group in optimizer.param_groups:
         assert settings.items() <= group.items()
+
+
+@pytest.fixture
+def layers():
+    """A block as in a ResNet, its names included, and a frozen layer."""
+    model = nn.ModuleDict(
+        {
+            "frozen": nn.Conv2d(3, 3, 1).requires_grad_(False),
+            "conv": nn.Conv2d(3, 32, 1),
+            "bn1": nn.BatchNorm2d(32),
+            "tower": nn.Sequential(nn.Conv2d(32, 32, 1, bias=False), nn.GroupNorm(32, 32)),
+            "linear": nn.Linear(32, 1),
+            "downsample": nn.Sequential(nn.Conv2d(3, 32, 1, bias=False), nn.BatchNorm2d(32)),
+        }
+    )
+    model.register_parameter("scales", nn.Parameter(torch.ones(5)))
+    return model
+
+
+def groups_by_name(model, optimizer):
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    return [{names[id(parameter)] for parameter in group["params"]} for group in optimizer.param_groups]
+
+
+BIASES = {"conv.bias", "linear.bias", "downsample.1.bias"}  # the last as the official code counts, by names
+
+
+def test_without_bias_factors_there_is_one_group(layers):
+    optimizer = build_optimizer(layers, OptimConfig())
+    trained = {name for name, parameter in layers.named_parameters() if parameter.requires_grad}
+    assert groups_by_name(layers, optimizer) == [trained]
+    assert trained > BIASES
+
+
+@pytest.mark.parametrize(
+    ("factors", "lr_factor", "decay"),
+    [
+        ({"bias_lr_factor": 2.0, "bias_decay_factor": 0.0}, 2, 0),
+        ({"bias_lr_factor": 3.0}, 3, 0.1),
+        ({"bias_decay_factor": 0.5}, 1, 0.05),
+    ],
+)
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_biases_have_their_own_group_with_their_factors(layers, name, factors, lr_factor, decay):
+    optimizer = build_optimizer(layers, OptimConfig(name=name, weight_decay=0.1, **factors))
+    trained = {name for name, parameter in layers.named_parameters() if parameter.requires_grad}
+    assert groups_by_name(layers, optimizer) == [trained - BIASES, BIASES]
+    assert [group["lr_factor"] for group in optimizer.param_groups] == [1, lr_factor]
+    assert [group["weight_decay"] for group in optimizer.param_groups] == pytest.approx([0.1, decay])
+
+
+def test_the_bias_of_a_layer_on_its_own_has_its_factors_too():
+    layer = nn.Linear(2, 3)
+    optimizer = build_optimizer(layer, OptimConfig(bias_lr_factor=2.0, bias_decay_factor=0.0))
+    assert groups_by_name(layer, optimizer) == [{"weight"}, {"bias"}]
+
+
+def test_the_learning_rate_is_set_times_each_group_s_factor(layers):
+    optimizer = build_optimizer(layers, OptimConfig(bias_lr_factor=2.0))
+    for rate in (0.01, 0.5, 0.0):
+        set_learning_rate(optimizer, rate)
+        assert [group["lr"] for group in optimizer.param_groups] == [rate, 2 * rate]
+    optimizer = build_optimizer(layers, OptimConfig())
+    set_learning_rate(optimizer, 0.3)
+    assert [group["lr"] for group in optimizer.param_groups] == [0.3]
+
+
+def test_factors_outlive_the_optimizer_s_state(layers):
+    """A resumed run goes on with the rates it had."""
+    config = OptimConfig(bias_lr_factor=2.0, bias_decay_factor=0.0)
+    saved, resumed = build_optimizer(layers, config), build_optimizer(layers, config)
+    resumed.load_state_dict(saved.state_dict())
+    set_learning_rate(resumed, 0.1)
+    assert [(group["lr"], group["weight_decay"]) for group in resumed.param_groups] == [(0.1, 1e-4), (0.2, 0)]
 
 
 @pytest.mark.parametrize("device", [CPU, GPU])

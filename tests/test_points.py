@@ -19,6 +19,40 @@ def test_offset_is_in_strides():
     assert grid.points.tolist() == [[4, 4], [12, 4], [8, 8]]
 
 
+def test_each_level_may_have_its_own_offset():
+    grid = make_point_grid([(1, 2), (1, 1)], (8, 16), offset=[0.25, 0.5])
+    assert grid.points.tolist() == [[2, 2], [10, 2], [8, 8]]
+
+
+def test_offsets_of_v1_give_the_middles_of_pixels():
+    """V1's points (i + 0.5) * s - 0.5 are (i + (s - 1) / 2s) * s; both sides have few binary digits."""
+    sizes = oracles.feature_sizes(800, 1344)
+    offset = tuple((stride - 1) / (2 * stride) for stride in oracles.STRIDES)
+    grid = make_point_grid(sizes, oracles.STRIDES, offset=offset)
+    expected = [
+        [(column + 0.5) * stride - 0.5, (row + 0.5) * stride - 0.5]
+        for (height, width), stride in zip(sizes, oracles.STRIDES, strict=True)
+        for row in range(height)
+        for column in range(width)
+    ]
+    assert grid.points.tolist() == expected
+    assert grid.points[0].tolist() == [3.5, 3.5]
+    assert grid.points[-1].tolist() == [63.5 + 10 * 128, 63.5 + 6 * 128]
+
+
+def test_the_same_offset_for_every_level_is_one_offset():
+    sizes = oracles.feature_sizes(64, 96)
+    for offset in (0.0, 0.25):
+        each = make_point_grid(sizes, oracles.STRIDES, offset=[offset] * 5)
+        assert each.points.equal(make_point_grid(sizes, oracles.STRIDES, offset=offset).points)
+
+
+@pytest.mark.parametrize("count", [0, 1, 3])
+def test_as_many_offsets_as_levels(count):
+    with pytest.raises(ValueError, match="zip"):
+        make_point_grid([(2, 3), (1, 2)], (8, 16), offset=[0.5] * count)
+
+
 def test_as_many_strides_as_levels():
     with pytest.raises(ValueError, match="zip"):
         make_point_grid([(2, 3), (1, 2)], (8, 16, 32))
@@ -36,7 +70,7 @@ def test_points_lie_in_the_image_rounded_up_to_32(image_size, padded):
     assert inside.any()
 
 
-@pytest.mark.parametrize("offset", [0.0, 7 / 16, 0.5])
+@pytest.mark.parametrize("offset", [7 / 16, 0.5, [(stride - 1) / (2 * stride) for stride in oracles.STRIDES]])
 def test_whether_a_point_is_inside_does_not_depend_on_the_offset(offset):
     """What counts is where the cell starts: at stride 64 and offset 0.5 the only point of a 32 px image is at 32."""
     sizes = torch.tensor([[32, 32], [100, 50], [128, 160]])
