@@ -37,8 +37,8 @@ from gfl.torch_file import read_torch_file
 
 def main(args: argparse.Namespace) -> None:
     out = Path(args.output)
-    if out.is_dir() or out.resolve() == Path(args.input).resolve():
-        raise UserError(f"{out} is {'a folder' if out.is_dir() else 'the input itself'}; name another file to write")
+    if out.resolve() == Path(args.input).resolve() or (out.exists() and not out.is_file()):
+        raise UserError(f"{out} is the input itself, a folder or a device; name another file to write")
     content = export(Path(args.input)) if args.to == "mmdet" else import_foreign(Path(args.input), args)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -65,6 +65,8 @@ def import_foreign(path: Path, args: argparse.Namespace) -> dict[str, Any]:
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
     print(describe(config, class_names))
+    if not foreign.class_names:
+        print(f"note     the file names no classes; these are from {args.classes or 'COCO'}")
     return weights(state, config, class_names)
 
 
@@ -102,8 +104,8 @@ def describe(config: Config, class_names: tuple[str, ...]) -> str:
     points = "i * stride" if model.points.offset == 0 else f"(i + offset) * stride, offset {model.points.offset}"
     first = ", ".join(class_names[:5]) + (", ..." if len(class_names) > 5 else "")
     lines = {
-        "model": f"{model.backbone.name}{dcn}, FPN {model.fpn.channels}",
-        "head": f"{head.num_convs} x {head.channels}, {quality}, reg_max {head.reg_max}",
+        "model": f"{model.backbone.name}{dcn}; FPN with {model.fpn.channels} channels",
+        "head": f"{head.num_convs} x {head.channels} channels, {quality}, reg_max {head.reg_max}",
         "points": f"strides {', '.join(map(str, model.points.strides))}, at {points}",
         "classes": f"{len(class_names)}: {first}",
     }
