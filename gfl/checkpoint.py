@@ -58,18 +58,23 @@ def weights(model: Mapping[str, Tensor], config: Config, class_names: Sequence[s
     return {"format": FORMAT, "model": model, "config": config_tree, "class_names": names}
 
 
+def temporary(path: Path) -> Path:
+    """Where `path` is written before it takes its place."""
+    return path.with_name(path.name + ".tmp")
+
+
 def write_torch_file(path: Path, content: Any) -> None:
     """Write tensors and plain data, whole or not at all; raises `UserError` if the disk is full or forbids it."""
-    temporary = path.with_name(path.name + ".tmp")
+    unfinished = temporary(path)
     try:
-        with open(temporary, "wb") as file:
+        with open(unfinished, "wb") as file:
             torch.save(content, file)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
+        os.replace(unfinished, path)
     except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
         with contextlib.suppress(OSError):
-            temporary.unlink()
+            unfinished.unlink()
         reason = getattr(error, "strerror", None) or "the disk is full, or fails"
         raise UserError(f"cannot write {path}: {reason}") from None
 

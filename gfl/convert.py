@@ -4,7 +4,7 @@ Understood are GFL and GFLv2 detectors of mmdetection 2.x and 3.x, implus/GFocal
 ImageNet backbones of torchvision and open-mmlab. What a file holds is read from its tensors' names and shapes.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -51,6 +51,9 @@ def parse_foreign(content: Any) -> Foreign:
     tensors = content.get("state_dict", content)
     if not isinstance(tensors, dict) or not tensors or not all(isinstance(t, Tensor) for t in tensors.values()):
         raise UserError("it holds no state dict of tensors")
+    for name, tensor in tensors.items():  # a view may repeat one number as often as it likes
+        if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+            raise UserError(f"tensor {name} claims more numbers than the file holds")
     # Wrappers for many GPUs put a prefix; before mmcv, offsets were not inside their convolution.
     tensors = {
         str(name).removeprefix("module.").replace("conv2_offset.", "conv2.conv_offset."): tensor
@@ -75,8 +78,8 @@ def _program(tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> str:
         return "implus/GFocalV2"
     if not any(name.startswith("bbox_head.") for name in tensors):
         return "ImageNet weights"
-    version = meta.get("mmdet_version") or ("3.x" if "mmengine_version" in meta or "dataset_meta" in meta else "2.x")
-    return f"mmdetection {version}"
+    version = meta.get("mmdet_version", "3.x" if "mmengine_version" in meta else "")
+    return f"mmdetection {version}".rstrip()
 
 
 # --- detectors --------------------------------------------------------------------------------------------------------
@@ -105,7 +108,7 @@ def convert_detector(foreign: Foreign, config: Config | None = None, class_names
     names = _class_names(foreign, class_names)
     with torch.device("meta"):  # names and shapes only
         own = build_detector(config, len(names), pretrained=False).state_dict()
-    return Converted(_rename(foreign.tensors, own, config.model.head.reg_max), config, names)
+    return Converted(_rename(_without_projects(foreign.tensors, config), own, mmdet_names), config, names)
 
 
 def recognize_detector(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -150,6 +153,8 @@ def _class_names(foreign: Foreign, given: Sequence[str]) -> tuple[str, ...]:
     """One name per output of the class head."""
     outputs = _shape(foreign.tensors, "bbox_head.gfl_cls.weight")[0]
     names = foreign.class_names or tuple(given) or COCO_CLASSES
+    if len(set(names)) < len(names) or not all(name and name.isprintable() for name in names):
+        raise UserError("the class names are not all different, not empty and printable")
     if len(names) == outputs:
         return names
     problem = f"bbox_head.gfl_cls.weight has {outputs} outputs, but there are {len(names)} classes"
@@ -158,26 +163,43 @@ def _class_names(foreign: Foreign, given: Sequence[str]) -> tuple[str, ...]:
     raise UserError(f"{problem}{'' if foreign.class_names else '; name them with --classes'}")
 
 
-def _rename(tensors: Mapping[str, Tensor], own: Mapping[str, Tensor], reg_max: int) -> dict[str, Tensor]:
-    """`tensors` with the names and shapes of `own`; raises `UserError` listing what does not go into one another."""
+def _without_projects(tensors: Mapping[str, Tensor], config: Config) -> dict[str, Tensor]:
+    """`tensors` without the positions of the bins, which must be those of our decoding."""
+    positions = list(range(config.model.head.reg_max + 1))
+    for name in (PROJECT, PROJECT_V1):
+        if name in tensors and tensors[name].tolist() != positions:
+            raise UserError(f"{name} is not 0, 1, ..., {positions[-1]}")
+    return {name: tensor for name, tensor in tensors.items() if name not in (PROJECT, PROJECT_V1)}
+
+
+def _rename(
+    tensors: Mapping[str, Tensor],
+    own: Mapping[str, Tensor],
+    names_of: Callable[[str, Tensor], list[str]],
+) -> dict[str, Tensor]:
+    """`tensors` with the names and shapes of `own`; raises `UserError` listing what does not go into one another.
+
+    Args:
+        names_of: their names for one of our tensors.
+    """
     state, unknown = {}, dict(tensors)
     missing, misshapen = [], []
-    for project in (unknown.pop(PROJECT, None), unknown.pop(PROJECT_V1, None)):
-        if project is not None and not torch.equal(project.float(), torch.arange(reg_max + 1.0)):
-            misshapen.append(f"the bins are not 0, 1, ..., {reg_max}")
     for name, like in own.items():
-        names = mmdet_names(name, like)
+        names = names_of(name, like)
         found = [unknown.pop(theirs) for theirs in names if theirs in unknown]
         if not found and name.endswith("num_batches_tracked"):  # unknown before PyTorch 0.4.1, and unused
             found = [torch.zeros_like(like, device="cpu")]
         if len(found) < len(names):
             missing += [theirs for theirs in names if theirs not in tensors]
             continue
-        tensor = torch.stack(found) if name == "head.scales" else found[0]
+        if len(found) > 1 and all(scale.dim() == 0 for scale in found):
+            found = [torch.stack(found)]
+        tensor = found[0]
         if like.dim() == 2 and tensor.shape[2:] == (1, 1):  # our linear layer is a 1x1 convolution there
             tensor = tensor.flatten(1)
-        if tensor.shape != like.shape:
+        if len(found) > 1 or tensor.shape != like.shape:
             misshapen.append(f"{names[0]} is {list(tensor.shape)}, not {list(like.shape)}")
+            continue
         state[name] = tensor.to(like.dtype)
     problems = {"missing": missing, "unknown": list(unknown), "wrong": misshapen}
     if any(problems.values()):
@@ -238,12 +260,7 @@ def convert_backbone(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], 
     name = recognize_backbone(tensors)["name"]
     with torch.device("meta"):
         own = Backbone(name).state_dict()
-    prefixed = _rename(
-        {f"backbone.{key}": tensor for key, tensor in tensors.items()},
-        {f"backbone.{key}": tensor for key, tensor in own.items()},
-        reg_max=0,
-    )
-    return {key.removeprefix("backbone."): tensor for key, tensor in prefixed.items()}, name
+    return _rename(tensors, own, lambda key, _: [key]), name
 
 
 def recognize_backbone(tensors: Mapping[str, Tensor]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ def run(main: Callable, *args) -> None:
     try:
         return main(*args)
     except UserError as error:
-        line, code = f"error: {error}", 2
+        line, code = "error: " + "".join(c if c.isprintable() else "?" for c in str(error)), 2
     except KeyboardInterrupt:
         line, code = "interrupted", 130
     # Only here, after the except clauses, can the failed call's objects go, and with them its loader processes.

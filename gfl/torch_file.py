@@ -2,7 +2,8 @@
 
 `torch.load(weights_only=True)` refuses a file with a single foreign class, and training programs store their loggers
 and configs beside the weights. Here tensors and plain containers are read and everything else becomes an inert
-placeholder. Tensors are views of the file on disk: only what is used is ever in memory.
+placeholder. Tensors are mere descriptions while the pickle is read, out of reach of its instructions, and views of the
+file afterwards, so that only what is used is ever in memory.
 """
 
 import io
@@ -11,10 +12,9 @@ import pickle
 import struct
 import zipfile
 from collections import OrderedDict
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -55,8 +55,24 @@ class Placeholder:
     __call__ = __setstate__ = __setitem__ = append = extend = add = _ignore
 
 
+class _Storage(NamedTuple):
+    dtype: Any  # a torch.dtype, or a placeholder for one that is not known here
+    key: str
+    numel: int
+    start: int  # of a view of it, in files from before PyTorch 1.6
+
+
+class _Stored(NamedTuple):
+    """A tensor as the pickle describes it."""
+
+    storage: _Storage
+    offset: int
+    size: tuple[int, ...]
+    stride: tuple[int, ...]
+
+
 def read_torch_file(path: Path) -> Any:
-    """What the file holds: tensors on the CPU, plain containers and values, `Placeholder`s for all else.
+    """What the file holds: plain containers and values, CPU tensors where dicts and lists hold them, `Placeholder`s.
 
     Raises `UserError` for a file that is missing, truncated or of another kind.
     """
@@ -70,36 +86,32 @@ def read_torch_file(path: Path) -> Any:
         raise UserError(f"{path} is truncated, damaged or no PyTorch file") from None
 
 
-class _Unpickler(pickle.Unpickler):
-    """Builds tensors through `load_storage` (dtype, key, number of elements) and finds no class or function at all."""
+class _Unpickler(pickle._Unpickler):
+    """Finds no class or function of anybody's.
 
-    def __init__(self, file: Any, load_storage: Callable[[torch.dtype, str, int], Tensor | None]) -> None:
+    The standard library's unpickler in Python: the one in C allocates whatever memory a damaged file asks for.
+    """
+
+    def __init__(self, file: Any) -> None:
         super().__init__(file, encoding="utf-8", errors="replace")
-        self.load_storage = load_storage
+        self.dtypes: dict[str, torch.dtype] = {}  # of the storages by key
 
     def find_class(self, module: str, name: str) -> Any:
+        # All but dtypes and containers is made afresh for each call: a pickle that changes it changes nothing else.
         if module == "torch" and name in DTYPES:
             return DTYPES[name]
         if module == "torch._utils" and name in ("_rebuild_tensor", "_rebuild_tensor_v2"):
-            return partial(_rebuild_tensor)
+            return lambda storage, offset, size, stride, *_: _Stored(storage, offset, size, stride)
         if module == "torch._utils" and name == "_rebuild_parameter":
-            return partial(_rebuild_parameter)
-        # Everything is fresh for each call, so that a pickle that changes it changes nothing else.
+            return lambda data, *_: data
         return CONTAINERS.get((module, name)) or type("Placeholder", (Placeholder,), {})
 
-    def persistent_load(self, pid: tuple) -> tuple[Tensor | None, int]:
-        """A storage, and where in it a view of it begins (files from before PyTorch 1.6)."""
+    def persistent_load(self, pid: tuple) -> Any:
+        if pid[0] == "module":  # a class and its source code
+            return pid[1]
         _, dtype, key, _, numel, *view = pid
-        return self.load_storage(dtype, key, numel), view[0][1] if view and view[0] else 0
-
-
-def _rebuild_tensor(storage: tuple, offset: int, size: tuple, stride: tuple, *_: Any) -> Tensor | None:
-    flat, start = storage
-    return None if flat is None else flat.as_strided(size, stride, start + offset)
-
-
-def _rebuild_parameter(data: Tensor, *_: Any) -> Tensor:
-    return data
+        self.dtypes[key] = dtype
+        return _Storage(dtype, key, numel, view[0][1] if view and view[0] else 0)
 
 
 def _read_zip(path: Path, memory: mmap.mmap) -> Any:
@@ -108,50 +120,60 @@ def _read_zip(path: Path, memory: mmap.mmap) -> Any:
         members = {info.filename.partition("/")[2]: info for info in archive.infolist()}
         if members.keys() & {"constants.pkl", "version.pkl"} or "data.pkl" not in members:
             raise ValueError("TorchScript, or no PyTorch file")
-        if "byteorder" in members and archive.read(members["byteorder"]) != b"little":
-            raise ValueError("written on a big-endian machine")
         if any(info.compress_type != zipfile.ZIP_STORED for info in members.values()):
             raise ValueError("torch.save does not compress")
+        if "byteorder" in members and archive.read(members["byteorder"]) != b"little":
+            raise ValueError("written on a big-endian machine")
+        content = _Unpickler(io.BytesIO(archive.read(members["data.pkl"]))).load()
 
-        def load_storage(dtype: torch.dtype, key: str, numel: int) -> Tensor:
-            header = members[f"data/{key}"].header_offset
-            name_length, extra_length = struct.unpack_from("<HH", memory, header + 26)
-            return _view(memory, dtype, header + 30 + name_length + extra_length, numel)
+    def locate(storage: _Storage) -> int:
+        member = members[f"data/{storage.key}"]
+        if storage.numel * storage.dtype.itemsize != member.file_size:
+            raise ValueError("a storage of another size than its member")
+        name_length, extra_length = struct.unpack_from("<HH", memory, member.header_offset + 26)
+        return member.header_offset + 30 + name_length + extra_length
 
-        return _Unpickler(io.BytesIO(archive.read(members["data.pkl"])), load_storage).load()
+    return _with_tensors(content, memory, locate)
 
 
 def _read_legacy(memory: mmap.mmap) -> Any:
-    """The format before: five pickles (magic, protocol, system, content, storage keys), then the storages' bytes.
-
-    The content is read twice, since where a storage lies is known only after the types of those before it.
-    """
-    dtypes: dict[str, torch.dtype] = {}
-    starts: dict[str, int] = {}
-
-    def note_type(dtype: torch.dtype, key: str, numel: int) -> None:
-        dtypes[key] = dtype
-
-    def load_storage(dtype: torch.dtype, key: str, numel: int) -> Tensor:
-        return _view(memory, dtype, starts[key], numel)
-
-    magic, _, system = (_Unpickler(memory, note_type).load() for _ in range(3))
+    """The format before: five pickles (magic, protocol, system, content, storage keys), then the storages' bytes."""
+    magic, _, system = (_Unpickler(memory).load() for _ in range(3))
     if magic != MAGIC or not system["little_endian"]:
         raise ValueError("no PyTorch file, or written on a big-endian machine")
-    content_start = memory.tell()
-    _Unpickler(memory, note_type).load()
-    keys, position = _Unpickler(memory, note_type).load(), memory.tell()
+    unpickler = _Unpickler(memory)
+    content, keys = unpickler.load(), _Unpickler(memory).load()
+    starts, position = {}, memory.tell()
     for key in keys:
         (numel,) = struct.unpack_from("<q", memory, position)
         starts[key] = position + 8
-        position += 8 + numel * dtypes[key].itemsize
-    memory.seek(content_start)
-    return _Unpickler(memory, load_storage).load()
+        position += 8 + numel * unpickler.dtypes[key].itemsize
+    return _with_tensors(content, memory, lambda storage: starts[storage.key])
 
 
-def _view(memory: mmap.mmap, dtype: torch.dtype, start: int, numel: int) -> Tensor:
-    if numel == 0:
-        return torch.empty(0, dtype=dtype)
-    if numel < 0:
-        raise ValueError("a storage of negative size")
-    return torch.frombuffer(memory, dtype=dtype, count=numel, offset=start)
+def _with_tensors(content: Any, memory: mmap.mmap, locate: Callable[[_Storage], int]) -> Any:
+    """`content` with tensors in place of their descriptions, wherever it nests dicts and lists."""
+    top, seen = [content], set()
+    unseen: list[Any] = [top]
+    while unseen:
+        container = unseen.pop()
+        if id(container) in seen:
+            continue
+        seen.add(id(container))
+        entries: Iterable = container.items() if isinstance(container, dict) else enumerate(container)
+        for key, value in list(entries):
+            if isinstance(value, _Stored) and isinstance(value.storage.dtype, torch.dtype):
+                container[key] = _tensor(value, memory, locate(value.storage))
+            elif isinstance(value, (dict, list)):
+                unseen.append(value)
+    return top[0]
+
+
+def _tensor(stored: _Stored, memory: mmap.mmap, start: int) -> Tensor:
+    """A view of the file."""
+    dtype, _, numel, first = stored.storage
+    # torch.frombuffer checks this in 64 bits, which overflow.
+    if start < 0 or numel < 0 or start + numel * dtype.itemsize > len(memory):
+        raise ValueError("a storage beyond the file")
+    flat = torch.frombuffer(memory, dtype=dtype, count=numel, offset=start) if numel else torch.empty(0, dtype=dtype)
+    return flat.as_strided(stored.size, stored.stride, first + stored.offset)

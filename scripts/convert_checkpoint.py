@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the repositor
 
 from typing import Any
 
-from gfl.checkpoint import FORMAT, find_checkpoint, read_checkpoint, weights, write_torch_file
+from gfl.checkpoint import FORMAT, find_checkpoint, read_checkpoint, temporary, weights, write_torch_file
 from gfl.config import Config, config_from_dict, load_config
 from gfl.convert import Foreign, convert_backbone, convert_detector, parse_foreign, to_mmdet
 from gfl.data.coco import category_names, read_coco_json
@@ -36,10 +36,15 @@ from gfl.torch_file import read_torch_file
 
 
 def main(args: argparse.Namespace) -> None:
-    out = Path(args.output)
-    if out.resolve() == Path(args.input).resolve() or (out.exists() and not out.is_file()):
-        raise UserError(f"{out} is the input itself, a folder or a device; name another file to write")
-    content = export(Path(args.input)) if args.to == "mmdet" else import_foreign(Path(args.input), args)
+    source, out = Path(args.input), Path(args.output)
+    if args.to == "mmdet":
+        source = find_own(source)
+        if args.config or args.classes:
+            raise UserError("--config and --classes are for conversion to ours; a checkpoint of ours has both")
+    written = (out.resolve(), temporary(out).resolve())
+    if source.resolve() in written or (out.exists() and not out.is_file()):
+        raise UserError(f"{source} cannot go to {out}: the same file, a folder or a device; name another one to write")
+    content = export(source) if args.to == "mmdet" else import_foreign(source, args)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -82,17 +87,25 @@ def import_backbone(foreign: Foreign, config: Config | None) -> dict[str, Any]:
     return state
 
 
-def export(path: Path) -> dict[str, Any]:
-    """The content of mmdetection's file, from our checkpoint or run folder."""
+def find_own(path: Path) -> Path:
+    """Our checkpoint at `path` or in the run folder `path`."""
     checkpoint = find_checkpoint(path, "best.pt", "last.pt")
     if checkpoint is None:
         raise UserError(f"no checkpoint at {path}: give a .pt file or a run folder")
-    state = read_checkpoint(checkpoint)
-    config = config_from_dict(state["config"], f"config in {checkpoint}")
+    return checkpoint
+
+
+def export(path: Path) -> dict[str, Any]:
+    """The content of mmdetection's file, from our checkpoint."""
+    state = read_checkpoint(path)
+    config = config_from_dict(state["config"], f"config in {path}")
     names = list(state["class_names"])
-    print(f"read     {checkpoint}: {len(state['model'])} tensors\n{describe(config, names)}")
+    print(f"read     {path}: {len(state['model'])} tensors\n{describe(config, names)}")
     meta = {"CLASSES": names, "dataset_meta": {"classes": names}}  # as mmdetection 2.x and 3.x look for them
-    return {"meta": meta, "state_dict": to_mmdet(state["model"], config)}
+    try:
+        return {"meta": meta, "state_dict": to_mmdet(state["model"], config)}
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
 
 
 def describe(config: Config, class_names: tuple[str, ...]) -> str:

@@ -1,5 +1,6 @@
 """Slow, obvious versions of the batched code: one image, one box, one point at a time, in Python floats."""
 
+import decimal
 import math
 import statistics
 from typing import NamedTuple
@@ -106,6 +107,64 @@ def dfl(logits, target):
 def expectation(logits, delta=1.0):
     """Equation 5."""
     return sum(index * delta * probability for index, probability in enumerate(softmax(logits)))
+
+
+# --- quality ----------------------------------------------------------------------------------------------------------
+
+
+def side_statistics(sides, topk, add_mean):
+    """What GFLv2's predictor sees of one point: of each side the `topk` largest probabilities, then their mean."""
+    numbers = []
+    for logits in sides:
+        largest = sorted(softmax(logits), reverse=True)[:topk]
+        numbers += largest + ([sum(largest) / topk] if add_mean else [])
+    return numbers
+
+
+def product_logit(a, q):
+    """Logit of sigmoid(a) * sigmoid(q), with digits enough for any logits."""
+    with decimal.localcontext() as context:
+        context.prec = 120
+        product = 1 / ((1 + decimal.Decimal(-a).exp()) * (1 + decimal.Decimal(-q).exp()))
+        return float((product / (1 - product)).ln())
+
+
+# --- deformable convolution -------------------------------------------------------------------------------------------
+
+
+def bilinear(channel, y, x):
+    """Value of a map between its pixels; 0 outside."""
+    top, left = math.floor(y), math.floor(x)
+    value = 0.0
+    for row in (top, top + 1):
+        for column in (left, left + 1):
+            if 0 <= row < len(channel) and 0 <= column < len(channel[0]):
+                value += (1 - abs(y - row)) * (1 - abs(x - column)) * channel[row][column]
+    return value
+
+
+def deform_conv(channels, weight, offsets, masks, *, stride, groups):
+    """3x3 deformable convolution with padding 1 of one image, as nested lists (out channels, h, w).
+
+    `offsets` holds dy, dx of the nine samples in turn as maps, `masks` one map per sample, or None. All are nested
+    lists; `weight` is (out channels, channels per group, 3, 3).
+    """
+    per_group = len(weight[0])
+    outputs = []
+    for out, kernel in enumerate(weight):
+        first = out // (len(weight) // groups) * per_group
+        output = [[0.0] * len(offsets[0][0]) for _ in offsets[0]]
+        for i, row in enumerate(output):
+            for j in range(len(row)):
+                for sample in range(9):
+                    y = i * stride - 1 + sample // 3 + offsets[2 * sample][i][j]
+                    x = j * stride - 1 + sample % 3 + offsets[2 * sample + 1][i][j]
+                    factor = masks[sample][i][j] if masks else 1.0
+                    for c in range(per_group):
+                        value = bilinear(channels[first + c], y, x)
+                        row[j] += factor * kernel[c][sample // 3][sample % 3] * value
+        outputs.append(output)
+    return outputs
 
 
 # --- assignment -------------------------------------------------------------------------------------------------------

@@ -11,19 +11,22 @@ import torch
 import gfl.criterion
 from gfl.assign import assign_atss
 from gfl.box_repr import GeneralBox
+from gfl.boxes import clip_boxes, distances_to_boxes
 from gfl.config import config_from_dict
 from gfl.criterion import Criterion, build_criterion
 from gfl.model.detector import build_detector
 from gfl.points import make_point_grid, points_in_images
-from gfl.quality import JointQuality
+from gfl.postprocess import select_detections
+from gfl.quality import DistributionGuidedQuality, JointQuality
 from gfl.structures import HeadOutput, Targets
 
 LOSSES = ("cls", "box", "dfl")
+GOLDEN_SCALE = 1.25  # by which the golden images had been resized
 NO_BOXES, NO_LABELS = torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64)
 
 
-def make_criterion(*, delta=1.0, beta=2.0, **weights):
-    return Criterion(assign_atss, JointQuality(beta=beta), GeneralBox(delta=delta), **weights)
+def make_criterion(*, delta=1.0, beta=2.0, quality=JointQuality, **weights):
+    return Criterion(assign_atss, quality(beta=beta), GeneralBox(delta=delta), **weights)
 
 
 def random_output(grid, batch, num_classes, generator):
@@ -61,10 +64,20 @@ def losses_and_gradients(criterion, output, targets, sizes):
 # --- golden -----------------------------------------------------------------------------------------------------------
 
 
+def read_golden(name):
+    with np.load(Path(__file__).parent / "golden" / f"{name}.npz") as file:
+        return {key: torch.from_numpy(file[key]) for key in file.files}
+
+
 @pytest.fixture(scope="module")
 def golden():
-    with np.load(Path(__file__).parent / "golden" / "head_gfl.npz") as file:
-        return {name: torch.from_numpy(file[name]) for name in file.files}
+    return read_golden("head_gfl")
+
+
+@pytest.fixture(scope="module")
+def golden_v2():
+    """Of GFLv2's head, whose class outputs are probabilities."""
+    return read_golden("head_gflv2")
 
 
 def golden_levels(golden, name):
@@ -79,11 +92,16 @@ def golden_output(golden):
     return HeadOutput(golden_levels(golden, "cls"), reg_pred, None, grid)
 
 
-def test_losses_and_gradients_equal_the_golden_ones(golden):
+def golden_targets(golden):
     boxes, labels = ([golden[f"{name}_{image}"] for image in range(3)] for name in ("boxes", "labels"))
-    losses, gradients = losses_and_gradients(
-        make_criterion(), golden_output(golden), oracles.pad_targets(boxes, labels), golden["image_hw"]
-    )
+    return oracles.pad_targets(boxes, labels)
+
+
+def no_targets():
+    return oracles.pad_targets([NO_BOXES] * 3, [NO_LABELS] * 3)
+
+
+def assert_golden(losses, gradients, golden):
     for name, theirs in zip(LOSSES, ("loss_cls", "loss_bbox", "loss_dfl"), strict=True):
         assert losses[name] == pytest.approx(golden[theirs].sum().item(), rel=1e-5)
     cls_gradient, reg_gradient = golden_levels(golden, "cls_grad"), golden_levels(golden, "reg_grad")
@@ -91,16 +109,93 @@ def test_losses_and_gradients_equal_the_golden_ones(golden):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6 * theirs.abs().max().item())
 
 
-def test_losses_without_boxes_equal_the_golden_ones(golden):
-    losses, gradients = losses_and_gradients(
-        make_criterion(),
-        golden_output(golden),
-        oracles.pad_targets([NO_BOXES] * 3, [NO_LABELS] * 3),
-        golden["image_hw"],
-    )
+def assert_golden_without_boxes(losses, gradients, golden):
     assert losses["cls"] == pytest.approx(golden["empty_loss_cls"].sum().item(), rel=1e-5)
     assert (losses["box"], losses["dfl"]) == (0, 0)
     assert (gradients[1] == 0).all()
+
+
+def test_losses_and_gradients_equal_the_golden_ones(golden):
+    assert_golden(
+        *losses_and_gradients(make_criterion(), golden_output(golden), golden_targets(golden), golden["image_hw"]),
+        golden,
+    )
+
+
+def test_losses_without_boxes_equal_the_golden_ones(golden):
+    assert_golden_without_boxes(
+        *losses_and_gradients(make_criterion(), golden_output(golden), no_targets(), golden["image_hw"]), golden
+    )
+
+
+def as_joint_logits(output):
+    """The golden probabilities of v2 as logits of one score."""
+    return output._replace(cls_logits=output.cls_logits.logit())
+
+
+def as_product(output):
+    """The golden probabilities of v2 as products: of a quality above all of a point's, and what is left to classes."""
+    quality = output.cls_logits.detach().amax(dim=-1, keepdim=True).sqrt()
+    class_logits = (output.cls_logits / quality).logit()
+    return output._replace(cls_logits=class_logits, quality_logits=quality.squeeze(-1).logit())
+
+
+V2_OUTPUTS = pytest.mark.parametrize(
+    ("quality", "as_logits"), [(JointQuality, as_joint_logits), (DistributionGuidedQuality, as_product)]
+)
+
+
+def losses_and_gradients_of_probabilities(quality, as_logits, golden, targets):
+    """As `losses_and_gradients`; the class gradient is with respect to the probabilities."""
+    leaves = with_gradient(golden_output(golden))
+    losses = make_criterion(quality=quality)(as_logits(leaves), targets, golden["image_hw"])
+    gradients = torch.autograd.grad(sum(losses.values()), (leaves.cls_logits, leaves.reg_pred))
+    return {name: loss.item() for name, loss in losses.items()}, gradients
+
+
+@V2_OUTPUTS
+def test_all_of_v2_but_a_second_sigmoid_in_the_box_weights_equals_the_golden_figures(golden_v2, quality, as_logits):
+    """The golden code weights boxes by the sigmoid of the product, as if that were still a logit.
+
+    GFLv2's box weights are the product itself (its code, and every description of it), and so are ours.
+    """
+
+    class SecondSigmoid(quality):
+        def scores(self, output):
+            return super().scores(output).sigmoid()
+
+    assert_golden(
+        *losses_and_gradients_of_probabilities(SecondSigmoid, as_logits, golden_v2, golden_targets(golden_v2)),
+        golden_v2,
+    )
+
+
+@V2_OUTPUTS
+def test_losses_without_boxes_equal_the_golden_ones_of_v2(golden_v2, quality, as_logits):
+    assert_golden_without_boxes(
+        *losses_and_gradients_of_probabilities(quality, as_logits, golden_v2, no_targets()), golden_v2
+    )
+
+
+@V2_OUTPUTS
+def test_scores_are_the_golden_ones_of_v2(golden_v2, quality, as_logits):
+    output = golden_output(golden_v2)
+    torch.testing.assert_close(quality().scores(as_logits(output)), output.cls_logits, rtol=1e-5, atol=0)
+
+
+def test_detections_equal_the_golden_ones_of_v2(golden_v2):
+    output = golden_output(golden_v2)
+    distances = GeneralBox().distances(output.reg_pred) * output.grid.strides[:, None]
+    boxes = clip_boxes(distances_to_boxes(output.grid.points, distances), golden_v2["image_hw"])
+    detections = select_detections(boxes, output.cls_logits, output.grid.level_sizes)
+    for image in range(3):
+        theirs = [golden_v2[f"det_{kind}_{image}"] for kind in ("scores", "labels", "boxes")]
+        ours = [detections.scores[image], detections.labels[image], detections.boxes_xyxy[image] / GOLDEN_SCALE]
+        # Two have the very same score, and their order is nobody's promise.
+        theirs, ours = ([column[np.lexsort((side[1], -side[0]))] for column in side] for side in (theirs, ours))
+        assert ours[1].equal(theirs[1])
+        torch.testing.assert_close(ours[0], theirs[0], rtol=1e-5, atol=0)
+        torch.testing.assert_close(ours[2], theirs[2], rtol=1e-5, atol=1e-3)
 
 
 # --- the slow oracle --------------------------------------------------------------------------------------------------

@@ -6,9 +6,10 @@ import numpy as np
 import oracles
 import pytest
 import torch
+from torchvision.ops import sigmoid_focal_loss
 
 from gfl.boxes import box_iou
-from gfl.losses import distribution_focal_loss, giou_loss, quality_focal_loss
+from gfl.losses import distribution_focal_loss, generalized_focal_loss, giou_loss, quality_focal_loss
 
 BETAS = [0, 1, 2, 2.5, 4]
 
@@ -161,3 +162,111 @@ def test_half_precision_logits_lose_no_precision_in_the_loss():
     target, bins = torch.rand(64, 17), torch.rand(64) * 16
     assert quality_focal_loss(logits, target).equal(quality_focal_loss(logits.float(), target))
     assert distribution_focal_loss(logits, bins).equal(distribution_focal_loss(logits.float(), bins))
+
+
+# --- the general form -------------------------------------------------------------------------------------------------
+
+
+def general_form_of_logits(logits, target, *, beta):
+    """Equation 7 between the labels 0 and 1."""
+    return generalized_focal_loss((-logits).sigmoid(), logits.sigmoid(), target, left=0, right=1, beta=beta)
+
+
+def assert_same_loss_and_gradient(function, other, leaf):
+    for actual, expected in zip(loss_and_gradient(function, leaf), loss_and_gradient(other, leaf), strict=True):
+        torch.testing.assert_close(actual, expected, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("gamma", [0, 1, 2, 2.5])
+def test_focal_loss_is_a_special_case(gamma):
+    logits = torch.linspace(-6, 6, 50).double()
+    for label in (torch.zeros(50).double(), torch.ones(50).double()):
+        assert_same_loss_and_gradient(
+            lambda x, label=label: general_form_of_logits(x, label, beta=gamma),
+            lambda x, label=label: sigmoid_focal_loss(x, label, alpha=-1, gamma=gamma),
+            logits,
+        )
+
+
+@pytest.mark.parametrize("beta", BETAS)
+def test_qfl_is_a_special_case(beta):
+    logits, target = torch.meshgrid(torch.linspace(-6, 6, 40).double(), torch.linspace(0, 1, 7).double(), indexing="ij")
+    assert_same_loss_and_gradient(
+        lambda x: general_form_of_logits(x, target, beta=beta),
+        lambda x: quality_focal_loss(x, target, beta=beta),
+        logits,
+    )
+
+
+def test_dfl_is_a_special_case():
+    """Of beta 0, between the two bins around the target, whose probabilities do not sum to 1."""
+    logits = torch.randn(40, 17, generator=torch.Generator().manual_seed(4)).double()
+    target = torch.linspace(0, 15.99, 40).double()
+    left = target.long().unsqueeze(-1)
+
+    def general_form(x):
+        probability = x.softmax(dim=-1)
+        pair = (probability.gather(-1, left + shift).squeeze(-1) for shift in (0, 1))
+        left_bin = left.squeeze(-1).double()
+        return generalized_focal_loss(*pair, target, left=left_bin, right=left_bin + 1, beta=0)
+
+    assert_same_loss_and_gradient(general_form, lambda x: distribution_focal_loss(x, target), logits)
+
+
+def test_the_golden_focal_loss_is_the_general_form_times_alpha(golden):
+    label = torch.zeros_like(golden["qfl_logits"])
+    foreground = golden["qfl_labels"] < label.shape[1]
+    label[foreground, golden["qfl_labels"][foreground]] = 1
+    alpha = 0.25 * label + 0.75 * (1 - label)
+    loss, gradient = loss_and_gradient(
+        lambda logits: alpha * general_form_of_logits(logits, label, beta=2), golden["qfl_logits"]
+    )
+    close(loss, golden["focal_loss"])
+    close(gradient, golden["focal_grad"])
+
+
+def test_the_golden_qfl_of_probabilities_is_the_general_form(golden):
+    target = quality_target(golden)
+    loss, gradient = loss_and_gradient(
+        lambda p: generalized_focal_loss(1 - p, p, target, left=0, right=1, beta=2), golden["qflprob_input"]
+    )
+    close(loss.sum(dim=1), golden["qflprob_loss"])
+    close(gradient, golden["qflprob_grad"])
+
+
+@pytest.mark.parametrize("beta", [0, 0.5, 1, 2, 4])
+@pytest.mark.parametrize(
+    ("left", "right", "target"), [(0, 1, 0.3), (0, 1, 0.95), (3, 4, 3.5), (3, 5, 3.25), (-2, 6, 5.0), (0.5, 0.75, 0.6)]
+)
+def test_the_minimum_of_the_general_form_has_the_target_as_its_expectation(beta, left, right, target):
+    """Section 3 of the paper, along probabilities that sum to 1."""
+    best = (right - target) / (right - left)
+
+    def loss_at(prob_left):
+        target_there = torch.full_like(prob_left, target)
+        return generalized_focal_loss(prob_left, 1 - prob_left, target_there, left=left, right=right, beta=beta)
+
+    grid = torch.linspace(0, 1, 100_001, dtype=torch.float64)[1:-1]
+    assert grid[loss_at(grid).argmin()].item() == pytest.approx(best, abs=1e-5)
+    around = torch.tensor([best - 0.01, best, best + 0.01], dtype=torch.float64)
+    _, (below, at, above) = loss_and_gradient(loss_at, around)
+    assert below < 0 < above
+    if beta == 0 or beta > 1:  # |x|^beta has a kink at 0 otherwise
+        assert at.item() == pytest.approx(0, abs=1e-6)
+
+
+@pytest.mark.parametrize("beta", [0, 1, 2])
+def test_the_general_form_is_finite_where_a_probability_of_0_has_no_weight(beta):
+    one, zero = torch.ones(1).double(), torch.zeros(1).double()
+    at_left = generalized_focal_loss(one, zero, torch.tensor([3.0]).double(), left=3, right=4, beta=beta)
+    at_right = generalized_focal_loss(zero, one, torch.tensor([4.0]).double(), left=3, right=4, beta=beta)
+    assert (at_left.item(), at_right.item()) == (0, 0)
+
+
+def test_the_labels_of_the_general_form_may_differ_from_element_to_element():
+    prob_left, target = torch.tensor([0.3, 0.6]).double(), torch.tensor([2.4, 7.5]).double()
+    left, right = torch.tensor([2.0, 6.0]).double(), torch.tensor([3.0, 8.0]).double()
+    together = generalized_focal_loss(prob_left, 1 - prob_left, target, left=left, right=right, beta=2)
+    for i, (low, high) in enumerate([(2, 3), (6, 8)]):
+        alone = generalized_focal_loss(prob_left[i], 1 - prob_left[i], target[i], left=low, right=high, beta=2)
+        close(together[i], alone)

@@ -1,13 +1,15 @@
 """What the class logits learn, and how they become scores."""
 
+import oracles
 import pytest
 import torch
+from torch import nn
 
-from gfl.config import HeadConfig
+from gfl.config import DGQPConfig, HeadConfig
 from gfl.errors import UserError
 from gfl.losses import quality_focal_loss
 from gfl.points import make_point_grid
-from gfl.quality import JointQuality, build_quality
+from gfl.quality import DistributionGuidedQuality, JointQuality, build_quality
 from gfl.structures import HeadOutput
 
 
@@ -16,8 +18,11 @@ def output(cls_logits):
     return HeadOutput(cls_logits, torch.zeros(*cls_logits.shape[:2], 4, 17), None, grid)
 
 
-def random_logits():
-    return torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(0))
+def random_logits(*shape):
+    return torch.randn(*shape or (2, 3, 4), generator=torch.Generator().manual_seed(0))
+
+
+# --- the paper's row --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("beta", [0.0, 2.0, 4.0])
@@ -48,10 +53,171 @@ def test_scores_are_sigmoids_in_float32():
     assert scores.equal(logits.bfloat16().float().sigmoid())
 
 
+# --- GFLv2's row ------------------------------------------------------------------------------------------------------
+
+
+def product_output(a, q):
+    """`HeadOutput` of one class and as many points as `a` and `q` have."""
+    return output(a[None, :, None])._replace(quality_logits=q[None])
+
+
+def product_logits(a, q):
+    return DistributionGuidedQuality().logits(product_output(a, q))[0, :, 0]
+
+
+def with_reg_pred(reg_pred):
+    return output(torch.zeros(*reg_pred.shape[:2], 3))._replace(reg_pred=reg_pred)
+
+
+def random_dgqp(**options):
+    """Weights and biases away from their small initial values."""
+    quality = DistributionGuidedQuality(**options)
+    generator = torch.Generator().manual_seed(1)
+    for parameter in quality.parameters():
+        parameter.data = torch.randn(parameter.shape, generator=generator)
+    return quality
+
+
+GRID = torch.cartesian_prod(*[torch.linspace(-12, 12, 49)] * 2).T
+
+
+def test_logits_are_those_of_the_product_of_two_sigmoids():
+    a, q = GRID.double()
+    expected = (a.sigmoid() * q.sigmoid()).logit()
+    torch.testing.assert_close(product_logits(a, q), expected.float(), rtol=1e-6, atol=1e-6)
+    closed_form = -torch.logaddexp(-a, torch.logaddexp(-q, -a - q))
+    torch.testing.assert_close(closed_form, expected, rtol=0, atol=1e-9)
+
+
+def test_gradients_of_the_logits_are_those_of_the_product():
+    leaves = [column.clone().requires_grad_() for column in GRID]
+    ours = torch.autograd.grad(product_logits(*leaves).sum(), leaves)
+    leaves = [column.double().requires_grad_() for column in GRID]
+    product = leaves[0].sigmoid() * leaves[1].sigmoid()
+    for mine, expected in zip(ours, torch.autograd.grad(product.logit().sum(), leaves), strict=True):
+        torch.testing.assert_close(mine.double(), expected, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("size", [30.0, 80.0])
+def test_extreme_logits_give_exact_products_and_finite_gradients(dtype, size):
+    extremes = torch.tensor([-size, -1.0, 0.0, 1.0, size])
+    a, q = (column.to(dtype).requires_grad_() for column in torch.cartesian_prod(extremes, extremes).T)
+    logits = product_logits(a, q)
+    assert logits.dtype == torch.float32
+    expected = [oracles.product_logit(*pair) for pair in zip(a.tolist(), q.tolist(), strict=True)]
+    torch.testing.assert_close(logits, torch.tensor(expected), rtol=1e-6, atol=1e-6)
+    for gradient in torch.autograd.grad(logits.sum(), (a, q)):
+        assert gradient.isfinite().all()
+        assert ((gradient >= 0) & (gradient <= 1)).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_qfl_on_extreme_products_is_finite(dtype):
+    extremes = torch.tensor([-80.0, -30.0, 0.0, 30.0, 80.0])
+    a, q = (column.to(dtype).requires_grad_() for column in torch.cartesian_prod(extremes, extremes).T)
+    for measure in (0.0, 0.7, 1.0):
+        loss = DistributionGuidedQuality().class_loss(
+            product_output(a, q),
+            torch.zeros(1, 25, dtype=torch.int64),
+            torch.ones(1, 25, dtype=torch.bool),
+            torch.full((1, 25), measure),
+        )
+        assert loss.dtype == torch.float32
+        assert loss.isfinite().all()
+        assert all(gradient.isfinite().all() for gradient in torch.autograd.grad(loss.sum(), (a, q)))
+
+
+def test_qfl_of_a_product_learns_the_measure():
+    a, q = random_logits(2, 6)
+    found = product_output(a, q)
+    labels, positive, measure = torch.zeros(1, 6).long(), torch.ones(1, 6, dtype=torch.bool), torch.rand(1, 6)
+    product = a.double().sigmoid() * q.double().sigmoid()
+    expected = quality_focal_loss(product.logit(), measure[0].double(), beta=2.5)
+    loss = DistributionGuidedQuality(beta=2.5).class_loss(found, labels, positive, measure)
+    torch.testing.assert_close(loss[0, :, 0].double(), expected, rtol=1e-5, atol=1e-7)
+
+
+def test_scores_are_products_of_probabilities():
+    logits, quality_logits = random_logits(2, 3, 4), random_logits(2, 3)
+    found = output(logits)._replace(quality_logits=quality_logits)
+    expected = logits.sigmoid() * quality_logits.sigmoid()[..., None]
+    torch.testing.assert_close(DistributionGuidedQuality().scores(found), expected)
+    torch.testing.assert_close(DistributionGuidedQuality().logits(found).sigmoid(), expected)
+
+
+@pytest.mark.parametrize(("topk", "add_mean"), [(4, True), (4, False), (1, True), (17, True)])
+def test_the_predictor_sees_each_side_s_largest_probabilities_and_their_mean(topk, add_mean):
+    quality = random_dgqp(topk=topk, add_mean=add_mean)
+    seen = []
+    quality.hidden.register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[0]))
+    reg_pred = 3 * random_logits(2, 5, 4, 17)
+    predicted = quality(with_reg_pred(reg_pred)).quality_logits
+    assert predicted.shape == (2, 5)
+    assert seen[0].shape == (2, 5, 4 * (topk + add_mean))
+    expected = [[oracles.side_statistics(point, topk, add_mean) for point in image] for image in reg_pred.tolist()]
+    torch.testing.assert_close(seen[0], torch.tensor(expected))
+
+
+@pytest.mark.parametrize("add_mean", [True, False])
+def test_the_predictor_is_two_1x1_convolutions_on_a_map(add_mean):
+    """As V2 writes it, over (B, 4 * bins, h, w)."""
+    quality = random_dgqp(add_mean=add_mean)
+    inputs = 4 * (4 + add_mean)
+    convolutions = nn.Sequential(nn.Conv2d(inputs, 64, 1), nn.ReLU(), nn.Conv2d(64, 1, 1))
+    for convolution, layer in ((convolutions[0], quality.hidden), (convolutions[2], quality.out)):
+        convolution.load_state_dict({"weight": layer.weight[..., None, None], "bias": layer.bias})
+    reg_map = 3 * random_logits(2, 4 * 17, 6, 7)
+    largest = reg_map.unflatten(1, (4, 17)).softmax(dim=2).topk(4, dim=2).values
+    statistics = torch.cat([largest, largest.mean(dim=2, keepdim=True)], dim=2) if add_mean else largest
+    expected = convolutions(statistics.flatten(1, 2))
+    predicted = quality(with_reg_pred(reg_map.flatten(2).mT.unflatten(-1, (4, 17)))).quality_logits
+    torch.testing.assert_close(predicted, expected.flatten(1), rtol=1e-4, atol=1e-5)
+
+
+def test_gradient_flows_into_the_distributions():
+    quality, reg_pred = random_dgqp(), random_logits(1, 5, 4, 17).requires_grad_()
+    found = quality(with_reg_pred(reg_pred))
+    loss = quality.class_loss(found, torch.zeros(1, 5).long(), torch.ones(1, 5, dtype=torch.bool), torch.ones(1, 5))
+    gradient = torch.autograd.grad(loss.sum(), reg_pred)[0]
+    assert (gradient.abs().sum(dim=-1) > 0).all()
+
+
+def test_the_predictor_adds_quality_logits_and_changes_nothing_else():
+    before = with_reg_pred(random_logits(1, 5, 4, 17))
+    after = DistributionGuidedQuality()(before)
+    assert after._replace(quality_logits=None) == before
+    assert JointQuality()(before) is before
+
+
+def test_the_predictor_has_1409_parameters_and_starts_small():
+    quality = DistributionGuidedQuality()
+    assert sum(parameter.numel() for parameter in quality.parameters()) == 1409
+    assert quality.hidden.weight.std().item() == pytest.approx(0.01, rel=0.1)
+    assert (quality.hidden.bias == 0).all()
+    assert (quality.out.bias == 0).all()
+
+
+# --- building ---------------------------------------------------------------------------------------------------------
+
+
 def test_build_by_name():
     assert build_quality(HeadConfig(), beta=2.5).beta == 2.5
 
 
+def test_build_takes_the_predictor_s_numbers_from_the_config():
+    quality = build_quality(HeadConfig(quality="dgqp", dgqp=DGQPConfig(topk=3, hidden=8, add_mean=False)), beta=1.0)
+    assert isinstance(quality, DistributionGuidedQuality)
+    assert (quality.beta, quality.topk, quality.add_mean) == (1.0, 3, False)
+    assert quality.hidden.weight.shape == (8, 12)
+
+
+def test_as_many_probabilities_as_there_are_bins_at_most():
+    build_quality(HeadConfig(quality="dgqp", reg_max=7, dgqp=DGQPConfig(topk=8)), beta=2.0)
+    with pytest.raises(UserError, match=r"model\.head\.dgqp\.topk: 9 are more than the 8 bins of a side"):
+        build_quality(HeadConfig(quality="dgqp", reg_max=7, dgqp=DGQPConfig(topk=9)), beta=2.0)
+
+
 def test_an_unknown_name_is_told_with_those_that_exist():
-    with pytest.raises(UserError, match=r"model\.head\.quality: 'joined' does not exist; available: .*joint"):
+    with pytest.raises(UserError, match=r"model\.head\.quality: 'joined' does not exist; available: joint, dgqp"):
         build_quality(HeadConfig(quality="joined"), beta=2.0)
