@@ -1,7 +1,7 @@
 """Checkpoints of other programs as ours, and ours as mmdetection's.
 
 Understood are GFL and GFLv2 detectors of mmdetection 2.x and 3.x, implus/GFocal (V1) and implus/GFocalV2 (V2), and
-ImageNet backbones of torchvision and open-mmlab. What a file holds is read from its tensors' names and shapes.
+ImageNet backbones of torchvision and open-mmlab, as `gfl.foreign` tells them apart.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -13,28 +13,21 @@ from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights
 
 from gfl.config import Config, config_from_dict, config_to_dict, merge
 from gfl.errors import UserError
-from gfl.model.backbone import ARCHITECTURES, Backbone
+from gfl.foreign import (
+    PROJECT,
+    PROJECT_V1,
+    Foreign,
+    recognize_backbone,
+    recognize_detector,
+    weight_shape,
+)
+from gfl.model.backbone import Backbone
 from gfl.model.detector import build_detector
 
 # The classes of COCO by category id, for published files that do not name theirs.
 COCO_CLASSES = tuple(
     name for name in FasterRCNN_ResNet50_FPN_Weights.COCO_V1.meta["categories"] if name not in ("__background__", "N/A")
 )
-# Constants, the positions of the bins.
-PROJECT, PROJECT_V1 = "bbox_head.integral.project", "bbox_head.distribution_project.project"
-
-
-class Foreign(NamedTuple):
-    """What a file of another program holds."""
-
-    tensors: dict[str, Tensor]  # with the names of mmdetection, or of torchvision for a backbone
-    class_names: tuple[str, ...]  # empty if it does not say
-    program: str
-
-    @property
-    def is_backbone(self) -> bool:
-        """No neck and no box head: an image classifier, or the backbone alone."""
-        return not any(name.startswith(("neck.", "bbox_head.")) for name in self.tensors)
 
 
 class Converted(NamedTuple):
@@ -43,46 +36,6 @@ class Converted(NamedTuple):
     state: dict[str, Tensor]
     config: Config
     class_names: tuple[str, ...]
-
-
-def parse_foreign(content: Any) -> Foreign:
-    """What `read_torch_file` returned, understood. Raises `UserError` if it is no state dict of tensors."""
-    content = content if isinstance(content, dict) else {}
-    tensors = content.get("state_dict", content)
-    if not isinstance(tensors, dict) or not tensors or not all(isinstance(t, Tensor) for t in tensors.values()):
-        raise UserError("it holds no state dict of tensors")
-    for name, tensor in tensors.items():  # a view may repeat one number as often as it likes
-        if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
-            raise UserError(f"tensor {name} claims more numbers than the file holds")
-    # Wrappers for many GPUs put a prefix; before mmcv, offsets were not inside their convolution.
-    tensors = {
-        str(name).removeprefix("module.").replace("conv2_offset.", "conv2.conv_offset."): tensor
-        for name, tensor in tensors.items()
-    }
-    meta = content.get("meta")
-    meta = meta if isinstance(meta, dict) else {}
-    dataset = meta.get("dataset_meta")
-    named = [meta.get("CLASSES"), *(dataset.get(key) for key in ("classes", "CLASSES") if isinstance(dataset, dict))]
-    class_names = next((tuple(names) for names in named if _are_names(names)), ())
-    return Foreign(tensors, class_names, _program(tensors, meta))
-
-
-def _are_names(value: Any) -> bool:
-    return isinstance(value, (list, tuple)) and len(value) > 0 and all(isinstance(name, str) for name in value)
-
-
-def _program(tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> str:
-    if PROJECT_V1 in tensors:
-        return "implus/GFocal (V1)"
-    if "bbox_head.reg_conf.0.weight" in tensors:
-        return "implus/GFocalV2"
-    if not any(name.startswith("bbox_head.") for name in tensors):
-        return "ImageNet weights"
-    version = meta.get("mmdet_version", "3.x" if "mmengine_version" in meta else "")
-    return f"mmdetection {version}".rstrip()
-
-
-# --- detectors --------------------------------------------------------------------------------------------------------
 
 
 def convert_detector(foreign: Foreign, config: Config | None = None, class_names: Sequence[str] = ()) -> Converted:
@@ -111,29 +64,6 @@ def convert_detector(foreign: Foreign, config: Config | None = None, class_names
     return Converted(_rename(_without_projects(foreign.tensors, config), own, mmdet_names), config, names)
 
 
-def recognize_detector(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-    """The config's `model` section, as far as names and shapes tell it; raises `UserError` for another detector."""
-    if "bbox_head.gfl_cls.weight" not in tensors:
-        others = [name for name in tensors if name.startswith("bbox_head.") and "_convs." not in name]
-        raise UserError(f"no GFL detector: bbox_head.gfl_cls.weight is missing; found {_some(others or list(tensors))}")
-    head = {
-        "channels": _shape(tensors, "bbox_head.gfl_cls.weight")[1],
-        "num_convs": _count(tensors, "bbox_head.cls_convs."),
-        "quality": "joint",
-        "reg_max": _shape(tensors, "bbox_head.gfl_reg.weight")[0] // 4 - 1,
-    }
-    if "bbox_head.reg_conf.0.weight" in tensors:
-        hidden, inputs = _shape(tensors, "bbox_head.reg_conf.0.weight")[:2]
-        head |= {"quality": "dgqp", "dgqp": {"topk": inputs // 4 - 1, "hidden": hidden, "add_mean": True}}
-    prefix = "backbone."
-    return {
-        "backbone": recognize_backbone({n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}),
-        "fpn": {"channels": _shape(tensors, "neck.lateral_convs.0.conv.weight")[0]},
-        "head": head,
-        "points": {"strides": [8 * 2**level for level in range(_count(tensors, "neck.fpn_convs."))], "offset": 0.0},
-    }
-
-
 def _match(model: dict[str, Any], config: Config) -> None:
     """Raise `UserError` for the first field in which `config` differs from the recognised `model`.
 
@@ -151,7 +81,7 @@ def _match(model: dict[str, Any], config: Config) -> None:
 
 def _class_names(foreign: Foreign, given: Sequence[str]) -> tuple[str, ...]:
     """One name per output of the class head."""
-    outputs = _shape(foreign.tensors, "bbox_head.gfl_cls.weight")[0]
+    outputs = weight_shape(foreign.tensors, "bbox_head.gfl_cls.weight")[0]
     names = foreign.class_names or tuple(given) or COCO_CLASSES
     if len(set(names)) < len(names) or not all(name and name.isprintable() for name in names):
         raise UserError("the class names are not all different, not empty and printable")
@@ -247,9 +177,6 @@ def to_mmdet(state: Mapping[str, Tensor], config: Config) -> dict[str, Tensor]:
     return tensors
 
 
-# --- backbones --------------------------------------------------------------------------------------------------------
-
-
 def convert_backbone(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], str]:
     """A state dict for `model.backbone.weights`, and the architecture's name; classifiers are left out.
 
@@ -261,52 +188,3 @@ def convert_backbone(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], 
     with torch.device("meta"):
         own = Backbone(name).state_dict()
     return _rename(tensors, own, lambda key, _: [key]), name
-
-
-def recognize_backbone(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-    """The config's `model.backbone` keys `name`, `dcn` and `dcn_stages`; raises `UserError` for another network."""
-    blocks = tuple(_count(tensors, f"layer{stage}.") for stage in (1, 2, 3, 4))
-    width = tuple(_shape(tensors, "layer1.0.conv2.weight")[:2])
-    bottleneck = "layer1.0.conv3.weight" in tensors
-    signature = (blocks, width, bottleneck)
-    known = {
-        (counts, (groups * group_width, group_width), block.expansion == 4): name
-        for name, (block, counts, groups, group_width) in ARCHITECTURES.items()
-    }
-    if signature not in known:
-        raise UserError(
-            f"no backbone known here has {blocks} blocks and a first 3x3 convolution of {list(width)} channels"
-        )
-    offsets = {f"c{stage + 1}": f"layer{stage}.0.conv2.conv_offset.weight" for stage in (1, 2, 3, 4)}
-    stages = [stage for stage, offset in offsets.items() if offset in tensors]
-    kinds = {_shape(tensors, offsets[stage])[0] for stage in stages}
-    if not kinds <= {18} and not kinds <= {27}:
-        raise UserError(
-            f"deformable convolutions with {sorted(kinds)} channels of offsets; known are 18 (v1) and 27 (v2)"
-        )
-    return {
-        "name": known[signature],
-        "dcn": "none" if not kinds else "v1" if kinds == {18} else "v2",
-        "dcn_stages": stages,
-    }
-
-
-# --- names and shapes -------------------------------------------------------------------------------------------------
-
-
-def _shape(tensors: Mapping[str, Tensor], name: str) -> torch.Size:
-    """Of the weight of a convolution."""
-    if name not in tensors:
-        raise UserError(f"tensor {name} is missing; found {_some(list(tensors))}")
-    if tensors[name].dim() != 4:
-        raise UserError(f"tensor {name} is {list(tensors[name].shape)}, no weight of a convolution")
-    return tensors[name].shape
-
-
-def _count(tensors: Mapping[str, Tensor], prefix: str) -> int:
-    """How many modules of a list there are, whose names are `prefix` and an index."""
-    return len({name.removeprefix(prefix).partition(".")[0] for name in tensors if name.startswith(prefix)})
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")

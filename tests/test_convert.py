@@ -19,18 +19,9 @@ from torchvision import models
 
 from gfl.checkpoint import FORMAT, load_detector, read_checkpoint, weights, write_torch_file
 from gfl.config import config_from_dict, config_to_dict, load_config
-from gfl.convert import (
-    COCO_CLASSES,
-    PROJECT,
-    PROJECT_V1,
-    convert_backbone,
-    convert_detector,
-    mmdet_names,
-    parse_foreign,
-    recognize_detector,
-    to_mmdet,
-)
+from gfl.convert import COCO_CLASSES, convert_backbone, convert_detector, mmdet_names, to_mmdet
 from gfl.errors import run
+from gfl.foreign import PROJECT, PROJECT_V1, parse_foreign, recognize_detector
 from gfl.model.backbone import Backbone, load_pretrained
 from gfl.model.detector import build_detector
 from gfl.torch_file import read_torch_file

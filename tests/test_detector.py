@@ -11,9 +11,10 @@ from reference import golden_weight
 
 from gfl.boxes import box_iou
 from gfl.config import config_from_dict
-from gfl.convert import convert_detector, mmdet_names, parse_foreign, to_mmdet
+from gfl.convert import convert_detector, mmdet_names, to_mmdet
 from gfl.criterion import build_criterion
 from gfl.errors import UserError
+from gfl.foreign import parse_foreign
 from gfl.model.detector import build_detector, normalize_images
 from gfl.optim import build_optimizer
 from gfl.postprocess import select_detections

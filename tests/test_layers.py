@@ -21,7 +21,7 @@ ROWS = [
         "gfl.data.shapes",
         "gfl.data.coco",
     },
-    {"gfl.points", "gfl.box_repr", "gfl.optim"},
+    {"gfl.points", "gfl.box_repr", "gfl.optim", "gfl.foreign"},
     {"gfl.quality", "gfl.assign", "gfl.model.head", "gfl.postprocess", "gfl.data.loader"},
     {"gfl.criterion", "gfl.model.detector"},
     {"gfl.checkpoint", "gfl.coco_eval", "gfl.convert"},
