@@ -200,9 +200,9 @@ DRESSES = {
     "mmdetection 2.x": (mmdet2, "mmdetection 2.25.0"),
     "mmdetection 3.x": (mmdet3, "mmdetection 3.x"),
     "state dict of 3.x without classes": (lambda t: {"state_dict": t, "meta": {"mmengine_version": "0.7"}}, "3.x"),
-    "bare state dict": (lambda t: t, "mmdetection 2.x"),
+    "bare state dict": (lambda t: t, "mmdetection"),
     "wrapped": (lambda t: mmdet2(OrderedDict((f"module.{name}", tensor) for name, tensor in t.items())), "2.25.0"),
-    "meta of foreign classes": (lambda t: {"state_dict": t, "meta": Buffer()}, "mmdetection 2.x"),
+    "meta of foreign classes": (lambda t: {"state_dict": t, "meta": Buffer()}, "mmdetection"),
 }
 
 
