@@ -72,6 +72,8 @@ def recognize_detector(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
         "channels": weight_shape(tensors, "bbox_head.gfl_cls.weight")[1],
         "num_convs": _count(tensors, "bbox_head.cls_convs."),
         "quality": "joint",
+        "box": "general",
+        "delta": 1.0,
         "reg_max": weight_shape(tensors, "bbox_head.gfl_reg.weight")[0] // 4 - 1,
     }
     if "bbox_head.reg_conf.0.weight" in tensors:

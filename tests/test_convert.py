@@ -426,6 +426,7 @@ def test_a_config_that_fits_goes_into_the_file(v1_head, convert, tmp_path):
         ({"backbone": {"dcn": "v1", "dcn_stages": ["c5"]}}, "model.backbone.dcn v1"),
         ({"fpn": {"channels": 128}}, "model.fpn.channels 128"),
         ({"head": {"reg_max": 8}}, "model.head.reg_max 8"),
+        ({"head": {"delta": 0.5}}, "model.head.delta 0.5"),
         ({"head": {"channels": 128}}, "model.head.channels 128"),
         ({"head": {"num_convs": 2}}, "model.head.num_convs 2"),
         ({"head": {"quality": "dgqp"}}, "model.head.quality dgqp"),
