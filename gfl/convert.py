@@ -52,10 +52,10 @@ def convert_detector(foreign: Foreign, config: Config | None = None, class_names
     does not fit.
     """
     model = recognize_detector(foreign.tensors)
-    if config:
-        _match(model, config)
     if PROJECT_V1 in foreign.tensors:
         model["points"]["offset"] = [(stride - 1) / (2 * stride) for stride in model["points"]["strides"]]
+    if config:
+        _match(model, config)
     tree = merge(config_to_dict(config) if config else {}, {"model": model})
     config = config_from_dict(tree, "the file's architecture")
     names = _class_names(foreign, class_names)
@@ -75,7 +75,8 @@ def _match(model: dict[str, Any], config: Config) -> None:
         theirs |= {"topk": ours["topk"], "add_mean": ours["add_mean"]}
     for section, values in model.items():
         for key, value in values.items():
-            if wanted[section][key] != value and key != "offset":  # the points' offset is no tensor's shape
+            unset = key == "offset" and wanted[section][key] == 0  # V1's points need no config of their own
+            if wanted[section][key] != value and not unset:
                 raise UserError(f"the config has model.{section}.{key} {wanted[section][key]}, the file {value}")
 
 
@@ -89,7 +90,8 @@ def _class_names(foreign: Foreign, given: Sequence[str]) -> tuple[str, ...]:
         return names
     problem = f"bbox_head.gfl_cls.weight has {outputs} outputs, but there are {len(names)} classes"
     if outputs == len(names) + 1:
-        raise UserError(f"{problem}: a head with an output for the background, which GFL has not")
+        hint = "" if foreign.class_names else "; if it has none, name the classes with --classes"
+        raise UserError(f"{problem}: a head with an output for the background, which GFL has not{hint}")
     raise UserError(f"{problem}{'' if foreign.class_names else '; name them with --classes'}")
 
 
@@ -97,7 +99,7 @@ def _without_projects(tensors: Mapping[str, Tensor], config: Config) -> dict[str
     """`tensors` without the positions of the bins, which must be those of our decoding."""
     positions = list(range(config.model.head.reg_max + 1))
     for name in (PROJECT, PROJECT_V1):
-        if name in tensors and tensors[name].tolist() != positions:
+        if name in tensors and (tensors[name].dim() != 1 or tensors[name].tolist() != positions):
             raise UserError(f"{name} is not 0, 1, ..., {positions[-1]}")
     return {name: tensor for name, tensor in tensors.items() if name not in (PROJECT, PROJECT_V1)}
 
@@ -128,7 +130,11 @@ def _rename(
         if like.dim() == 2 and tensor.shape[2:] == (1, 1):  # our linear layer is a 1x1 convolution there
             tensor = tensor.flatten(1)
         if len(found) > 1 or tensor.shape != like.shape:
-            misshapen.append(f"{names[0]} is {list(tensor.shape)}, not {list(like.shape)}")
+            wanted = [] if len(names) > 1 else list(like.shape)
+            misshapen.append(f"{names[0]} is {list(tensor.shape)}, not {wanted}")
+            continue
+        if like.is_floating_point() and not tensor.is_floating_point():
+            misshapen.append(f"{names[0]} is {tensor.dtype}, not {like.dtype}")
             continue
         state[name] = tensor.to(like.dtype)
     problems = {"missing": missing, "unknown": list(unknown), "wrong": misshapen}

@@ -35,11 +35,16 @@ def parse_foreign(content: Any) -> Foreign:
     for name, tensor in tensors.items():  # a view may repeat one number as often as it likes
         if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
             raise UserError(f"tensor {name} claims more numbers than the file holds")
+        if tensor.numel() == 0:
+            raise UserError(f"tensor {name} is empty")
+    num_tensors = len(tensors)
     # Wrappers for many GPUs put a prefix; before mmcv, offsets were not inside their convolution.
     tensors = {
         str(name).removeprefix("module.").replace("conv2_offset.", "conv2.conv_offset."): tensor
         for name, tensor in tensors.items()
     }
+    if len(tensors) < num_tensors:
+        raise UserError("two tensors have the same name but for the prefix 'module.'")
     meta = content.get("meta")
     meta = meta if isinstance(meta, dict) else {}
     dataset = meta.get("dataset_meta")
@@ -60,7 +65,7 @@ def _program(tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> str:
     if not any(name.startswith("bbox_head.") for name in tensors):
         return "ImageNet weights"
     version = meta.get("mmdet_version", "3.x" if "mmengine_version" in meta else "")
-    return f"mmdetection {version}".rstrip()
+    return f"mmdetection {version}".rstrip() if isinstance(version, str) and version.isprintable() else "mmdetection"
 
 
 def recognize_detector(tensors: Mapping[str, Tensor]) -> dict[str, Any]:

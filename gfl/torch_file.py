@@ -34,6 +34,7 @@ DTYPES = {
     "ByteStorage": torch.uint8,
     "BoolStorage": torch.bool,
 }
+MAX_DEPTH = 100  # of tuples in tuples
 CONTAINERS = {
     ("collections", "OrderedDict"): OrderedDict,
     ("torch", "Size"): tuple,
@@ -86,25 +87,55 @@ def read_torch_file(path: Path) -> Any:
         raise UserError(f"{path} is truncated, damaged or no PyTorch file") from None
 
 
+def _bounded(code: bytes) -> Callable[["_Unpickler"], None]:
+    """The instruction that makes a tuple, refusing one too deep: Python hashes them by recursion in C, and crashes."""
+    load = pickle._Unpickler.dispatch[code[0]]
+
+    def load_bounded(unpickler: "_Unpickler") -> None:
+        load(unpickler)
+        new, depths = unpickler.stack[-1], unpickler.depths
+        depths[id(new)] = 1 + max((depths.get(id(entry), 0) for entry in new if type(entry) is tuple), default=0)
+        if depths[id(new)] > MAX_DEPTH:
+            raise ValueError("tuples nest too deep")
+
+    return load_bounded
+
+
 class _Unpickler(pickle._Unpickler):
     """Finds no class or function of anybody's.
 
-    The standard library's unpickler in Python: the one in C allocates whatever memory a damaged file asks for.
+    The standard library's unpickler in Python: the one in C allocates whatever memory a damaged file asks for, and
+    its instructions cannot be replaced.
     """
 
     def __init__(self, file: Any) -> None:
         super().__init__(file, encoding="utf-8", errors="replace")
         self.dtypes: dict[str, torch.dtype] = {}  # of the storages by key
+        self.placeholder = type("Placeholder", (Placeholder,), {})  # its own: the next file's is not what it made of it
+        self.depths: dict[int, int] = {}  # of tuples by id
+
+    def _ignore_state(self) -> None:
+        """BUILD: attributes of foreign objects, and of an OrderedDict, are not needed."""
+        self.stack.pop()
+
+    def _read_bytearray(self) -> None:
+        """BYTEARRAY8: as many bytes as there are; the original allocates what the file claims."""
+        self.append(bytearray(self.read(struct.unpack("<Q", self.read(8))[0])))
+
+    dispatch = pickle._Unpickler.dispatch | {
+        pickle.BUILD[0]: _ignore_state,
+        pickle.BYTEARRAY8[0]: _read_bytearray,
+        **{code[0]: _bounded(code) for code in (pickle.TUPLE, pickle.TUPLE1, pickle.TUPLE2, pickle.TUPLE3)},
+    }
 
     def find_class(self, module: str, name: str) -> Any:
-        # All but dtypes and containers is made afresh for each call: a pickle that changes it changes nothing else.
         if module == "torch" and name in DTYPES:
             return DTYPES[name]
         if module == "torch._utils" and name in ("_rebuild_tensor", "_rebuild_tensor_v2"):
             return lambda storage, offset, size, stride, *_: _Stored(storage, offset, size, stride)
         if module == "torch._utils" and name == "_rebuild_parameter":
             return lambda data, *_: data
-        return CONTAINERS.get((module, name)) or type("Placeholder", (Placeholder,), {})
+        return CONTAINERS.get((module, name), self.placeholder)
 
     def persistent_load(self, pid: tuple) -> Any:
         if pid[0] == "module":  # a class and its source code

@@ -114,7 +114,8 @@ def describe(config: Config, class_names: tuple[str, ...]) -> str:
     model, head = config.model, config.model.head
     stages = ", ".join(model.backbone.dcn_stages)
     dcn = f" with DCN {model.backbone.dcn} in {stages}" if stages else ""
-    quality = "quality from the distributions (GFLv2)" if head.quality == "dgqp" else "joint quality"
+    seen = f"top {head.dgqp.topk}{' and their mean' if head.dgqp.add_mean else ''}"
+    quality = f"quality from the distributions' {seen} (GFLv2)" if head.quality == "dgqp" else "joint quality"
     points = "i * stride" if model.points.offset == 0 else f"(i + offset) * stride, offset {model.points.offset}"
     first = ", ".join(class_names[:5]) + (", ..." if len(class_names) > 5 else "")
     lines = {

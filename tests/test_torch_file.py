@@ -587,6 +587,7 @@ EXPANDED = view(storage(numel=1), size=(2**18,), stride=(0,))
 ATTACKS = {
     "write beyond the file": (flat(numel=HUGE), view(storage("LongStorage", 1), size=(1,)), b"K\x07s"),
     "a function that calls itself": (REBUILD, b"q\x00", pack(b"h\x00", b")", b"}", b"N"), b"b)R"),
+    "a key of tuples in tuples": (b"})", b"\x85" * 200_000, b"Ns"),
     "lists in lists": (b"]" * 100_000, b"a" * 99_999),
     "a list in itself": (b"]q\x00h\x00a",),
     "a dict in itself": (b"}q\x00K\x01h\x00s",),

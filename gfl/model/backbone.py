@@ -149,7 +149,10 @@ def _download(name: str) -> dict[str, Tensor]:
 
 def _read(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
-        raise UserError(f"model.backbone.weights: no file {path}; give a path, 'torchvision' or 'none'")
+        raise UserError(
+            f"model.backbone.weights: no file {path}; give a file that scripts/convert_checkpoint.py made or of "
+            "torchvision, 'torchvision' to download it, or 'none'"
+        )
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception:  # torch raises many types for a file it cannot read
