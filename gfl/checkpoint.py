@@ -88,7 +88,10 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     except Exception:  # torch raises many types for a file it cannot read
         raise UserError(f"{path} is not a checkpoint of this program, or it is damaged") from None
     if not isinstance(state, dict) or state.get("format") != FORMAT or not state.keys() >= WEIGHTS:
-        raise UserError(f"{path} is not a checkpoint of this program (format {FORMAT!r}), or lacks parts")
+        raise UserError(
+            f"{path} is not a checkpoint of this program (format {FORMAT!r}), or lacks parts; "
+            "scripts/convert_checkpoint.py reads those of other programs"
+        )
     return state
 
 

@@ -92,7 +92,7 @@ def _class_names(foreign: Foreign, given: Sequence[str]) -> tuple[str, ...]:
     if outputs == len(names) + 1:
         hint = "" if foreign.class_names else "; if it has none, name the classes with --classes"
         raise UserError(f"{problem}: a head with an output for the background, which GFL has not{hint}")
-    raise UserError(f"{problem}{'' if foreign.class_names else '; name them with --classes'}")
+    raise UserError(f"{problem}{'' if foreign.class_names else '; name exactly those with --classes'}")
 
 
 def _without_projects(tensors: Mapping[str, Tensor], config: Config) -> dict[str, Tensor]:

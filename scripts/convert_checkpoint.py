@@ -71,6 +71,8 @@ def import_foreign(path: Path, args: argparse.Namespace) -> dict[str, Any]:
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
     print(describe(config, class_names))
+    if foreign.class_names and args.classes:
+        print("note     --classes was not needed: the file names its own")
     if not foreign.class_names:
         print(f"note     the file names no classes; these are from {args.classes or 'COCO'}")
     return weights(state, config, class_names)

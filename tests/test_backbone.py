@@ -394,4 +394,4 @@ def test_something_other_than_a_state_dict_is_refused(tmp_path, refusal, content
     path = tmp_path / "weights.pth"
     torch.save(content, path)
     message = refusal(load_pretrained, Backbone("resnet18"), "resnet18", str(path))
-    assert f"{path} is not a state dict of tensors" in message
+    assert f"{path} is not the state dict of a backbone" in message

@@ -389,7 +389,7 @@ def test_the_program_in_a_process_of_its_own(v1_head, tmp_path):
 def test_classes_are_named_by_a_json_in_the_order_of_their_ids(v1_head, convert, refuse, tmp_path):
     torch.save(v1_head, tmp_path / "in.pth")
     message = refuse(tmp_path / "in.pth", tmp_path / "out.pt")
-    assert "3 outputs, but there are 80 classes; name them with --classes" in message
+    assert "3 outputs, but there are 80 classes; name exactly those with --classes" in message
     categories = [{"id": number, "name": name} for number, name in ((9, "cross"), (2, "disc"), (5, "ring"))]
     images = [{"id": 1, "file_name": "1.png", "width": 3, "height": 4}]
     tree = {"images": images, "annotations": [], "categories": categories}

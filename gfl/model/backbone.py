@@ -163,6 +163,7 @@ def _read(path: Path) -> dict[str, Tensor]:
     entries = state.items() if isinstance(state, dict) else [(None, None)]
     if not all(isinstance(key, str) and isinstance(value, Tensor) for key, value in entries):
         raise UserError(
-            f"model.backbone.weights: {path} is not a state dict of tensors; scripts/convert_checkpoint.py makes one"
+            f"model.backbone.weights: {path} is not the state dict of a backbone, which scripts/convert_checkpoint.py "
+            "makes of ImageNet weights; whole detectors do not go here"
         )
     return state
