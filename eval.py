@@ -34,10 +34,11 @@ from tqdm import tqdm
 
 from gfl import distributed
 from gfl.checkpoint import load_detector
-from gfl.coco_eval import coco_metrics, metrics_table, run_detector, write_json
+from gfl.coco_eval import coco_metrics, metrics_table, run_detector
 from gfl.data.coco import load_coco
 from gfl.data.loader import build_eval_loader
 from gfl.errors import UserError, run
+from gfl.files import write_json
 
 
 def main(args: argparse.Namespace) -> None:

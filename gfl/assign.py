@@ -1,11 +1,13 @@
 """Axis 3 of the ablations: which points learn which box. Batched over padded ground truth, without host syncs."""
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from gfl.boxes import box_iou, boxes_to_distances
+from gfl.boxes import box_area, box_iou, boxes_to_distances
+from gfl.config import AssignConfig
 from gfl.errors import UserError
 from gfl.structures import Assignment, PointGrid, Targets
 
@@ -30,13 +32,18 @@ def assign_atss(
     candidates, eligible = _nearest_points(grid, boxes_xyxy, inside, topk)  # (B, G, Q) each
     eligible &= targets.valid.unsqueeze(-1)
 
-    points, strides = grid.points[candidates], grid.strides[candidates].unsqueeze(-1)
-    half = strides * anchor_scale / 2
-    iou = box_iou(torch.cat([points - half, points + half], dim=-1), boxes_xyxy)  # (B, G, Q)
+    points = grid.points[candidates]
+    iou = box_iou(_squares(grid, anchor_scale)[candidates], boxes_xyxy)  # (B, G, Q)
     threshold = _mean_plus_std(iou, eligible)
     within = boxes_to_distances(points, boxes_xyxy).amin(dim=-1) > MIN_INSIDE
     positive = eligible & within & (iou >= threshold.unsqueeze(-1))
     return Assignment(_resolve(candidates, iou.masked_fill(~positive, -1.0), num_points=inside.shape[1]))
+
+
+def _squares(grid: PointGrid, scale: float) -> Tensor:
+    """(P, 4) a box of `scale` strides around every point."""
+    half = grid.strides[:, None] * scale / 2
+    return torch.cat([grid.points - half, grid.points + half], dim=-1)
 
 
 def _nearest_points(grid: PointGrid, boxes_xyxy: Tensor, inside: Tensor, topk: int) -> tuple[Tensor, Tensor]:
@@ -81,11 +88,90 @@ def _resolve(candidates: Tensor, iou: Tensor, *, num_points: int) -> Tensor:
     return torch.where(index == num_slots, -1, index)
 
 
-ASSIGNERS: dict[str, Callable[..., Assignment]] = {"atss": assign_atss}
+def assign_fcos(grid: PointGrid, targets: Targets, inside: Tensor, *, center_radius: float = 1.5) -> Assignment:
+    """FCOS's rule (arXiv 1904.01355) with centre sampling.
+
+    A point learns the smallest box that it lies in, no further than `center_radius` strides from the centre along both
+    axes, and whose farthest side is 4 to 8 strides away; from 0 on the finest level, without a limit on the coarsest.
+    """
+    distances = boxes_to_distances(grid.points[:, None], targets.boxes_xyxy[:, None])  # (B, P, G, 4)
+    centers = (targets.boxes_xyxy[..., :2] + targets.boxes_xyxy[..., 2:])[:, None] / 2
+    offset = (grid.points[:, None] - centers).abs().amax(dim=-1)  # (B, P, G)
+    matches = (distances.amin(dim=-1) > 0) & (offset < center_radius * grid.strides[:, None])
+    matches &= _in_size_range(grid, distances.amax(dim=-1), low=4, high=8)
+    return _smallest_box(matches, targets, inside)
 
 
-def build_assigner(kind: str) -> Callable[..., Assignment]:
-    """The assigner called `kind` in the config; raises `UserError` for one that does not exist."""
-    if kind not in ASSIGNERS:
-        raise UserError(f"assign.kind: {kind!r} does not exist; available: {', '.join(ASSIGNERS)}")
-    return ASSIGNERS[kind]
+def assign_fovea(grid: PointGrid, targets: Targets, inside: Tensor, *, shrink: float = 0.4) -> Assignment:
+    """FoveaBox's rule (arXiv 1904.03797): a point learns the smallest box in whose middle it lies.
+
+    The middle is the box with `shrink` times its sides. A level takes boxes whose area is that of a square of 2 to 8
+    strides, from 1 px on the finest, to 16 strides on the coarsest; so neighbouring levels share some.
+    """
+    size = targets.boxes_xyxy[..., 2:] - targets.boxes_xyxy[..., :2]  # (B, G, 2)
+    centers = targets.boxes_xyxy[..., :2] + size / 2
+    offset = (grid.points[:, None] - centers[:, None]).abs()  # (B, P, G, 2)
+    matches = (offset <= shrink / 2 * size[:, None]).all(dim=-1)
+    edge = size.clamp(min=0).prod(dim=-1).sqrt()[:, None]
+    matches &= _in_size_range(grid, edge, low=2, high=8, smallest=1.0, largest=16)
+    return _smallest_box(matches, targets, inside)
+
+
+def _in_size_range(
+    grid: PointGrid, sizes: Tensor, *, low: float, high: float, smallest: float = 0.0, largest: float = torch.inf
+) -> Tensor:
+    """Whether `sizes` (B, P or 1, G) px fit each point's level: from `low` to `high` strides.
+
+    The finest level starts at `smallest` pixels, the coarsest ends at `largest` strides.
+    """
+    low_px, high_px = low * grid.strides, high * grid.strides
+    low_px[: grid.level_sizes[0]] = smallest
+    high_px[len(high_px) - grid.level_sizes[-1] :] = largest * grid.strides[-1]
+    return (sizes >= low_px[:, None]) & (sizes <= high_px[:, None])
+
+
+def _smallest_box(matches: Tensor, targets: Targets, inside: Tensor) -> Assignment:
+    """Of the boxes that a point matches, (B, P, G) bool, the one of least area, the lower slot on a tie."""
+    matches = matches & targets.valid[:, None] & inside.unsqueeze(-1)
+    area = box_area(targets.boxes_xyxy)[:, None].expand(matches.shape).masked_fill(~matches, torch.inf)
+    least, index = area.min(dim=-1)
+    return Assignment(torch.where(least.isfinite(), index, -1))
+
+
+def assign_max_iou(
+    grid: PointGrid,
+    targets: Targets,
+    inside: Tensor,
+    *,
+    anchor_scale: float = 8.0,
+    positive_iou: float = 0.5,
+    negative_iou: float = 0.4,
+) -> Assignment:
+    """RetinaNet's rule (arXiv 1708.02002) with one square of `anchor_scale` strides per point.
+
+    A point learns the box that its square overlaps most, from `positive_iou` on; below `negative_iou` it is background,
+    between them neither. Every box also gets the points that overlap it most of all, if they overlap it at all.
+    """
+    iou = box_iou(_squares(grid, anchor_scale)[:, None], targets.boxes_xyxy[:, None])  # (B, P, G)
+    iou = iou.masked_fill(~(targets.valid[:, None] & inside.unsqueeze(-1)), 0)
+    best, index = iou.max(dim=-1)
+    index = torch.where(best >= positive_iou, index, torch.where(best < negative_iou, -1, -2))
+    most = iou.amax(dim=1, keepdim=True)
+    slots = torch.arange(iou.shape[-1], device=iou.device)
+    forced = torch.where((iou == most) & (most > 0), slots, -1).amax(dim=-1)  # the last box that claims the point
+    return Assignment(torch.where(forced >= 0, forced, index))
+
+
+ASSIGNERS: dict[str, Callable[[AssignConfig], Callable[..., Assignment]]] = {
+    "atss": lambda config: partial(assign_atss, topk=config.topk, anchor_scale=config.anchor_scale),
+    "fcos": lambda config: partial(assign_fcos, center_radius=config.center_radius),
+    "fovea": lambda config: assign_fovea,
+    "max_iou": lambda config: partial(assign_max_iou, anchor_scale=config.anchor_scale),
+}
+
+
+def build_assigner(config: AssignConfig) -> Callable[[PointGrid, Targets, Tensor], Assignment]:
+    """The assigner that the config names; raises `UserError` for one that does not exist."""
+    if config.kind not in ASSIGNERS:
+        raise UserError(f"assign.kind: {config.kind!r} does not exist; available: {', '.join(ASSIGNERS)}")
+    return ASSIGNERS[config.kind](config)

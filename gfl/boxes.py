@@ -45,6 +45,16 @@ def boxes_to_distances(points: Tensor, boxes_xyxy: Tensor) -> Tensor:
     return torch.cat([points - boxes_xyxy[..., :2], boxes_xyxy[..., 2:] - points], dim=-1)
 
 
+def centerness(distances: Tensor) -> Tensor:
+    """FCOS's centerness (arXiv 1904.01355, eq. 3) from distances l, t, r, b: (..., 4) -> (...) in [0, 1].
+
+    1 in the middle, 0 on a side and outside.
+    """
+    left_top, right_bottom = distances.clamp(min=0).unflatten(-1, (2, 2)).unbind(-2)
+    ratio = torch.minimum(left_top, right_bottom) / torch.maximum(left_top, right_bottom).clamp(min=1e-6)
+    return ratio.prod(dim=-1).sqrt()
+
+
 def clip_boxes(boxes_xyxy: Tensor, image_sizes: Tensor) -> Tensor:
     """Boxes (B, P, 4) cut to the images' (B, 2) heights and widths."""
     height, width = image_sizes.to(boxes_xyxy.dtype).unbind(-1)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from gfl.config import Config, config_from_dict, config_to_dict, merge, parse_overrides
 from gfl.errors import UserError
+from gfl.files import temporary
 from gfl.model.detector import Detector, build_detector
 
 FORMAT = "gfl-1"
@@ -56,11 +57,6 @@ def weights(model: Mapping[str, Tensor], config: Config, class_names: Sequence[s
     """The part of a checkpoint that evaluation needs."""
     config_tree, names = config_to_dict(config), list(class_names)
     return {"format": FORMAT, "model": model, "config": config_tree, "class_names": names}
-
-
-def temporary(path: Path) -> Path:
-    """Where `path` is written before it takes its place."""
-    return path.with_name(path.name + ".tmp")
 
 
 def write_torch_file(path: Path, content: Any) -> None:

@@ -2,10 +2,7 @@
 
 import contextlib
 import io
-import json
-import os
 from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,7 +17,6 @@ from gfl.data.loader import batches
 from gfl.data.transforms import read_image
 from gfl.distributed import gather_to_main
 from gfl.draw import draw_boxes
-from gfl.errors import UserError
 from gfl.model.detector import Detector, normalize_images
 from gfl.postprocess import select_detections
 from gfl.structures import Batch, Detections, HeadOutput
@@ -39,6 +35,7 @@ def detect(model: Detector, batch: Batch, config: EvalConfig) -> tuple[Detection
         clip_boxes(boxes_xyxy, batch.image_sizes),
         scores,
         output.grid.level_sizes,
+        factor=model.quality.factor(output),
         score_thresh=config.score_thresh,
         pre_nms_topk=config.pre_nms_topk,
         nms_iou=config.nms_iou,
@@ -185,16 +182,3 @@ def sample_pictures(data: CocoData, results: list[Result], count: int, *, min_sc
             draw_boxes(image, boxes_xyxy, np.array(labels, np.int64), texts, target_boxes=data.boxes_of(index)[0])
         )
     return pictures
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write json through a temporary file, so that an interrupted run leaves the old file or the new one."""
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(json.dumps(value), encoding="utf-8")
-        os.replace(temporary, path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise UserError(f"cannot write {path}: {error.strerror}") from None

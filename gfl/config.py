@@ -49,6 +49,7 @@ class BackboneConfig:
 @dataclass(frozen=True)
 class FPNConfig:
     channels: Count = 256
+    extra_relu: bool = False  # between P6 and P7, as in FCOS
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,7 @@ class HeadConfig:
     # GroupNorm's 32 groups need two channels each: one alone has no deviation on a 1 x 1 map.
     channels: Annotated[int, Check("a multiple of 32 from 64 on", lambda n: n >= 64 and n % 32 == 0)] = 256
     num_convs: Count = 4
+    conv_bias: bool = False  # of the towers' convolutions, as in FCOS
     quality: str = "joint"  # gfl/quality.py
     dgqp: DGQPConfig = field(default_factory=DGQPConfig)
     box: str = "general"  # gfl/box_repr.py
@@ -90,8 +92,9 @@ class ModelConfig:
 @dataclass(frozen=True)
 class AssignConfig:
     kind: str = "atss"  # gfl/assign.py
-    topk: Count = 9
-    anchor_scale: Annotated[float, above(0)] = 8.0
+    topk: Count = 9  # atss
+    anchor_scale: Annotated[float, above(0)] = 8.0  # atss, max_iou: side of the square around a point, in strides
+    center_radius: Annotated[float, above(0)] = 1.5  # fcos, in strides
 
 
 @dataclass(frozen=True)
@@ -100,7 +103,8 @@ class LossConfig:
     qfl_beta: Annotated[float, Check("0 or at least 1", lambda beta: beta == 0 or beta >= 1)] = 2.0
     cls_weight: NotNegative = 1.0
     box_weight: NotNegative = 2.0
-    dfl_weight: NotNegative = 0.25
+    dfl_weight: NotNegative = 0.25  # of the box representation's own loss: DFL, or the Gaussian's likelihood
+    quality_weight: NotNegative = 1.0  # of a quality branch
 
 
 @dataclass(frozen=True)
@@ -163,6 +167,7 @@ class EvalConfig:
     pre_nms_topk: Count = 1000
     nms_iou: Probability = 0.6
     max_detections: Count = 100
+    decode: Literal["expectation", "peak"] = "expectation"  # peak: a side lies at its distribution's highest mode
 
 
 @dataclass(frozen=True)
@@ -234,10 +239,16 @@ def config_differences(before: Mapping[str, Any], config: Config) -> list[str]:
 
 
 def parse_overrides(overrides: Iterable[str]) -> dict[str, Any]:
-    """``["optim.lr=0.005"]`` -> ``{"optim": {"lr": 0.005}}``, checked against the known keys."""
+    """``["optim.lr=0.005"]`` -> ``{"optim": {"lr": 0.005}}``, checked against the known keys.
+
+    One without "=" that ends in .yaml is a config laid over what stands before it.
+    """
     tree: dict[str, Any] = {}
     for override in overrides:
         key, equals, text = override.partition("=")
+        if not equals and override.endswith((".yaml", ".yml")):
+            tree = merge(tree, _read_with_bases(Path(override)))
+            continue
         if not equals:
             raise UserError(f"command line: {override!r} is not of the form section.key=value")
         try:
@@ -261,9 +272,8 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def _read_with_bases(path: Path, inheriting: tuple[Path, ...] = ()) -> dict[str, Any]:
-    if path.resolve() in inheriting:
-        raise UserError(f"{path}: inherits from itself through `base`")
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A YAML file that holds a mapping, or nothing; raises `UserError` naming the file for any other."""
     try:
         tree = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except OSError as error:
@@ -274,6 +284,13 @@ def _read_with_bases(path: Path, inheriting: tuple[Path, ...] = ()) -> dict[str,
         tree = {}
     if not isinstance(tree, dict):
         raise UserError(f"{path}: a config is a mapping of sections, not {describe(tree)}")
+    return tree
+
+
+def _read_with_bases(path: Path, inheriting: tuple[Path, ...] = ()) -> dict[str, Any]:
+    if path.resolve() in inheriting:
+        raise UserError(f"{path}: inherits from itself through `base`")
+    tree = read_yaml(path)
     base = tree.pop("base", None)
     build(Config, tree, str(path))  # here, so that an error names the file the key stands in
     bases = [] if base is None else base if isinstance(base, list) else [base]

@@ -6,6 +6,8 @@ from torch import Tensor
 
 from gfl.boxes import generalized_box_iou
 
+MAX_LOG_VARIANCE = 8.0
+
 
 def quality_focal_loss(logits: Tensor, target: Tensor, *, beta: float = 2.0) -> Tensor:
     """QFL, eq. 2: ``|y - sigmoid(x)|^beta * BCE(sigmoid(x), y)``.
@@ -42,6 +44,15 @@ def generalized_focal_loss(
     difference = target - (left * prob_left + right * prob_right)
     cross_entropy = torch.xlogy(right - target, prob_left) + torch.xlogy(target - left, prob_right)
     return -difference.abs().pow(beta) * cross_entropy
+
+
+def gaussian_loss(mean: Tensor, log_variance: Tensor, target: Tensor) -> Tensor:
+    """Negative log likelihood of a normal distribution without its constant, all of one shape.
+
+    Log variances are kept within +-`MAX_LOG_VARIANCE`, so that no single target can drive the loss to infinity.
+    """
+    log_variance = _at_least_float32(log_variance).clamp(-MAX_LOG_VARIANCE, MAX_LOG_VARIANCE)
+    return (target - mean).pow(2) * (-log_variance).exp() / 2 + log_variance / 2
 
 
 def giou_loss(boxes_xyxy: Tensor, target_xyxy: Tensor) -> Tensor:

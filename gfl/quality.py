@@ -1,20 +1,27 @@
 """Axis 1 of the ablations: how a detector says how well a box fits (table 1a, and GFLv2's).
 
-A row of the table is a `Quality`: what it adds to the head's outputs, what the class logits learn, and how outputs
-become scores.
+A row of the table is a `Quality`: what it adds to the head's outputs, what the class logits learn, how much a box
+counts, and how outputs become scores. Its `measure` of a box is the IoU with its ground truth, or the centerness.
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torchvision.ops import sigmoid_focal_loss
 
+from gfl.boxes import centerness
 from gfl.config import HeadConfig
 from gfl.errors import UserError
 from gfl.losses import quality_focal_loss
 from gfl.structures import HeadOutput
 
+GUIDE_POWER = 1.5  # of the measure, in the weights of guided rows
+
 
 class JointQuality(nn.Module):
     """The paper's row: one logit per class is classification and localisation quality at once, trained with QFL."""
+
+    has_branch = False  # whether the head predicts `quality_logits` from its regression tower
 
     def __init__(self, *, beta: float = 2.0) -> None:
         super().__init__()
@@ -24,6 +31,13 @@ class JointQuality(nn.Module):
         """The head's outputs with what this row predicts beside them: here nothing."""
         return output
 
+    def measure(self, iou: Tensor, distances: Tensor) -> Tensor:
+        """(B, P), how well a box fits.
+
+        `iou` (B, P) of the predicted box with its ground truth, `distances` (B, P, 4) to the sides of the latter.
+        """
+        return iou
+
     def logits(self, output: HeadOutput) -> Tensor:
         """Logits (B, P, C) of the scores."""
         return output.cls_logits
@@ -31,16 +45,27 @@ class JointQuality(nn.Module):
     def class_loss(self, output: HeadOutput, labels: Tensor, positive: Tensor, measure: Tensor) -> Tensor:
         """Elementwise loss (B, P, C).
 
-        `labels` (B, P) in [0, C), any value where `positive` (B, P) is False; `measure` (B, P) the IoU of the predicted
-        box with its ground truth. The target is the measure at the label's class and 0 elsewhere.
+        `labels` (B, P) in [0, C), any value where `positive` (B, P) is False; `measure` (B, P). The target is the
+        measure at the label's class and 0 elsewhere.
         """
-        target = torch.zeros_like(output.cls_logits, dtype=measure.dtype)
-        target.scatter_(-1, labels.unsqueeze(-1), (measure * positive).unsqueeze(-1))
+        target = _at_label(output, labels, measure * positive)
         return quality_focal_loss(self.logits(output), target, beta=self.beta)
 
+    def branch_loss(self, output: HeadOutput, measure: Tensor) -> Tensor | None:
+        """Loss (B, P) of the quality branch at positives; None where there is none."""
+        return None
+
+    def box_weight(self, output: HeadOutput, measure: Tensor) -> Tensor:
+        """Weight (B, P) of a positive's box terms: here the detached best score."""
+        return self.scores(output).detach().amax(dim=-1)
+
     def scores(self, output: HeadOutput) -> Tensor:
-        """Class probabilities (B, P, C) in float32, by which detections are ranked."""
+        """Class probabilities (B, P, C) in float32, to which the score threshold applies."""
         return output.cls_logits.float().sigmoid()
+
+    def factor(self, output: HeadOutput) -> Tensor | None:
+        """Qualities (B, P) by which scores are multiplied after the threshold, to rank detections; None for 1."""
+        return None
 
 
 class DistributionGuidedQuality(JointQuality):
@@ -80,15 +105,87 @@ class DistributionGuidedQuality(JointQuality):
         return super().scores(output) * output.quality_logits.float().sigmoid().unsqueeze(-1)
 
 
-QUALITIES = {"joint": JointQuality, "dgqp": DistributionGuidedQuality}
+class SeparateQuality(JointQuality):
+    """The rows that the paper compares with: class logits learn the class alone, with the focal loss.
+
+    The quality, if any, is a `branch` of its own (its sigmoid learns the measure and multiplies the scores in
+    evaluation only) or a guide (positives' class losses are weighted by the measure, and nothing is predicted). Box
+    terms are weighted by the measure, as in ATSS and FCOS.
+
+    Args:
+        by: what measures a box, ``iou`` or ``centerness``; None for nothing, and a weight of 1.
+        guide: guided, without a branch.
+    """
+
+    def __init__(self, *, by: str | None = None, guide: bool = False) -> None:
+        super().__init__()
+        self.by, self.guide = by, guide
+        self.has_branch = by is not None and not guide
+
+    def measure(self, iou: Tensor, distances: Tensor) -> Tensor:
+        """IoU, centerness or 1, (B, P)."""
+        if self.by is None:
+            return torch.ones_like(iou)
+        return iou if self.by == "iou" else centerness(distances)
+
+    def class_loss(self, output: HeadOutput, labels: Tensor, positive: Tensor, measure: Tensor) -> Tensor:
+        """Elementwise focal loss (B, P, C) with target 1 at the label's class of positives."""
+        logits = output.cls_logits.float()
+        target = _at_label(output, labels, positive.to(logits.dtype))
+        loss = sigmoid_focal_loss(logits, target)  # alpha 0.25, gamma 2
+        if not self.guide:
+            return loss
+        # After IoU-balanced classification loss (arXiv 1908.05641): the sum over positives stays what it was.
+        weight = measure.pow(GUIDE_POWER).unsqueeze(-1)
+        positive_loss = (loss * target).detach()
+        weight = weight * positive_loss.sum() / (positive_loss * weight).sum().clamp(min=1e-6)
+        return torch.where(target > 0, loss * weight, loss)
+
+    def branch_loss(self, output: HeadOutput, measure: Tensor) -> Tensor | None:
+        """Binary cross entropy (B, P) of the branch against the measure."""
+        if not self.has_branch:
+            return None
+        return F.binary_cross_entropy_with_logits(output.quality_logits.float(), measure, reduction="none")
+
+    def box_weight(self, output: HeadOutput, measure: Tensor) -> Tensor:
+        """The measure."""
+        return measure
+
+    def factor(self, output: HeadOutput) -> Tensor | None:
+        """The branch's qualities (B, P) in float32."""
+        return output.quality_logits.float().sigmoid() if self.has_branch else None
+
+
+def _at_label(output: HeadOutput, labels: Tensor, values: Tensor) -> Tensor:
+    """(B, P, C) with `values` (B, P) at the labels' classes and 0 elsewhere."""
+    target = torch.zeros_like(output.cls_logits, dtype=values.dtype)
+    return target.scatter_(-1, labels.unsqueeze(-1), values.unsqueeze(-1))
+
+
+# Rows of table 1(a) in its order, then GFLv2's.
+QUALITIES = {
+    "none": lambda head, beta: SeparateQuality(),
+    "centerness_branch": lambda head, beta: SeparateQuality(by="centerness"),
+    "iou_branch": lambda head, beta: SeparateQuality(by="iou"),
+    "centerness_guided": lambda head, beta: SeparateQuality(by="centerness", guide=True),
+    "iou_guided": lambda head, beta: SeparateQuality(by="iou", guide=True),
+    "joint": lambda head, beta: JointQuality(beta=beta),
+    "dgqp": lambda head, beta: _build_dgqp(head, beta),
+}
 
 
 def build_quality(head: HeadConfig, *, beta: float) -> JointQuality:
     """The row that the config names; raises `UserError` for one that does not exist or fit."""
     if head.quality not in QUALITIES:
         raise UserError(f"model.head.quality: {head.quality!r} does not exist; available: {', '.join(QUALITIES)}")
-    if head.quality != "dgqp":
-        return QUALITIES[head.quality](beta=beta)
+    return QUALITIES[head.quality](head, beta)
+
+
+def _build_dgqp(head: HeadConfig, beta: float) -> DistributionGuidedQuality:
+    if head.box != "general":
+        raise UserError(
+            f"model.head.quality: dgqp reads the distributions of box: general; box: {head.box} predicts none"
+        )
     dgqp = head.dgqp
     if dgqp.topk > head.reg_max + 1:
         raise UserError(f"model.head.dgqp.topk: {dgqp.topk} are more than the {head.reg_max + 1} bins of a side")

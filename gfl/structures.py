@@ -52,19 +52,24 @@ class HeadOutput(NamedTuple):
 
     cls_logits: Tensor  # (B, P, C)
     reg_pred: Tensor  # (B, P, 4, K)
-    quality_logits: Tensor | None  # (B, P) of a quality predictor; None where the class score is the quality
+    quality_logits: Tensor | None  # (B, P) of a quality branch or predictor; None without one
     grid: PointGrid
 
 
 class Assignment(NamedTuple):
     """Which ground truth each point learns."""
 
-    index: Tensor  # (B, P) int64 slot in [0, G), -1 background
+    index: Tensor  # (B, P) int64 slot in [0, G), -1 background, -2 neither: nothing is learned there
 
     @property
     def positive(self) -> Tensor:
-        """(B, P) bool."""
+        """(B, P) bool, assigned to a ground truth."""
         return self.index >= 0
+
+    @property
+    def trained(self) -> Tensor:
+        """(B, P) bool, positive or background."""
+        return self.index > -2
 
 
 class Detections(NamedTuple):

@@ -27,11 +27,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the repositor
 
 from typing import Any
 
-from gfl.checkpoint import FORMAT, find_checkpoint, read_checkpoint, temporary, weights, write_torch_file
+from gfl.checkpoint import FORMAT, find_checkpoint, read_checkpoint, weights, write_torch_file
 from gfl.config import Config, config_from_dict, load_config
 from gfl.convert import convert_backbone, convert_detector, to_mmdet
 from gfl.data.coco import category_names, read_coco_json
 from gfl.errors import UserError, run
+from gfl.files import temporary
 from gfl.foreign import Foreign, parse_foreign
 from gfl.torch_file import read_torch_file
 

@@ -35,12 +35,13 @@ import torch
 from PIL import Image
 
 from gfl.checkpoint import load_detector
-from gfl.coco_eval import detect, write_json
+from gfl.coco_eval import detect
 from gfl.config import Config
 from gfl.data.loader import Sample, collate
 from gfl.data.transforms import keep_ratio_size, read_image, resize
 from gfl.draw import bin_positions, draw_boxes, draw_distributions, mean_and_std
 from gfl.errors import UserError, run
+from gfl.files import write_json
 from gfl.model.detector import Detector
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}

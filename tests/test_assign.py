@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from gfl.assign import assign_atss, build_assigner
+from gfl.config import AssignConfig
 from gfl.errors import UserError
 from gfl.points import make_point_grid, points_in_images
 from gfl.structures import Targets
@@ -178,9 +179,11 @@ def test_runs_on_tensors_without_data():
 
 
 def test_build_by_name():
-    assert build_assigner("atss") is assign_atss
+    assigner = build_assigner(AssignConfig(topk=5, anchor_scale=4.0))
+    assert assigner.func is assign_atss
+    assert assigner.keywords == {"topk": 5, "anchor_scale": 4.0}
 
 
 def test_an_unknown_name_is_told_with_those_that_exist():
     with pytest.raises(UserError, match=r"assign\.kind: 'simota' does not exist; available: .*atss"):
-        build_assigner("simota")
+        build_assigner(AssignConfig(kind="simota"))

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from gfl.box_repr import GeneralBox, build_box_repr
+from gfl.config import HeadConfig
 from gfl.errors import UserError
 from gfl.losses import distribution_focal_loss
 
@@ -62,10 +63,10 @@ def test_the_bins_are_not_stored_in_checkpoints():
 
 
 def test_build_by_name():
-    box = build_box_repr("general", reg_max=7, delta=0.25)
+    box = build_box_repr(HeadConfig(reg_max=7, delta=0.25))
     assert (box.num_outputs, box.delta) == (8, 0.25)
 
 
 def test_an_unknown_name_is_told_with_those_that_exist():
     with pytest.raises(UserError, match=r"model\.head\.box: 'gausian' does not exist; available: .*general"):
-        build_box_repr("gausian", reg_max=16, delta=1.0)
+        build_box_repr(HeadConfig(box="gausian"))

@@ -13,9 +13,10 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from torch import nn
 
-from gfl.coco_eval import FIGURES, coco_metrics, metrics_table, run_detector, sample_pictures, write_json
+from gfl.coco_eval import FIGURES, coco_metrics, metrics_table, run_detector, sample_pictures
 from gfl.config import DataConfig, EvalConfig
 from gfl.data.loader import build_eval_loader
+from gfl.files import write_json
 from gfl.structures import HeadOutput, PointGrid
 
 NAMES = {7: "disc", 3: "ring", 40: "cross"}

@@ -10,7 +10,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # From the bottom up; a new module needs a row here. The packages' own files import nothing.
 ROWS = [
     {"gfl", "gfl.data", "gfl.model", "gfl.errors", "gfl.structures", "gfl.draw"},
-    {"gfl.typed", "gfl.boxes", "gfl.distributed", "gfl.torch_file"},
+    {"gfl.typed", "gfl.boxes", "gfl.distributed", "gfl.torch_file", "gfl.files"},
     {
         "gfl.config",
         "gfl.losses",
@@ -21,10 +21,10 @@ ROWS = [
         "gfl.data.shapes",
         "gfl.data.coco",
     },
-    {"gfl.points", "gfl.box_repr", "gfl.optim", "gfl.foreign"},
+    {"gfl.points", "gfl.box_repr", "gfl.optim", "gfl.foreign", "gfl.study"},
     {"gfl.quality", "gfl.assign", "gfl.model.head", "gfl.postprocess", "gfl.data.loader"},
     {"gfl.criterion", "gfl.model.detector"},
-    {"gfl.checkpoint", "gfl.coco_eval", "gfl.convert"},
+    {"gfl.checkpoint", "gfl.coco_eval", "gfl.convert", "gfl.plots"},
 ]
 ROW = {module: row for row, modules in enumerate(ROWS) for module in modules}
 PROGRAMS = len(ROWS)  # train.py, eval.py and scripts/* stand above all

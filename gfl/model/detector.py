@@ -5,7 +5,7 @@ from functools import cache
 import torch
 from torch import Tensor, nn
 
-from gfl.box_repr import GeneralBox, build_box_repr
+from gfl.box_repr import DiracBox, build_box_repr
 from gfl.boxes import distances_to_boxes
 from gfl.config import Config
 from gfl.errors import UserError
@@ -24,7 +24,7 @@ class Detector(nn.Module):
     """Backbone -> FPN -> head -> quality, with raw outputs in training and evaluation alike."""
 
     def __init__(
-        self, backbone: nn.Module, fpn: nn.Module, head: GFLHead, quality: JointQuality, box_repr: GeneralBox
+        self, backbone: nn.Module, fpn: nn.Module, head: GFLHead, quality: JointQuality, box_repr: DiracBox
     ) -> None:
         super().__init__()
         self.backbone, self.fpn, self.head = backbone, fpn, head
@@ -35,14 +35,20 @@ class Detector(nn.Module):
         return self.quality(self.head(self.fpn(self.backbone(images))))
 
     def decode(self, output: HeadOutput) -> tuple[Tensor, Tensor]:
-        """Raw outputs -> boxes_xyxy (B, P, 4) in pixels and scores (B, P, C), both float32."""
+        """Raw outputs -> boxes_xyxy (B, P, 4) in pixels and scores (B, P, C), both float32.
+
+        A quality branch is not in these scores: `quality.factor` multiplies them after the score threshold.
+        """
         grid = output.grid
-        distances = self.box_repr.distances(output.reg_pred) * grid.strides[:, None]
+        distances = self.box_repr.decode(output.reg_pred) * grid.strides[:, None]
         return distances_to_boxes(grid.points, distances), self.quality.scores(output)
 
     def predict(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """`forward` and `decode`: normalised images -> boxes_xyxy (B, P, 4), scores (B, P, C)."""
-        return self.decode(self(images))
+        """Normalised images -> boxes_xyxy (B, P, 4), scores (B, P, C) with all that multiplies them."""
+        output = self(images)
+        boxes_xyxy, scores = self.decode(output)
+        factor = self.quality.factor(output)
+        return boxes_xyxy, scores if factor is None else scores * factor.unsqueeze(-1)
 
 
 def normalize_images(images: Tensor, image_sizes: Tensor) -> Tensor:
@@ -73,7 +79,7 @@ def build_detector(config: Config, num_classes: int, *, pretrained: bool = True)
     if isinstance(offset, tuple) and len(offset) != num_levels:
         raise UserError(f"model.points.offset: {len(offset)} values for {num_levels} levels")
     quality = build_quality(model.head, beta=config.loss.qfl_beta)
-    box_repr = build_box_repr(model.head.box, reg_max=model.head.reg_max, delta=model.head.delta)
+    box_repr = build_box_repr(model.head, decode=config.eval.decode)
     backbone = Backbone(
         model.backbone.name,
         frozen_stages=model.backbone.frozen_stages,
@@ -83,7 +89,7 @@ def build_detector(config: Config, num_classes: int, *, pretrained: bool = True)
     )
     if pretrained:
         load_pretrained(backbone, model.backbone.name, model.backbone.weights)
-    fpn = FPN(backbone.out_channels, model.fpn.channels, num_extra=num_levels - 3)
+    fpn = FPN(backbone.out_channels, model.fpn.channels, num_extra=num_levels - 3, extra_relu=model.fpn.extra_relu)
     head = GFLHead(
         num_classes,
         box_repr.num_outputs,
@@ -91,6 +97,8 @@ def build_detector(config: Config, num_classes: int, *, pretrained: bool = True)
         in_channels=model.fpn.channels,
         channels=model.head.channels,
         num_convs=model.head.num_convs,
+        conv_bias=model.head.conv_bias,
+        quality_branch=quality.has_branch,
         offset=offset,
     )
     return Detector(backbone, fpn, head, quality, box_repr)

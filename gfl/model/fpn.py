@@ -7,10 +7,17 @@ from torch import Tensor, nn
 
 
 class FPN(nn.Module):
-    """C3, C4, C5 -> P3 to P7, all with `channels` channels; P6 and P7 by strided convolutions, no ReLU between."""
+    """C3, C4, C5 -> P3 to P7, all with `channels` channels; P6 and P7 by strided convolutions.
 
-    def __init__(self, in_channels: Sequence[int], channels: int = 256, num_extra: int = 2) -> None:
+    Args:
+        extra_relu: a ReLU between P6 and P7, as FCOS has it.
+    """
+
+    def __init__(
+        self, in_channels: Sequence[int], channels: int = 256, num_extra: int = 2, *, extra_relu: bool = False
+    ) -> None:
         super().__init__()
+        self.extra_relu = extra_relu
         self.lateral = nn.ModuleList(nn.Conv2d(width, channels, 1) for width in in_channels)
         self.output = nn.ModuleList(nn.Conv2d(channels, channels, 3, padding=1) for _ in in_channels)
         self.extra = nn.ModuleList(nn.Conv2d(channels, channels, 3, stride=2, padding=1) for _ in range(num_extra))
@@ -26,6 +33,6 @@ class FPN(nn.Module):
             size = merged[level - 1].shape[-2:]
             merged[level - 1] = merged[level - 1] + F.interpolate(merged[level], size=size, mode="nearest")
         pyramid = [conv(feature) for conv, feature in zip(self.output, merged, strict=True)]
-        for conv in self.extra:
-            pyramid.append(conv(pyramid[-1]))
+        for index, conv in enumerate(self.extra):
+            pyramid.append(conv(F.relu(pyramid[-1]) if self.extra_relu and index > 0 else pyramid[-1]))
         return pyramid

@@ -1,4 +1,4 @@
-"""The dense head: two towers shared over levels, class logits and four side distributions at every point."""
+"""The dense head: two towers shared over levels, class logits and the numbers of four sides at every point."""
 
 import math
 from collections.abc import Sequence
@@ -14,11 +14,13 @@ CLASS_PRIOR = 0.01  # initial score of every class, so that the background does 
 
 
 class GFLHead(nn.Module):
-    """Head of the paper's ATSS detector with joint scores.
+    """Head of the paper's detectors, which differ in what `box_repr` and `quality` want of it only.
 
     Args:
         num_outputs: regression outputs per side (`box_repr.num_outputs`).
         strides: of the pyramid's levels, in pixels.
+        conv_bias: of the towers.
+        quality_branch: one more logit per point, from the regression tower (`quality.has_branch`).
         offset: of the points, in strides: one for all levels, or one per level.
     """
 
@@ -31,16 +33,19 @@ class GFLHead(nn.Module):
         in_channels: int = 256,
         channels: int = 256,
         num_convs: int = 4,
+        conv_bias: bool = False,
+        quality_branch: bool = False,
         offset: float | Sequence[float] = 0.0,
     ) -> None:
         super().__init__()
         self.num_classes, self.num_outputs = num_classes, num_outputs
         self.strides, self.offset = tuple(strides), offset
-        self.cls_tower = _tower(in_channels, channels, num_convs)
-        self.reg_tower = _tower(in_channels, channels, num_convs)
+        self.cls_tower = _tower(in_channels, channels, num_convs, conv_bias)
+        self.reg_tower = _tower(in_channels, channels, num_convs, conv_bias)
         self.cls_out = nn.Conv2d(channels, num_classes, 3, padding=1)
         self.reg_out = nn.Conv2d(channels, 4 * num_outputs, 3, padding=1)
-        self.scales = nn.Parameter(torch.ones(len(self.strides)))  # one per level, on the logits before the softmax
+        self.quality_out = nn.Conv2d(channels, 1, 3, padding=1) if quality_branch else None
+        self.scales = nn.Parameter(torch.ones(len(self.strides)))  # one per level, on the regression outputs
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.normal_(module.weight, std=0.01)
@@ -50,21 +55,25 @@ class GFLHead(nn.Module):
 
     def forward(self, pyramid: Sequence[Tensor]) -> HeadOutput:
         """Features (B, channels, H/s, W/s) from fine to coarse -> raw outputs over all points."""
-        cls_logits, reg_pred = [], []
+        cls_logits, reg_pred, quality_logits = [], [], []
         for scale, feature in zip(self.scales, pyramid, strict=True):
             cls_logits.append(_flatten(self.cls_out(self.cls_tower(feature)), self.num_classes))
-            reg_pred.append(_flatten(self.reg_out(self.reg_tower(feature)).float() * scale, 4 * self.num_outputs))
+            regression = self.reg_tower(feature)
+            reg_pred.append(_flatten(self.reg_out(regression).float() * scale, 4 * self.num_outputs))
+            if self.quality_out:
+                quality_logits.append(self.quality_out(regression).flatten(1))
         sizes = [(feature.shape[-2], feature.shape[-1]) for feature in pyramid]
         grid = make_point_grid(sizes, self.strides, offset=self.offset, device=pyramid[0].device)
         reg = torch.cat(reg_pred, dim=1).unflatten(-1, (4, self.num_outputs))
-        return HeadOutput(torch.cat(cls_logits, dim=1), reg, None, grid)
+        quality = torch.cat(quality_logits, dim=1) if self.quality_out else None
+        return HeadOutput(torch.cat(cls_logits, dim=1), reg, quality, grid)
 
 
-def _tower(in_channels: int, channels: int, num_convs: int) -> nn.Sequential:
+def _tower(in_channels: int, channels: int, num_convs: int, conv_bias: bool) -> nn.Sequential:
     layers: list[nn.Module] = []
     for index in range(num_convs):
         layers += [
-            nn.Conv2d(in_channels if index == 0 else channels, channels, 3, padding=1, bias=False),
+            nn.Conv2d(in_channels if index == 0 else channels, channels, 3, padding=1, bias=conv_bias),
             nn.GroupNorm(GROUPS, channels),
             nn.ReLU(inplace=True),
         ]
