@@ -10,6 +10,7 @@ import yaml
 
 from gfl.errors import UserError
 from gfl.typed import Check, above, at_least, build, describe
+from gfl.yaml_file import parse_yaml, read_yaml
 
 Count = Annotated[int, at_least(1)]
 NotNegative = Annotated[float, at_least(0)]
@@ -251,39 +252,11 @@ def parse_overrides(overrides: Iterable[str]) -> dict[str, Any]:
             continue
         if not equals:
             raise UserError(f"command line: {override!r} is not of the form section.key=value")
-        try:
-            nested: Any = yaml.load(text, _Loader)
-        except yaml.YAMLError as error:
-            raise UserError(f"command line: {override!r}: the value is not YAML ({_one_line(error)})") from None
+        nested: Any = parse_yaml(text, f"command line: {override!r}")
         for part in reversed(key.split(".")):
             nested = {part: nested}
         build(Config, nested, "command line")
         tree = merge(tree, nested)
-    return tree
-
-
-class _Loader(yaml.SafeLoader):
-    """PyYAML's safe loader, except that a key that occurs twice is an error instead of silently the last one."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        if twice := [key for key in keys if keys.count(key) > 1]:
-            raise yaml.constructor.ConstructorError(None, None, f"key {twice[0]!r} occurs twice", node.start_mark)
-        return super().construct_mapping(node, deep)
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """A YAML file that holds a mapping, or nothing; raises `UserError` naming the file for any other."""
-    try:
-        tree = yaml.load(path.read_text(encoding="utf-8"), _Loader)
-    except OSError as error:
-        raise UserError(f"cannot read config {path}: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not valid YAML: {_one_line(error)}") from None
-    if tree is None:
-        tree = {}
-    if not isinstance(tree, dict):
-        raise UserError(f"{path}: a config is a mapping of sections, not {describe(tree)}")
     return tree
 
 
@@ -309,7 +282,3 @@ def merge(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
         both = isinstance(value, dict) and isinstance(merged.get(key), dict)
         merged[key] = merge(merged[key], value) if both else value
     return merged
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())

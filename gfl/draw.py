@@ -5,10 +5,13 @@ k covers [k, k + 1). Pillow's built-in font knows ASCII and little more ("±", "
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import ArrayLike
 from PIL import Image, ImageDraw, ImageFont
+
+from gfl.errors import UserError
 
 # After Okabe and Ito (2008), safe for colour-blind eyes: ordered for contrast, without a blue too dark for the card.
 PALETTE = ((230, 159, 0), (86, 180, 233), (0, 190, 140), (240, 228, 66), (213, 94, 0), (204, 121, 167))
@@ -80,6 +83,15 @@ def draw_distributions(
         title = f"{numbers[i]}  {texts[i]}"
         cells.append(_panel(image, boxes[i], points[i], positions[i], probabilities[i], unit_height, colour, title))
     return np.array(_arrange(cells).reduce(SUPERSAMPLE))
+
+
+def save_picture(picture: np.ndarray, path: Path) -> None:
+    """Write uint8 (H, W, 3) in the format of the file's ending; raises `UserError` where that is impossible."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(picture).save(path)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}") from None
 
 
 def bin_positions(points: ArrayLike, strides: ArrayLike, num_bins: int, delta: float = 1.0) -> np.ndarray:

@@ -1,6 +1,7 @@
 """What a user did wrong, told in one line."""
 
 import gc
+import os
 import sys
 from collections.abc import Callable
 
@@ -17,6 +18,9 @@ def run(main: Callable, *args) -> None:
         line, code = "error: " + "".join(c if c.isprintable() else "?" for c in str(error)), 2
     except KeyboardInterrupt:
         line, code = "interrupted", 130
+    except BrokenPipeError:  # the reader of our output has seen enough, as head has
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is still in the buffer
+        sys.exit(1)
     # Only here, after the except clauses, can the failed call's objects go, and with them its loader processes.
     gc.collect()
     print(line, file=sys.stderr, flush=True)

@@ -2,34 +2,39 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from gfl.analysis import ON_OBJECTS, Predictions
 from gfl.draw import PALETTE
 from gfl.errors import UserError
 from gfl.study import Outcome
 
 COLOURS = [f"#{r:02x}{g:02x}{b:02x}" for r, g, b in ((0, 114, 178), (213, 94, 0), *PALETTE[2:])]  # Okabe and Ito (2008)
-STYLE = {
-    "font.size": 10,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.color": "#e4e4e4",
-    "axes.axisbelow": True,
-    "axes.titlelocation": "left",
-    "legend.frameon": False,
-    "figure.dpi": 130,
-}
+matplotlib.rcParams.update(
+    {
+        "font.size": 10,
+        "axes.titlesize": 11,
+        "axes.titlelocation": "left",
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.grid": True,
+        "axes.axisbelow": True,
+        "grid.color": "#e4e4e4",
+        "legend.frameon": False,
+        "figure.dpi": 130,
+    }
+)
 
 
 def figure(columns: int, rows: int = 1, *, width: float = 4.6, height: float = 3.8) -> tuple[Figure, list[Axes]]:
     """A figure and its axes, row by row; without a window."""
-    with matplotlib.rc_context(STYLE):
-        page = Figure(figsize=(width * columns, height * rows), layout="constrained")
-        return page, [page.add_subplot(rows, columns, index + 1) for index in range(rows * columns)]
+    page = Figure(figsize=(width * columns, height * rows), layout="constrained")
+    return page, [page.add_subplot(rows, columns, index + 1) for index in range(rows * columns)]
 
 
 def save(page: Figure, path: Path) -> None:
@@ -58,3 +63,65 @@ def plot_study(title: str, outcomes: Sequence[Outcome], path: Path) -> None:
     if handles:
         axes.legend(handles.values(), handles.keys(), loc="best")
     save(page, path)
+
+
+def plot_scores(named: Sequence[tuple[str, Predictions, dict[str, Any]]], path: Path) -> None:
+    """Score against IoU of every detection, one panel per checkpoint (figure 2b of the paper)."""
+    page, panels = figure(len(named), width=4.4, height=4.4)
+    for axes, (name, found, told) in zip(panels, named, strict=True):
+        axes.plot(found.iou, found.scores, ".", markersize=3, alpha=0.25, color=COLOURS[0], markeredgewidth=0)
+        axes.set(xlim=(-0.02, 1.02), ylim=(0, 1.02), xlabel="IoU with the object of its class", ylabel="score")
+        axes.set_title(f"{name}\nSpearman {_number(told['spearman'])}, at IoU ≥ 0.5 {_number(told[ON_OBJECTS])}")
+    save(page, path)
+
+
+def plot_targets(name: str, distances: np.ndarray, told: dict[str, Any], path: Path) -> None:
+    """How far the sides of the data set's boxes lie from the points that learn them (figure 5c of the paper)."""
+    page, (axes,) = figure(1, width=6.4, height=3.8)
+    limit = told["reg_max"] * told["delta"]
+    edges = np.linspace(0, max(limit, distances.max()) * 1.05, 60)
+    axes.hist(distances.clip(min=0).ravel(), bins=edges, color=COLOURS[0])
+    axes.axvline(limit, color=COLOURS[1], label=f"reg_max {told['reg_max']} · delta {told['delta']:g}")
+    axes.set(xlabel="distance of a side from its point, in strides", ylabel="sides")
+    axes.set_title(f"{name}: {told['share_beyond']:.2%} beyond, recommended reg_max {told['recommended_reg_max']}")
+    axes.legend()
+    save(page, path)
+
+
+def plot_spread(name: str, found: Predictions, told: dict[str, Any], path: Path) -> None:
+    """Predicted spread of sides against the true blur of their edges, and the calibration curve."""
+    page, (cloud, curve) = figure(2, width=4.6, height=4.2)
+    low, high = 0.3, max(10.0, float(found.spreads.max()))
+    spreads, dots = found.spreads.clip(min=low).ravel(), {"markersize": 3, "alpha": 0.3, "markeredgewidth": 0}
+    cloud.loglog(found.true_sigmas.ravel(), spreads, ".", color=COLOURS[0], **dots)
+    cloud.loglog([low, high], [low, high], color="#808080", linewidth=1)
+    cloud.set(xlabel="true blur of the edge, px", ylabel="predicted spread of the side, px")
+    cloud.set_title(f"{name}: {told['sides']} sides, Spearman {_number(told['spearman'])}")
+    predicted = [group["predicted"] for group in told["calibration"]]
+    for key, label in (("blur", "median true blur"), ("error", "root mean square error")):
+        values = [group[key] for group in told["calibration"]]
+        curve.plot(predicted, values, "o-", label=label, color=COLOURS[0 if key == "blur" else 1])
+    curve.plot([0, max(predicted)], [0, max(predicted)], color="#808080", linewidth=1, label="equal")
+    curve.set(xlabel="predicted spread, mean of a tenth of the sides, px", ylabel="px")
+    curve.set_title("calibration")
+    curve.legend()
+    save(page, path)
+
+
+def plot_shapes(named: Sequence[tuple[str, dict[str, float]]], path: Path) -> None:
+    """Shares of sharp, flat and two-peaked sides per checkpoint."""
+    page, (axes,) = figure(1, width=6.4, height=1.4 + 0.5 * len(named))
+    left = np.zeros(len(named))
+    for number, kind in enumerate(named[0][1]):
+        shares = np.array([shares[kind] for _, shares in named])
+        axes.barh(range(len(named)), shares, left=left, label=kind, color=COLOURS[number])
+        left += shares
+    axes.set_yticks(range(len(named)), [name for name, _ in named])
+    axes.invert_yaxis()
+    axes.set(xlim=(0, 1), xlabel="share of the sides of confident detections")
+    axes.legend(ncols=4, loc="lower center", bbox_to_anchor=(0.5, 1.0))
+    save(page, path)
+
+
+def _number(value: float | None) -> str:
+    return "undefined" if value is None else f"{value:.2f}"

@@ -14,9 +14,10 @@ from typing import Any, NamedTuple
 
 from scipy import stats
 
-from gfl.config import Config, config_to_dict, load_config, read_yaml
+from gfl.config import Config, config_to_dict, load_config
 from gfl.errors import UserError
 from gfl.typed import build
+from gfl.yaml_file import read_yaml
 
 FIGURES = ("AP", "AP50", "AP75", "APS", "APM", "APL")
 CONFIDENCE = 0.95

@@ -32,14 +32,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 
+from gfl.box_repr import GeneralBox
 from gfl.checkpoint import load_detector
 from gfl.coco_eval import detect
 from gfl.config import Config
 from gfl.data.loader import Sample, collate
 from gfl.data.transforms import keep_ratio_size, read_image, resize
-from gfl.draw import bin_positions, draw_boxes, draw_distributions, mean_and_std
+from gfl.draw import bin_positions, draw_boxes, draw_distributions, mean_and_std, save_picture
 from gfl.errors import UserError, run
 from gfl.files import write_json
 from gfl.model.detector import Detector
@@ -69,20 +69,13 @@ def main(args: argparse.Namespace) -> None:
             f"{class_names[label]} {score:.2f}" for label, score in zip(found["labels"], found["scores"], strict=True)
         ]
         save_picture(draw_boxes(image, found["boxes"], found["labels"], texts), out / f"{name}.boxes.png")
-        best = {key: value[: args.boxes] for key, value in found.items()}
-        sides = draw_distributions(
-            image,
-            best["boxes"],
-            best["points"],
-            best["strides"],
-            best["probabilities"],
-            best["labels"],
-            texts[: args.boxes],
-            delta=config.model.head.delta,
-        )
-        save_picture(sides, out / f"{name}.sides.png")
+        written = [f"{out / name}.boxes.png"]
+        if found["probabilities"] is not None:
+            sides = draw_sides(image, found, texts, args.boxes, config.model.head.delta)
+            written.append(f"{out / name}.sides.png")
+            save_picture(sides, Path(written[-1]))
         predictions[str(path)] = to_json(found, class_names, config.model.head.delta)
-        print(f"{path}: {len(texts)} objects  {out / name}.boxes.png  {out / name}.sides.png")
+        print(f"{path}: {len(texts)} objects  {'  '.join(written)}")
     write_json(out / "predictions.json", predictions)
     print(f"{sum(map(len, predictions.values()))} objects in {len(predictions)} images: {out / 'predictions.json'}")
     if failed:
@@ -101,9 +94,18 @@ def find_images(path: Path) -> list[Path]:
     return images
 
 
+def draw_sides(
+    image: np.ndarray, found: dict[str, np.ndarray], texts: list[str], count: int, delta: float
+) -> np.ndarray:
+    """The distributions of the `count` best detections."""
+    best = {key: value[:count] for key, value in found.items()}
+    columns = (best[key] for key in ("boxes", "points", "strides", "probabilities", "labels"))
+    return draw_distributions(image, *columns, texts[:count], delta=delta)
+
+
 def predict(model: Detector, config: Config, image: np.ndarray) -> dict[str, np.ndarray]:
     """Detections of an RGB image (H, W, 3), best first, in its pixels: boxes (M, 4), labels, scores (M,), and for each
-    the predicting point (M, 2), its stride (M,) and the probabilities (M, 4, N) of its sides."""
+    the predicting point (M, 2), its stride (M,) and the probabilities (M, 4, N) of its sides, None without any."""
     height, width = image.shape[:2]
     size = keep_ratio_size(height, width, short_side=config.data.short_side_in_eval, long_side=config.data.long_side)
     resized, no_boxes = resize(image, np.zeros((0, 4), np.float32), size)
@@ -111,38 +113,37 @@ def predict(model: Detector, config: Config, image: np.ndarray) -> dict[str, np.
     detections, output = detect(model, collate([sample]).to(next(model.parameters()).device), config.eval)
     index = detections.point_index[0]
     scale = np.array([width / size[1], height / size[0]])
+    general = isinstance(model.box_repr, GeneralBox)
     return {
         "boxes": detections.boxes_xyxy[0].cpu().numpy(),
         "labels": detections.labels[0].cpu().numpy(),
         "scores": detections.scores[0].cpu().numpy(),
         "points": output.grid.points[index].cpu().numpy() * scale,
         "strides": output.grid.strides[index].cpu().numpy() * scale.mean(),
-        "probabilities": model.box_repr.probabilities(output.reg_pred[0, index]).cpu().numpy(),
+        "probabilities": model.box_repr.probabilities(output.reg_pred[0, index]).cpu().numpy() if general else None,
     }
 
 
 def to_json(found: dict[str, np.ndarray], class_names: tuple[str, ...], delta: float) -> list[dict[str, Any]]:
-    """Label, score, box (x, y, width, height) and the deviations of its sides (l, t, r, b), all in pixels."""
-    positions = bin_positions(found["points"], found["strides"], found["probabilities"].shape[-1], delta)
-    _, deviations = mean_and_std(positions, found["probabilities"])
+    """Label, score, box (x, y, width, height) and the deviations of its sides (l, t, r, b), all in pixels.
+
+    Deviations only where sides are distributions.
+    """
     boxes = np.concatenate([found["boxes"][:, :2], found["boxes"][:, 2:] - found["boxes"][:, :2]], axis=1)
-    return [
+    entries = [
         {
             "label": class_names[label],
             "score": round(float(score), 4),
             "bbox": [round(float(value), 2) for value in box],
-            "side_std": [round(float(value), 2) for value in deviation],
         }
-        for label, score, box, deviation in zip(found["labels"], found["scores"], boxes, deviations, strict=True)
+        for label, score, box in zip(found["labels"], found["scores"], boxes, strict=True)
     ]
-
-
-def save_picture(picture: np.ndarray, path: Path) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(picture).save(path)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}") from None
+    if found["probabilities"] is None:
+        return entries
+    positions = bin_positions(found["points"], found["strides"], found["probabilities"].shape[-1], delta)
+    _, deviations = mean_and_std(positions, found["probabilities"])
+    sides = [[round(float(value), 2) for value in deviation] for deviation in deviations]
+    return [entry | {"side_std": side_std} for entry, side_std in zip(entries, sides, strict=True)]
 
 
 if __name__ == "__main__":

@@ -247,7 +247,7 @@ def test_overrides_set_nested_keys_lists_and_mappings(write):
     [
         ("optim.lr", "'optim.lr' is not of the form section.key=value"),
         ("--lr 0.1", "is not of the form section.key=value"),
-        ("optim.steps=[1", "the value is not YAML"),
+        ("optim.steps=[1", "not valid YAML"),
         ("optim.lrr=0.1", "did you mean optim.lr?"),
         ("optim..lr=0.1", "unknown key optim."),
         ("base=other.yaml", "unknown key base"),
