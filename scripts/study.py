@@ -10,8 +10,8 @@ def parse_args() -> argparse.Namespace:
         description="Train and evaluate the rows of a study, each with several seeds and in its own run folder. "
         "Finished runs are skipped and interrupted ones resumed, so the same command goes on. Writes report.md, "
         "report.csv and report.png.",
-        epilog="on a laptop: python scripts/study.py configs/studies/table3.yaml --scale configs/scales/shapes.yaml\n"
-        "as in the paper, on 8 GPUs: python scripts/study.py configs/studies/table3.yaml --nproc 8",
+        epilog="example: python scripts/study.py configs/studies/table3.yaml --scale configs/scales/shapes.yaml\n"
+        "with 8 GPUs: python scripts/study.py configs/studies/table3.yaml --nproc 8",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("study", help="YAML file, see configs/studies/")
@@ -22,9 +22,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--nproc", type=_count, default=1, help="processes (GPUs) per run (default 1)")
     parser.add_argument("--rows", nargs="+", default=[], metavar="NAME", help="only these rows")
     parser.add_argument("--out", default="runs/studies", help="folder of runs and reports (default %(default)s)")
-    parser.add_argument(
-        "--dry-run", action="store_true", help="print the commands of the runs that are left, run nothing"
-    )
+    parser.add_argument("--dry-run", action="store_true", help="print the command of every run, run nothing")
     return parser.parse_args()
 
 
@@ -65,7 +63,7 @@ def main(args: argparse.Namespace) -> None:
     runs = plan(args.study, root=out / "runs", scale=args.scale, seeds=args.seeds, only=args.rows)
     left = [each for each in runs if read_result(each) is None]
     if args.dry_run:
-        for each in left:
+        for each in runs:
             print(shlex.join(command(each, args.nproc)))
         print(f"{len(runs) - len(left)} of {len(runs)} runs are finished", file=sys.stderr)
         return

@@ -2,10 +2,12 @@
 
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -152,6 +154,110 @@ def test_prediction_writes_two_pictures_and_the_sides(trained, shapes, tmp_path)
     assert len(objects[0]["side_std"]) == 4
 
 
+@pytest.fixture(scope="module")
+def branch(config, tmp_path_factory) -> Path:
+    """A run of a model whose sides are numbers and whose scores are multiplied by a branch."""
+    run = tmp_path_factory.mktemp("runs") / "branch"
+    choice = ["model.head.box=dirac", "model.head.quality=iou_branch", "optim.epochs=1"]
+    succeed("train.py", config, f"run_dir={run}", *choice)
+    return run
+
+
+def test_prediction_of_sides_without_distributions_is_one_picture(branch, shapes, tmp_path):
+    image = sorted((shapes / "val").iterdir())[0]
+    succeed("scripts/predict.py", branch, image, "-o", tmp_path, "--score", 0.0)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [f"{image.stem}.boxes.png", "predictions.json"]
+    objects = json.loads((tmp_path / "predictions.json").read_text())[str(image)]
+    assert set(objects[0]) == {"label", "score", "bbox"}
+
+
+def test_analysis_compares_checkpoints_and_leaves_out_what_they_lack(trained, branch, tmp_path):
+    printed = succeed("scripts/analyze.py", trained, branch, "-o", tmp_path, "--score", 0.0, "--examples", 1)
+    told = json.loads((tmp_path / "analysis.json").read_text())
+    assert set(told) == {"run", "branch"}
+    assert (tmp_path / "scores.png").is_file()
+    assert {"run.targets.png", "branch.targets.png"} <= {path.name for path in tmp_path.iterdir()}
+    assert sum(told["run"]["shapes"].values()) == pytest.approx(1)
+    assert any(tmp_path.glob("run.*.0.png"))
+    assert "shapes" not in told["branch"]
+    assert str(tmp_path / "analysis.json") in printed
+
+
+def test_analysis_refuses_what_it_cannot_look_at(trained, shapes, tmp_path):
+    assert "twice" in refuse("scripts/analyze.py", trained, trained, "-o", tmp_path)
+    tree = json.loads((shapes / "annotations" / "instances_val.json").read_text()) | {"annotations": []}
+    (tmp_path / "empty.json").write_text(json.dumps(tree))
+    words = ["--data", tmp_path / "empty.json", shapes / "val", "-o", tmp_path]
+    assert "no boxes" in refuse("scripts/analyze.py", trained, *words)
+    assert "is a file" in refuse("scripts/analyze.py", trained, "-o", tmp_path / "empty.json")
+
+
+@pytest.fixture
+def study(config, tmp_path) -> list[object]:
+    """The command of a study with a row that cannot run, and one that is the baseline again."""
+    rows = [
+        {"name": "plain", "paper": {"AP": 39.2}},
+        {"name": "broken", "overrides": {"data.train.annotations": "nowhere.json"}},
+        {"name": "peak", "overrides": {"eval.decode": "peak"}, "paper": {"AP": 40.1}},
+    ]
+    tree = {"title": "A table", "base": str(config), "baseline": "plain", "rows": rows}
+    (tmp_path / "tiny.yaml").write_text(json.dumps(tree))
+    (tmp_path / "scale.yaml").write_text("optim: {epochs: 1}\nlog: {images: 0}")
+    return ["scripts/study.py", tmp_path / "tiny.yaml", "--scale", tmp_path / "scale.yaml", "--out", tmp_path / "out"]
+
+
+def test_a_study_goes_past_a_failure_reports_it_and_skips_what_is_finished(study, tmp_path):
+    done = call(*study)
+    assert done.returncode == 2
+    assert "1 of 3 runs failed" in done.stderr
+    assert "[2/3] broken, seed 0: error: cannot read nowhere.json" in done.stdout
+    folder = tmp_path / "out" / "tiny-scale"
+    text = (folder / "report.md").read_text()
+    assert all(expected in text for expected in ("| plain", "| +0.9", "nowhere.json"))
+    assert (folder / "report.csv").is_file()
+    assert (folder / "report.png").is_file()
+    finished = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("runs/*/seed0/last.pt")}
+    assert len(finished) == 2
+    assert "3 runs, 2 of them finished" in call(*study).stdout
+    assert all(path.stat().st_mtime_ns == time for path, time in finished.items())
+
+
+def test_the_dry_run_of_a_study_prints_commands_that_run_and_runs_nothing(study, tmp_path):
+    printed = succeed(*study, "--dry-run", "--rows", "plain", "--seeds", 2, "--nproc", 2)
+    assert [line.split()[:3] for line in printed.splitlines()] == [
+        ["torchrun", "--standalone", "--nproc_per_node=2"]
+    ] * 2
+    assert not (tmp_path / "out").exists()
+    (command,) = succeed(*study, "--dry-run", "--rows", "plain").splitlines()
+    succeed(*shlex.split(command)[1:])
+    assert "1 runs, 1 of them finished" in succeed(*study, "--rows", "plain")
+
+
+def test_an_interrupted_study_goes_on_where_it_stopped(study, tmp_path):
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    command = [sys.executable, *map(str, study), "--rows", "plain"]
+    with subprocess.Popen(command, cwd=ROOT, env=environment, start_new_session=True, stderr=subprocess.PIPE) as run:
+        deadline = time.monotonic() + 120
+        while not (records_yet := list((tmp_path / "out").glob("runs/*/seed0/metrics.jsonl"))):
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        os.killpg(run.pid, signal.SIGINT)  # as a terminal does
+        assert run.wait(timeout=120) == 130
+    assert not records(records_yet[0].parent, "val/AP")
+    succeed(*study, "--rows", "plain")
+    assert [record["step"] for record in records(records_yet[0].parent, "loss/cls")] == list(range(1, 6))
+
+
+def test_a_reader_that_has_seen_enough_is_no_error(study):
+    words = [sys.executable, *map(str, study), "--dry-run"]
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run(words, cwd=ROOT, stdout=writing, stderr=subprocess.PIPE, text=True, timeout=300)
+    os.close(writing)
+    assert "Traceback" not in done.stderr
+    assert "BrokenPipe" not in done.stderr
+
+
 def test_interrupted_and_resumed_run_equals_an_uninterrupted_one(config, trained, tmp_path):
     command = ["train.py", config, f"run_dir={tmp_path}"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
@@ -191,7 +297,8 @@ def test_two_processes_train_like_one(accumulate, config, tmp_path):
         (["data.train.annotations=nowhere.json"], "nowhere.json"),
         (["model.head.quality=centerness"], "joint"),
         (["model.backbone.weights=nowhere.pth"], "nowhere.pth"),
-        (["assign.kind=fcos"], "atss"),
+        (["assign.kind=simota"], "fcos"),
+        (["model.head.quality=dgqp", "model.head.box=dirac"], "distributions"),
     ],
 )
 def test_bad_configuration_is_one_line_and_exit_code_2(words, expected, config, tmp_path):

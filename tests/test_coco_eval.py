@@ -228,6 +228,8 @@ def test_a_seeing_model_scores_1(drawn):
 class Fixed(nn.Module):
     """The same boxes and scores for each image."""
 
+    quality = JointQuality()
+
     def __init__(self, boxes, scores):
         super().__init__()
         self.boxes, self.scores = torch.tensor(boxes), torch.tensor(scores)
