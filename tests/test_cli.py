@@ -210,7 +210,7 @@ def test_a_study_goes_past_a_failure_reports_it_and_skips_what_is_finished(study
     done = call(*study)
     assert done.returncode == 2
     assert "1 of 3 runs failed" in done.stderr
-    assert "[2/3] broken, seed 0: error: cannot read nowhere.json" in done.stdout
+    assert "[2/3] broken, seed 0: error: cannot read annotations nowhere.json" in done.stdout
     folder = tmp_path / "out" / "tiny-scale"
     text = (folder / "report.md").read_text()
     assert all(expected in text for expected in ("| plain", "| +0.9", "nowhere.json"))
