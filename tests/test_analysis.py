@@ -1,5 +1,7 @@
 """What predictions and data say beyond AP, against constructed cases."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -19,7 +21,7 @@ from gfl.analysis import (
     spread_statistics,
     target_statistics,
 )
-from gfl.config import config_from_dict
+from gfl.config import DataConfig, config_from_dict
 from gfl.data.loader import build_eval_loader
 from gfl.model.detector import build_detector
 from gfl.plots import plot_scores, plot_shapes, plot_spread, plot_targets
@@ -180,12 +182,12 @@ def test_accurate_detections_are_those_above_the_iou():
 @pytest.mark.parametrize("reg_max", [2, 16])
 def test_targets_add_up_to_the_boxes_and_are_on_their_level(reg_max, coco_set):
     drawn = coco_set([(192, 128), (64, 128)], [(0, 7, [10, 10, 90, 60]), (1, 7, [8, 16, 40, 20])]).load()
-    config = tiny_config(reg_max=reg_max)  # the first is halved, the second too
+    config = replace(tiny_config(reg_max=reg_max), data=DataConfig(short_side=256, long_side=384))
     distances, levels = regression_targets(drawn, config)
     strides = np.array(config.model.points.strides)[levels]
     sizes = {tuple(size) for size in ((distances[:, :2] + distances[:, 2:]) * strides[:, None]).round(3).tolist()}
-    # Shrunk to a longer side of 96; the second to a shorter side of 64, which it has, and then a longer side of 96.
-    assert sizes == {(45.0, 30.0), (30.0, 15.0)}
+    assert sizes == {(180.0, 120.0), (120.0, 60.0)}  # images 2 and 3 times as large, by the short and the long side
+    assert len(set(levels.tolist())) > 1
     told = target_statistics(distances, levels, config)
     assert told["points"] == len(distances)
     assert told["share_beyond"] == sum(value > reg_max for value in distances.ravel().tolist()) / distances.size
@@ -216,6 +218,7 @@ def two_peaks(first, second, share):
         (two_peaks(9, 3, 0.3), "two peaks"),
         (two_peaks(3, 9, 0.08), "between"),  # too little for a second peak
         (two_peaks(8, 9.5, 0.45), "between"),  # one broad hill
+        (np.array([0, 0.15, 0.31, 0.22, 0.24, 0.08]), "between"),  # a dent in one
     ],
 )
 def test_shapes_of_constructed_sides(probabilities, kind):
@@ -245,7 +248,9 @@ def test_collected_sides_lie_around_the_boxes_in_pixels_of_the_files(head, coco_
     assert (found.probabilities is None, found.spreads is None) == (bool(head), head.get("box") == "dirac")
     if found.probabilities is None:
         return
-    distances = (found.probabilities * np.arange(17)).sum(-1) * found.strides[:, None] * np.tile(found.scales, 2)
+    to_pixels = found.strides[:, None] * np.tile(found.scales, 2)
+    assert found.spreads == pytest.approx(side_spread(found.probabilities, 1.0) * to_pixels)
+    distances = (found.probabilities * np.arange(17)).sum(-1) * to_pixels
     boxes = np.concatenate([found.points - distances[:, :2], found.points + distances[:, 2:]], axis=1)
     limits = np.tile(drawn.sizes[found.images][:, ::-1], 2)
     assert boxes.clip(0, limits) == pytest.approx(found.boxes_xyxy, abs=1e-3)
