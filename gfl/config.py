@@ -40,7 +40,7 @@ def _is_size_or_range(side: int | tuple[int, ...]) -> bool:
 @dataclass(frozen=True)
 class BackboneConfig:
     name: Literal["resnet18", "resnet34", "resnet50", "resnet101", "resnext101_32x4d"] = "resnet50"
-    weights: str = "torchvision"  # "torchvision" downloads ImageNet's, "none" trains from scratch, else a file
+    weights: str = "torchvision"  # "torchvision" downloads ImageNet's, "none" is from scratch, else a file
     frozen_stages: Literal[-1, 0, 1, 2, 3, 4] = 1  # -1 nothing, 0 the stem, 1 also the first stage, ...
     norm_eval: bool = True  # BatchNorm keeps its running statistics
     dcn: Literal["none", "v1", "v2"] = "none"  # deformable convolutions

@@ -292,6 +292,18 @@ def test_a_file_fills_every_tensor(torchvision_resnet18, weights_file):
     assert all(value.equal(theirs[key]) for key, value in backbone.state_dict().items())
 
 
+def test_of_a_checkpoint_of_this_program_the_backbone_is_taken(torchvision_resnet18, tmp_path, refusal):
+    theirs = torchvision_resnet18.state_dict()
+    tensors = {f"backbone.{name}": tensor for name, tensor in theirs.items() if not name.startswith("fc.")}
+    path = tmp_path / "best.pt"
+    torch.save({"model": tensors | {"head.scales": torch.ones(5)}, "config": {}}, path)
+    backbone = Backbone("resnet18")
+    load_pretrained(backbone, "resnet18", str(path))
+    assert all(value.equal(theirs[key]) for key, value in backbone.state_dict().items())
+    torch.save({"model": {"head.scales": torch.ones(5), 3: None}}, path)
+    assert "does not fit resnet18" in refusal(load_pretrained, Backbone("resnet18"), "resnet18", str(path))
+
+
 def test_a_file_from_before_the_norms_counted_batches_is_loaded(torchvision_resnet18, tmp_path):
     theirs = torchvision_resnet18.state_dict()
     path = tmp_path / "old.pth"

@@ -107,8 +107,8 @@ class DeformConv(nn.Conv2d):
 def load_pretrained(backbone: Backbone, name: str, weights: str) -> None:
     """Fill `backbone` with ImageNet weights: ``none``, ``torchvision`` (its weights API, needs a network) or a file.
 
-    A file holds a torchvision state dict; its classifier is ignored, and deformable convolutions keep their initial
-    offsets. Raises `UserError` for weights that are missing, unreadable or of another architecture.
+    A file holds a torchvision state dict, whose classifier is ignored, or a checkpoint of a detector, whose backbone is
+    taken; deformable convolutions keep their initial offsets where the file has none. Raises `UserError` for weights that are missing, unreadable or of another architecture.
     """
     if weights == "none":
         return
@@ -160,10 +160,13 @@ def _read(path: Path) -> dict[str, Tensor]:
             f"model.backbone.weights: cannot read {path}: damaged, or no file of tensors; "
             "scripts/convert_checkpoint.py reads those of other programs"
         ) from None
+    if isinstance(state, dict) and isinstance(state.get("model"), dict):  # a checkpoint of this program
+        named = ((str(key), value) for key, value in state["model"].items())
+        state = {key.removeprefix("backbone."): value for key, value in named if key.startswith("backbone.")}
     entries = state.items() if isinstance(state, dict) else [(None, None)]
     if not all(isinstance(key, str) and isinstance(value, Tensor) for key, value in entries):
         raise UserError(
             f"model.backbone.weights: {path} is not the state dict of a backbone, which scripts/convert_checkpoint.py "
-            "makes of ImageNet weights; whole detectors do not go here"
+            "makes of ImageNet weights, nor a checkpoint of this program"
         )
     return state
