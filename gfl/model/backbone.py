@@ -108,7 +108,8 @@ def load_pretrained(backbone: Backbone, name: str, weights: str) -> None:
     """Fill `backbone` with ImageNet weights: ``none``, ``torchvision`` (its weights API, needs a network) or a file.
 
     A file holds a torchvision state dict, whose classifier is ignored, or a checkpoint of a detector, whose backbone is
-    taken; deformable convolutions keep their initial offsets where the file has none. Raises `UserError` for weights that are missing, unreadable or of another architecture.
+    taken; deformable convolutions keep their initial offsets where the file has none. Raises `UserError` for weights
+    that are missing, unreadable or of another architecture.
     """
     if weights == "none":
         return
