@@ -132,10 +132,16 @@ def _in_size_range(
 
 def _smallest_box(matches: Tensor, targets: Targets, inside: Tensor) -> Assignment:
     """Of the boxes that a point matches, (B, P, G) bool, the one of least area, the lower slot on a tie."""
+    if not matches.shape[-1]:
+        return _background(inside)
     matches = matches & targets.valid[:, None] & inside.unsqueeze(-1)
     area = box_area(targets.boxes_xyxy)[:, None].expand(matches.shape).masked_fill(~matches, torch.inf)
     least, index = area.min(dim=-1)
     return Assignment(torch.where(least.isfinite(), index, -1))
+
+
+def _background(inside: Tensor) -> Assignment:
+    return Assignment(torch.full_like(inside, -1, dtype=torch.long))
 
 
 def assign_max_iou(
@@ -152,6 +158,8 @@ def assign_max_iou(
     A point learns the box that its square overlaps most, from `positive_iou` on; below `negative_iou` it is background,
     between them neither. Every box also gets the points that overlap it most of all, if they overlap it at all.
     """
+    if not targets.valid.shape[-1]:
+        return _background(inside)
     iou = box_iou(_squares(grid, anchor_scale)[:, None], targets.boxes_xyxy[:, None])  # (B, P, G)
     iou = iou.masked_fill(~(targets.valid[:, None] & inside.unsqueeze(-1)), 0)
     best, index = iou.max(dim=-1)

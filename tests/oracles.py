@@ -72,6 +72,13 @@ def iou(a, b):
     return shared / (area(a) + area(b) - shared)
 
 
+def centerness(left, top, right, bottom):
+    """Equation 3 of arXiv 1904.01355; 0 for a point that is not within the box."""
+    if min(left, top, right, bottom) <= 0:
+        return 0.0
+    return math.sqrt(min(left, right) / max(left, right) * min(top, bottom) / max(top, bottom))
+
+
 def giou(a, b):
     union = area(a) + area(b) - intersection(a, b)
     hull = area([min(a[0], b[0]), min(a[1], b[1]), max(a[2], b[2]), max(a[3], b[3])])
@@ -104,9 +111,84 @@ def dfl(logits, target):
     return -((right - target) * math.log(probability[left]) + (target - left) * math.log(probability[right]))
 
 
+def focal(logit, label):
+    """Focal loss with alpha 0.25 and gamma 2 (arXiv 1708.02002)."""
+    score = sigmoid(logit)
+    if label:
+        return -0.25 * (1 - score) ** 2 * math.log(score)
+    return -0.75 * score**2 * math.log(1 - score)
+
+
+def cross_entropy(logit, target):
+    """Binary cross entropy."""
+    return -target * math.log(sigmoid(logit)) - (1 - target) * math.log(1 - sigmoid(logit))
+
+
 def expectation(logits, delta=1.0):
     """Equation 5."""
     return sum(index * delta * probability for index, probability in enumerate(softmax(logits)))
+
+
+# --- box representations ----------------------------------------------------------------------------------------------
+
+
+def anchor_box(deltas, x, y, stride):
+    """mmdetection's DeltaXYWHBBoxCoder on the square of 8 strides around a point, with stds 0.1, 0.1, 0.2, 0.2."""
+    dx, dy, dw, dh = (number * std for number, std in zip(deltas, (0.1, 0.1, 0.2, 0.2), strict=True))
+    side, limit = 8 * stride, abs(math.log(16 / 1000))
+    width, height = (side * math.exp(min(max(d, -limit), limit)) for d in (dw, dh))
+    center_x, center_y = x + side * dx, y + side * dy
+    return [center_x - width / 2, center_y - height / 2, center_x + width / 2, center_y + height / 2]
+
+
+def anchor_deltas(box, x, y, stride):
+    """The four numbers that `anchor_box` turns into `box`."""
+    side, (x1, y1, x2, y2) = 8 * stride, box
+    dx, dy = ((x1 + x2) / 2 - x) / side, ((y1 + y2) / 2 - y) / side
+    return [dx / 0.1, dy / 0.1, math.log((x2 - x1) / side) / 0.2, math.log((y2 - y1) / side) / 0.2]
+
+
+def highest_mode(probabilities):
+    """Walk down from the first of the largest numbers to both sides, until the next one is larger."""
+    first = last = probabilities.index(max(probabilities))
+    while first > 0 and probabilities[first - 1] <= probabilities[first]:
+        first -= 1
+    while last + 1 < len(probabilities) and probabilities[last + 1] <= probabilities[last]:
+        last += 1
+    return [first <= index <= last for index in range(len(probabilities))]
+
+
+def peak(logits, delta=1.0):
+    """The expectation of the highest mode alone."""
+    probabilities = softmax(logits)
+    bins = [i for i, belongs in enumerate(highest_mode(probabilities)) if belongs]
+    return sum(i * delta * probabilities[i] for i in bins) / sum(probabilities[i] for i in bins)
+
+
+def decode(box, sides):
+    """l, t, r, b in strides of a representation's four lists of raw outputs."""
+    if box == "general":
+        return [expectation(numbers) for numbers in sides]
+    if box == "anchor_delta":
+        x1, y1, x2, y2 = anchor_box([numbers[0] for numbers in sides], 0.0, 0.0, 1.0)
+        return [-x1, -y1, x2, y2]
+    return [max(numbers[0], 0.0) for numbers in sides]
+
+
+def own_loss(box, sides, distances):
+    """Mean over the sides of the representation's own loss; 0 where it has none."""
+    if box == "general":
+        last_bin = len(sides[0]) - 1
+        return statistics.mean(
+            dfl(numbers, min(max(distance, 0.0), last_bin - 0.1))
+            for numbers, distance in zip(sides, distances, strict=True)
+        )
+    if box == "gaussian":
+        return statistics.mean(
+            (distance - mean) ** 2 / (2 * math.exp(log_variance)) + log_variance / 2
+            for (mean, log_variance), distance in zip(sides, distances, strict=True)
+        )
+    return 0.0
 
 
 # --- quality ----------------------------------------------------------------------------------------------------------
@@ -200,6 +282,59 @@ def atss(grid: PointGrid, inside, boxes, *, topk=9, scale=8.0):
     return [slot for _, slot in best]
 
 
+def fcos(grid: PointGrid, inside, boxes, *, radius=1.5):
+    """FCOS with centre sampling for one image: the box of each point, -1 for background."""
+    strides = grid.strides.tolist()
+    assigned = []
+    for (x, y), stride, is_inside in zip(grid.points.tolist(), strides, inside, strict=True):
+        low = 0 if stride == strides[0] else 4 * stride
+        high = math.inf if stride == strides[-1] else 8 * stride
+        matching = []
+        for slot, (x1, y1, x2, y2) in enumerate(boxes.tolist()):
+            sides = [x - x1, y - y1, x2 - x, y2 - y]
+            off_center = max(abs(x - (x1 + x2) / 2), abs(y - (y1 + y2) / 2))
+            if min(sides) > 0 and off_center < radius * stride and low <= max(sides) <= high:
+                matching.append((area([x1, y1, x2, y2]), slot))
+        assigned.append(min(matching)[1] if matching and is_inside else -1)
+    return assigned
+
+
+def fovea(grid: PointGrid, inside, boxes):
+    """FoveaBox for one image: the box of each point, -1 for background."""
+    strides = grid.strides.tolist()
+    assigned = []
+    for (x, y), stride, is_inside in zip(grid.points.tolist(), strides, inside, strict=True):
+        low = 1 if stride == strides[0] else 2 * stride
+        high = 16 * stride if stride == strides[-1] else 8 * stride
+        matching = []
+        for slot, (x1, y1, x2, y2) in enumerate(boxes.tolist()):
+            # The middle box has 2/5 of the sides, so 1/5 to each side of the centre.
+            in_middle = abs(x - (x1 + x2) / 2) <= (x2 - x1) / 5 and abs(y - (y1 + y2) / 2) <= (y2 - y1) / 5
+            if in_middle and low**2 <= area([x1, y1, x2, y2]) <= high**2:
+                matching.append((area([x1, y1, x2, y2]), slot))
+        assigned.append(min(matching)[1] if matching and is_inside else -1)
+    return assigned
+
+
+def max_iou(grid: PointGrid, inside, boxes, *, scale=8.0, positive=0.5, negative=0.4):
+    """RetinaNet's rule for one image: the box of each point, -1 for background, -2 for neither."""
+    boxes = boxes.tolist()
+    overlaps, assigned = [], []
+    for (x, y), stride, is_inside in zip(grid.points.tolist(), grid.strides.tolist(), inside, strict=True):
+        half = stride * scale / 2
+        square = [x - half, y - half, x + half, y + half]
+        overlap = [iou(square, box) if is_inside else 0.0 for box in boxes]
+        best = max(overlap, default=0.0)
+        assigned.append(overlap.index(best) if best >= positive else -1 if best < negative else -2)
+        overlaps.append(overlap)
+    for slot in range(len(boxes)):
+        most = max(overlap[slot] for overlap in overlaps)
+        for p, overlap in enumerate(overlaps):
+            if most > 0 and overlap[slot] == most:
+                assigned[p] = slot
+    return assigned
+
+
 # --- the whole loss ---------------------------------------------------------------------------------------------------
 
 
@@ -229,6 +364,52 @@ def image_loss(cls_logits, reg_pred, grid: PointGrid, boxes, labels, image_size,
             weight_sum += weight
         cls_sum += sum(qfl(logit, y, beta) for logit, y in zip(logits, target, strict=True))
     return ImageLoss(cls_sum, box_sum, dfl_sum, sum(slot >= 0 for slot in assigned), weight_sum)
+
+
+def batch_losses(output, boxes, labels, image_sizes, *, quality, box):
+    """The weighted losses of a batch under ATSS, for any row of table 1(a) and any box representation."""
+    points, strides = output.grid.points.tolist(), output.grid.strides.tolist()
+    background = box_sum = own_sum = branch_sum = weight_sum = 0.0
+    positives = []  # loss at the label's class and measure
+    num_positive = 0
+    for image, image_size in enumerate(image_sizes):
+        inside = [inside_image(point, stride, image_size) for point, stride in zip(points, strides, strict=True)]
+        assigned = atss(output.grid, inside, boxes[image])
+        num_positive += max(sum(slot >= 0 for slot in assigned), 1)
+        for p, slot in enumerate(assigned):
+            logits = output.cls_logits[image, p].tolist()
+            label = labels[image][slot].item() if slot >= 0 else None
+            if inside[p]:
+                loss = qfl if quality == "joint" else focal
+                background += sum(loss(logit, 0) for other, logit in enumerate(logits) if other != label)
+            if slot < 0:
+                continue
+            sides = output.reg_pred[image, p].tolist()
+            x, y = (value / strides[p] for value in points[p])
+            left, top, right, bottom = decode(box, sides)
+            found = [x - left, y - top, x + right, y + bottom]
+            true_box = [value / strides[p] for value in boxes[image][slot].tolist()]
+            distances = [x - true_box[0], y - true_box[1], true_box[2] - x, true_box[3] - y]
+            kind = quality.partition("_")[0]
+            measure = {"none": 1.0, "centerness": centerness(*distances)}.get(kind, iou(found, true_box))
+            at_label = qfl(logits[label], measure) if quality == "joint" else focal(logits[label], 1)
+            positives.append((at_label, measure))
+            weight = max(map(sigmoid, logits)) if quality == "joint" else measure
+            weight_sum += weight
+            box_sum += weight * (1 - giou(found, true_box))
+            own_sum += weight * own_loss(box, sides, distances)
+            if quality.endswith("branch"):
+                branch_sum += cross_entropy(output.quality_logits[image, p].item(), measure)
+    positive_sum = sum(loss for loss, _ in positives)
+    if quality.endswith("guided"):
+        weighted = [loss * measure**1.5 for loss, measure in positives]
+        positive_sum = sum(loss * positive_sum / sum(weighted) for loss in weighted)
+    losses = {"cls": (background + positive_sum) / num_positive, "box": 2 * box_sum / max(weight_sum, 1)}
+    if box in ("general", "gaussian"):
+        losses["dfl" if box == "general" else "nll"] = 0.25 * own_sum / max(weight_sum, 1)
+    if quality.endswith("branch"):
+        losses["quality"] = branch_sum / num_positive
+    return losses
 
 
 # --- post-processing --------------------------------------------------------------------------------------------------

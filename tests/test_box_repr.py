@@ -1,16 +1,141 @@
-"""The general distribution of a box side: its expectation, its interval and its loss."""
+"""What a head's numbers say about the sides of a box: each representation's decoding and its loss."""
 
+import oracles
 import pytest
 import torch
 
-from gfl.box_repr import GeneralBox, build_box_repr
+from gfl.box_repr import AnchorDeltaBox, DiracBox, GaussianBox, GeneralBox, build_box_repr, highest_mode
+from gfl.boxes import distances_to_boxes
 from gfl.config import HeadConfig
 from gfl.errors import UserError
-from gfl.losses import distribution_focal_loss
+from gfl.losses import distribution_focal_loss, giou_loss
+
+BOXES = {"dirac": 1, "anchor_delta": 1, "gaussian": 2, "general": 17}  # outputs per side
 
 
 def random_logits(*shape):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(0))
+
+
+# --- all of them ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", BOXES)
+def test_what_minimises_the_training_loss_decodes_to_the_target(name):
+    """The representation's own loss where it has one, else GIoU."""
+    box = build_box_repr(HeadConfig(box=name))
+    target = torch.rand(6, 4, generator=torch.Generator().manual_seed(0)) * 11 + 1
+    points = torch.zeros(6, 2)
+    target_boxes = distances_to_boxes(points, target)
+    reg_pred = torch.ones(6, 4, BOXES[name], requires_grad=True)
+    steps = 300
+    optimizer = torch.optim.Adam([reg_pred], lr=0.3, betas=(0.8, 0.9))
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: (1 - step / steps) ** 2)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        loss = box.loss(reg_pred, target)
+        if loss is None:
+            loss = giou_loss(distances_to_boxes(points, box.distances(reg_pred)), target_boxes)
+        loss.sum().backward()
+        optimizer.step()
+        schedule.step()
+    torch.testing.assert_close(box.distances(reg_pred.detach()), target, rtol=0, atol=0.02)
+    torch.testing.assert_close(box.decode(reg_pred.detach()), target, rtol=0, atol=0.02)
+
+
+@pytest.mark.parametrize("name", BOXES)
+def test_distances_of_half_precision_outputs_are_float32(name):
+    box, reg_pred = build_box_repr(HeadConfig(box=name)), random_logits(6, 4, BOXES[name]).bfloat16()
+    assert box.num_outputs == BOXES[name]
+    with torch.autocast("cpu", torch.bfloat16):
+        distances = box.distances(reg_pred)
+    assert distances.dtype == torch.float32
+    assert distances.equal(box.distances(reg_pred.float()))
+
+
+@pytest.mark.parametrize(
+    ("name", "loss"), [("dirac", None), ("anchor_delta", None), ("gaussian", "nll"), ("general", "dfl")]
+)
+def test_who_has_a_loss_of_its_own_names_it(name, loss):
+    box = build_box_repr(HeadConfig(box=name))
+    value = box.loss(random_logits(5, 4, BOXES[name]), torch.ones(5, 4))
+    assert box.loss_name == loss
+    assert (value is None) == (loss is None)
+    assert value is None or value.shape == (5,)
+
+
+# --- one number per side ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("box", [DiracBox(), GaussianBox()], ids=["dirac", "gaussian"])
+def test_the_first_number_is_the_distance_and_never_negative(box):
+    reg_pred = random_logits(7, 4, box.num_outputs)
+    expected = [[max(numbers[0], 0.0) for numbers in point] for point in reg_pred.tolist()]
+    assert box.distances(reg_pred).tolist() == expected
+    assert box.decode(reg_pred).tolist() == expected
+
+
+# --- anchor deltas ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [0.5, 3.0, 40.0], ids=lambda size: f"deltas of {size}")
+@pytest.mark.parametrize("stride", [8.0, 64.0])
+def test_anchor_deltas_are_mmdetection_s_on_a_square_of_8_strides(size, stride):
+    """Deltas of 40 reach the limit of the log sizes."""
+    deltas, points = random_logits(50, 4) * size, torch.rand(50, 2, generator=torch.Generator().manual_seed(1)) * 500
+    distances = AnchorDeltaBox().distances(deltas.unsqueeze(-1)) * stride
+    expected = [oracles.anchor_box(d, *p, stride) for d, p in zip(deltas.tolist(), points.tolist(), strict=True)]
+    torch.testing.assert_close(distances_to_boxes(points, distances), torch.tensor(expected), rtol=1e-5, atol=1e-2)
+
+
+def test_anchor_deltas_of_a_box_decode_to_it():
+    """Also of boxes that do not hold the point: their distances are negative."""
+    boxes = oracles.random_boxes(60, 40, 40, torch.Generator().manual_seed(2))
+    deltas = torch.tensor([oracles.anchor_deltas(box, 20.0, 20.0, 1.0) for box in boxes.tolist()])
+    distances = AnchorDeltaBox().decode(deltas.unsqueeze(-1))
+    assert (distances < 0).any()
+    torch.testing.assert_close(distances_to_boxes(torch.tensor([20.0, 20.0]), distances), boxes, rtol=0, atol=1e-4)
+
+
+def test_zero_deltas_are_the_square_itself():
+    assert AnchorDeltaBox().distances(torch.zeros(4, 1)).tolist() == [4, 4, 4, 4]
+
+
+def test_the_deviations_are_not_stored_in_checkpoints():
+    assert AnchorDeltaBox().state_dict() == {}
+
+
+# --- normal distributions ---------------------------------------------------------------------------------------------
+
+
+def test_the_gaussian_loss_is_the_mean_likelihood_of_the_sides():
+    reg_pred, target = random_logits(5, 4, 2), torch.rand(5, 4, generator=torch.Generator().manual_seed(1)) * 6
+    expected = [oracles.own_loss("gaussian", *pair) for pair in zip(reg_pred.tolist(), target.tolist(), strict=True)]
+    torch.testing.assert_close(GaussianBox().loss(reg_pred, target), torch.tensor(expected))
+
+
+def test_a_negative_mean_still_learns_from_its_likelihood():
+    reg_pred = torch.tensor([[-2.0, 0.0]] * 4, requires_grad=True)
+    GaussianBox().loss(reg_pred, torch.full((4,), 3.0)).backward()
+    assert (reg_pred.grad[:, 0] < 0).all()
+    assert (reg_pred.grad[:, 1] < 0).all()  # and its variance grows
+
+
+# --- general distributions --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("delta", [0.25, 0.5, 1.0, 2.0])
+@pytest.mark.parametrize("reg_max", [4, 8, 16, 33])
+def test_the_optimum_of_a_general_distribution_decodes_to_its_target(reg_max, delta):
+    """All mass on the two bins around the target. DFL is convex in the logits, so no gradient means the minimum."""
+    bins = torch.linspace(0, reg_max - 0.1, 40).reshape(10, 4)
+    probabilities = (1 - (bins.unsqueeze(-1) - torch.arange(reg_max + 1)).abs()).clamp(min=0)
+    logits = probabilities.log().clamp(min=-80).requires_grad_()
+    for box in (GeneralBox(reg_max=reg_max, delta=delta), GeneralBox(reg_max=reg_max, delta=delta, peak=True)):
+        gradient = torch.autograd.grad(box.loss(logits, bins * delta).sum(), logits)[0]
+        torch.testing.assert_close(gradient, torch.zeros_like(gradient), rtol=0, atol=1e-5)
+        torch.testing.assert_close(box.distances(logits), bins * delta, rtol=1e-5, atol=1e-4)
+        torch.testing.assert_close(box.decode(logits), bins * delta, rtol=1e-5, atol=1e-4)
 
 
 @pytest.mark.parametrize(("reg_max", "delta"), [(16, 1.0), (16, 0.5), (8, 2.0), (1, 1.0)])
@@ -62,9 +187,94 @@ def test_the_bins_are_not_stored_in_checkpoints():
     assert GeneralBox().state_dict() == {}
 
 
+# --- the highest mode -------------------------------------------------------------------------------------------------
+
+# As whole numbers, so that the sums are exact.
+MODES = {
+    "one peak": [1, 2, 6, 4, 1],
+    "two peaks": [1, 5, 2, 4, 1],
+    "the later of two peaks": [1, 4, 2, 5, 1],
+    "two peaks of one height": [1, 5, 2, 5, 1],
+    "a peak at the left end": [9, 4, 2, 3, 1],
+    "a peak at the right end": [1, 3, 2, 4, 9],
+    "falling": [5, 4, 3, 2, 1],
+    "rising": [1, 2, 3, 4, 5],
+    "flat": [2, 2, 2, 2, 2],
+    "a flat top": [1, 5, 5, 5, 1, 2],
+    "a flat valley": [1, 5, 1, 1, 3],
+    "a step on the way down": [0, 1, 1, 6, 2, 2, 0, 0],
+    "one bin with all": [0, 0, 1, 0, 0],
+    "at both ends": [7, 0, 0, 0, 6],
+    "two bins": [3, 2],
+}
+
+
+@pytest.mark.parametrize("numbers", MODES.values(), ids=MODES)
+def test_the_highest_mode_ends_where_the_distribution_rises_again(numbers):
+    probabilities = torch.tensor(numbers) / sum(numbers)
+    assert highest_mode(probabilities).tolist() == oracles.highest_mode(numbers)
+    assert highest_mode(probabilities.flip(0).expand(2, 3, -1))[1, 2].tolist() == oracles.highest_mode(numbers[::-1])
+
+
+@pytest.mark.parametrize("bins", [2, 3, 5, 17, 34])
+def test_the_highest_mode_of_random_distributions_equals_the_slow_oracle(bins):
+    smooth = random_logits(60, 4, bins).softmax(-1)
+    coarse = torch.randint(0, 4, (60, 4, bins), generator=torch.Generator().manual_seed(bins)).float()  # many ties
+    for probabilities in (smooth, coarse):
+        expected = [[oracles.highest_mode(side) for side in point] for point in probabilities.tolist()]
+        assert highest_mode(probabilities).tolist() == expected
+
+
+@pytest.mark.parametrize("delta", [0.5, 1.0, 2.0])
+def test_peak_decodes_the_expectation_of_the_highest_mode(delta):
+    logits = random_logits(40, 4, 17) * 2
+    box = GeneralBox(delta=delta, peak=True)
+    expected = torch.tensor([[oracles.peak(side, delta) for side in point] for point in logits.tolist()])
+    torch.testing.assert_close(box.decode(logits), expected, rtol=1e-4, atol=1e-4)
+    assert (box.decode(logits) - box.distances(logits)).abs().max() > delta
+
+
+@pytest.mark.parametrize("peak", [False, True])
+def test_training_takes_the_whole_distribution_whatever_decodes_it(peak):
+    logits = random_logits(5, 4, 17)
+    assert GeneralBox(peak=peak).distances(logits).equal(GeneralBox().decode(logits))
+
+
+def bell(center, width=1.5):
+    return -(((torch.arange(17) - center) / width) ** 2)
+
+
+@pytest.mark.parametrize("center", [0.0, 2.3, 8.5, 16.0])
+def test_the_peak_of_a_distribution_with_one_is_its_expectation(center):
+    logits = bell(center)
+    torch.testing.assert_close(GeneralBox(peak=True).decode(logits), GeneralBox().decode(logits))
+
+
+@pytest.mark.parametrize(("higher", "lower"), [(3.0, 12.0), (12.0, 3.0)])
+def test_the_peak_of_a_distribution_with_two_lies_at_the_higher_one(higher, lower):
+    logits = torch.logaddexp(bell(higher) + 0.1, bell(lower))
+    assert GeneralBox(peak=True).decode(logits).item() == pytest.approx(higher, abs=0.05)
+    assert GeneralBox().decode(logits).item() == pytest.approx(7.5, abs=0.5)
+
+
+# --- building ---------------------------------------------------------------------------------------------------------
+
+
 def test_build_by_name():
     box = build_box_repr(HeadConfig(reg_max=7, delta=0.25))
-    assert (box.num_outputs, box.delta) == (8, 0.25)
+    assert (box.num_outputs, box.delta, box.peak) == (8, 0.25, False)
+    types = [type(build_box_repr(HeadConfig(box=name))) for name in BOXES]
+    assert types == [DiracBox, AnchorDeltaBox, GaussianBox, GeneralBox]
+
+
+def test_build_with_peak():
+    assert build_box_repr(HeadConfig(), decode="peak").peak
+
+
+@pytest.mark.parametrize("name", ["dirac", "anchor_delta", "gaussian"])
+def test_a_peak_needs_general_distributions(refusal, name):
+    message = refusal(build_box_repr, HeadConfig(box=name), decode="peak")
+    assert message == f"eval.decode: peak needs the distributions of box: general; box: {name} predicts none"
 
 
 def test_an_unknown_name_is_told_with_those_that_exist():

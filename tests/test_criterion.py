@@ -1,5 +1,6 @@
-"""The three losses against the golden figures and the slow oracle, and what they must not depend on."""
+"""The losses against the golden figures and the slow oracle, and what they must not depend on."""
 
+import itertools
 from functools import partial
 from pathlib import Path
 
@@ -9,15 +10,16 @@ import pytest
 import torch
 
 import gfl.criterion
-from gfl.assign import assign_atss
-from gfl.box_repr import GeneralBox
+from gfl.assign import ASSIGNERS, assign_atss, assign_max_iou
+from gfl.box_repr import BOX_REPRESENTATIONS, GeneralBox, build_box_repr
 from gfl.boxes import clip_boxes, distances_to_boxes
-from gfl.config import config_from_dict
+from gfl.config import AssignConfig, HeadConfig, config_from_dict
 from gfl.criterion import Criterion, build_criterion
 from gfl.model.detector import build_detector
+from gfl.model.head import GFLHead
 from gfl.points import make_point_grid, points_in_images
 from gfl.postprocess import select_detections
-from gfl.quality import DistributionGuidedQuality, JointQuality
+from gfl.quality import QUALITIES, DistributionGuidedQuality, JointQuality, build_quality
 from gfl.structures import HeadOutput, Targets
 
 LOSSES = ("cls", "box", "dfl")
@@ -241,6 +243,181 @@ def test_loss_weights_scale_their_loss():
         torch.testing.assert_close(weighted[name], factor * plain[name])
 
 
+# --- other rows and representations -----------------------------------------------------------------------------------
+
+BRANCHES = ("centerness_branch", "iou_branch")
+WITHOUT_DGQP = list(itertools.product([name for name in QUALITIES if name != "dgqp"], BOX_REPRESENTATIONS))
+LEGAL = [*WITHOUT_DGQP, ("dgqp", "general")]
+COMBINATIONS = pytest.mark.parametrize(("quality", "box"), LEGAL)
+
+
+def loss_names(quality, box):
+    own = {"general": ["dfl"], "gaussian": ["nll"]}.get(box, [])
+    return ["cls", "box", *own, *(["quality"] if quality in BRANCHES else [])]
+
+
+def criterion_of(quality, box, assigner=assign_atss, *, decode="expectation", **weights):
+    head = HeadConfig(quality=quality, box=box)
+    return Criterion(assigner, build_quality(head, beta=2.0), build_box_repr(head, decode=decode), **weights)
+
+
+def batch_of(quality, box, seed=0):
+    """As `random_batch`, with the outputs of a row and a representation, all of which want gradients."""
+    output, boxes, labels, sizes = random_batch(seed)
+    generator = torch.Generator().manual_seed(seed + 100)
+    num_outputs = build_box_repr(HeadConfig(box=box)).num_outputs
+    reg_pred = torch.randn(*output.reg_pred.shape[:3], num_outputs, generator=generator)
+    # Deltas so large that some points lie outside their predicted boxes; of the others, most distances positive.
+    reg_pred = reg_pred * 5 if box == "anchor_delta" else reg_pred + 1
+    branch = torch.randn(output.cls_logits.shape[:2], generator=generator) if quality in BRANCHES else None
+    output = with_gradient(output._replace(reg_pred=reg_pred))
+    return output._replace(quality_logits=None if branch is None else branch.requires_grad_()), boxes, labels, sizes
+
+
+@pytest.mark.parametrize(("quality", "box"), WITHOUT_DGQP)
+def test_every_row_with_every_representation_equals_the_slow_oracle(quality, box):
+    output, boxes, labels, sizes = batch_of(quality, box)
+    losses = criterion_of(quality, box)(output, oracles.pad_targets(boxes, labels), sizes)
+    expected = oracles.batch_losses(output, boxes, labels, sizes, quality=quality, box=box)
+    assert list(losses) == loss_names(quality, box)
+    assert {name: loss.item() for name, loss in losses.items()} == pytest.approx(expected, rel=1e-4)
+    assert min(expected.values()) > 0
+
+
+def head_and_criterion(quality, box):
+    """A small head with random weights, as `build_detector` puts it together, and its criterion."""
+    model = {"head": {"quality": quality, "box": box, "reg_max": 8}}
+    config = config_from_dict({"model": model}, "test")
+    row = build_quality(config.model.head, beta=2.0)
+    box_repr = build_box_repr(config.model.head)
+    torch.manual_seed(0)
+    head = GFLHead(
+        5,
+        box_repr.num_outputs,
+        strides=oracles.STRIDES,
+        in_channels=32,
+        channels=64,
+        num_convs=1,
+        conv_bias=True,
+        quality_branch=row.has_branch,
+    )
+    for parameter in (*head.parameters(), *row.parameters()):
+        parameter.data.add_(0.1 * torch.randn_like(parameter))
+    return head, build_criterion(config, row, box_repr)
+
+
+def losses_of_head(head, criterion, boxes, labels):
+    generator = torch.Generator().manual_seed(1)
+    features = [torch.randn(2, 32, *size, generator=generator) for size in oracles.feature_sizes(96, 96)]
+    losses = criterion(
+        criterion.quality(head(features)), oracles.pad_targets(boxes, labels), torch.tensor([[96, 96], [80, 70]])
+    )
+    sum(losses.values()).backward()
+    return {name: loss.item() for name, loss in losses.items()}
+
+
+def gradients(*modules):
+    """By name; a parameter without one is missing."""
+    pairs = itertools.chain(*(module.named_parameters() for module in modules))
+    return {name: parameter.grad for name, parameter in pairs if parameter.grad is not None}
+
+
+@COMBINATIONS
+def test_every_parameter_of_every_combination_learns(quality, box):
+    """The second image has no boxes."""
+    head, criterion = head_and_criterion(quality, box)
+    boxes = [torch.tensor([[10.0, 12.0, 60.0, 70.0], [4.0, 30.0, 30.0, 90.0], [0.0, 0.0, 96.0, 96.0]]), NO_BOXES]
+    losses = losses_of_head(head, criterion, boxes, [torch.tensor([0, 3, 4]), NO_LABELS])
+    assert list(losses) == loss_names(quality, box)
+    assert all(np.isfinite(loss) and loss != 0 for loss in losses.values())
+    found = gradients(head, criterion.quality)
+    assert len(found) == len([*head.parameters(), *criterion.quality.parameters()])
+    for name, gradient in found.items():
+        assert gradient.isfinite().all(), name
+        assert (gradient != 0).any(), name
+
+
+@COMBINATIONS
+def test_every_parameter_of_every_combination_gets_a_gradient_without_boxes(quality, box):
+    """Otherwise gradient averaging would wait forever for a process whose images are all empty."""
+    head, criterion = head_and_criterion(quality, box)
+    losses = losses_of_head(head, criterion, [NO_BOXES] * 2, [NO_LABELS] * 2)
+    assert list(losses) == loss_names(quality, box)
+    assert losses.pop("cls") > 0
+    assert set(losses.values()) == {0}
+    found = gradients(head, criterion.quality)
+    assert len(found) == len([*head.parameters(), *criterion.quality.parameters()])
+    assert all(gradient.isfinite().all() for gradient in found.values())
+
+
+@COMBINATIONS
+def test_classes_boxes_and_branch_learn_from_their_own_losses_alone(quality, box):
+    """The measure and the box weights are constants to the gradient; training never sees the product with a branch."""
+    output, boxes, labels, sizes = batch_of(quality, box)
+    leaves = {"cls": output.cls_logits, "reg": output.reg_pred, "quality": output.quality_logits}
+    criterion = criterion_of(quality, box)
+    losses = criterion(criterion.quality(output), oracles.pad_targets(boxes, labels), sizes)
+    reached = set()
+    for loss, value in losses.items():
+        for leaf, tensor in leaves.items():
+            if tensor is None:
+                continue
+            gradient = torch.autograd.grad(value, tensor, allow_unused=True, retain_graph=True)[0]
+            if gradient is not None and (gradient != 0).any():
+                reached.add((loss, leaf))
+    expected = {("cls", "cls"), *((loss, "reg") for loss in losses if loss in ("box", "dfl", "nll"))}
+    expected |= {("quality", "quality")} if quality in BRANCHES else set()
+    expected |= {("cls", "reg")} if quality == "dgqp" else set()  # through the predictor, not the measure
+    assert reached == expected
+
+
+@pytest.mark.parametrize("quality", QUALITIES)
+def test_points_that_are_neither_positive_nor_background_learn_nothing(quality):
+    output, boxes, labels, sizes = batch_of(quality, "general")
+    criterion, targets = criterion_of(quality, "general", assign_max_iou), oracles.pad_targets(boxes, labels)
+    index = assign_max_iou(output.grid, targets, points_in_images(output.grid, sizes)).index
+    leaves = [leaf for leaf in (output.cls_logits, output.reg_pred, output.quality_logits) if leaf is not None]
+    losses = criterion(criterion.quality(output), targets, sizes)
+    assert (index == -2).any()
+    gradients = torch.autograd.grad(sum(losses.values()), leaves)
+    for gradient in gradients:
+        assert (gradient[index == -2] == 0).all()
+        assert (gradient[index >= 0] != 0).any()
+    assert (gradients[0][index == -1] != 0).any()  # the background teaches its classes
+
+
+@pytest.mark.parametrize("box", ["general", "gaussian"])
+def test_the_weights_scale_the_representation_s_own_loss_and_the_branch_s(box):
+    output, boxes, labels, sizes = batch_of("iou_branch", box)
+    targets = oracles.pad_targets(boxes, labels)
+    plain = criterion_of("iou_branch", box, dfl_weight=1.0)(output, targets, sizes)
+    weighted = criterion_of("iou_branch", box, dfl_weight=0.5, quality_weight=3.0)(output, targets, sizes)
+    for name, factor in zip(plain, (1.0, 1.0, 0.5, 3.0), strict=True):
+        torch.testing.assert_close(weighted[name], factor * plain[name])
+
+
+def test_how_boxes_are_decoded_in_evaluation_does_not_matter_to_training():
+    output, boxes, labels, sizes = random_batch(0)
+    targets = oracles.pad_targets(boxes, labels)
+    expected = criterion_of("joint", "general")(output, targets, sizes)
+    assert criterion_of("joint", "general", decode="peak")(output, targets, sizes) == expected
+
+
+@pytest.mark.parametrize("quality", QUALITIES)
+@pytest.mark.parametrize("kind", ["fcos", "fovea", "max_iou"])
+def test_no_row_or_assigner_lets_padded_slots_into_the_losses(kind, quality):
+    output, boxes, labels, sizes = batch_of(quality, "general", seed=1)
+    targets = oracles.pad_targets(boxes, labels, num_slots=11)
+    filled = targets._replace(boxes_xyxy=targets.boxes_xyxy.masked_fill(~targets.valid.unsqueeze(-1), torch.nan))
+    criterion = criterion_of(quality, "general", ASSIGNERS[kind](AssignConfig()))
+    leaves = [leaf for leaf in output[:3] if leaf is not None]
+    before, after = (criterion(criterion.quality(output), truth, sizes) for truth in (targets, filled))
+    assert before == after
+    assert before["box"] > 0
+    gradient = torch.autograd.grad(sum(after.values()), leaves)
+    assert all(map(torch.equal, gradient, torch.autograd.grad(sum(before.values()), leaves)))
+
+
 # --- what must not matter ---------------------------------------------------------------------------------------------
 
 
@@ -395,11 +572,12 @@ def test_without_boxes_every_parameter_still_gets_a_gradient():
 def test_build_takes_its_numbers_from_the_config():
     tree = {
         "assign": {"topk": 5, "anchor_scale": 4.0},
-        "loss": {"cls_weight": 3.0, "box_weight": 4.0, "dfl_weight": 5.0},
+        "loss": {"cls_weight": 3.0, "box_weight": 4.0, "dfl_weight": 5.0, "quality_weight": 6.0},
     }
     quality, box_repr = JointQuality(), GeneralBox()
     criterion = build_criterion(config_from_dict(tree, "test"), quality, box_repr)
     assert (criterion.cls_weight, criterion.box_weight, criterion.dfl_weight) == (3, 4, 5)
+    assert criterion.quality_weight == 6
     output, boxes, labels, sizes = random_batch(0)
     expected = make_criterion(cls_weight=3.0, box_weight=4.0, dfl_weight=5.0)
     expected.assigner = partial(assign_atss, topk=5, anchor_scale=4.0)

@@ -9,6 +9,7 @@ import pytest
 import torch
 from reference import golden_weight
 
+from gfl.box_repr import BOX_REPRESENTATIONS
 from gfl.boxes import box_iou
 from gfl.config import config_from_dict
 from gfl.convert import convert_detector, mmdet_names, to_mmdet
@@ -18,20 +19,22 @@ from gfl.foreign import parse_foreign
 from gfl.model.detector import build_detector, normalize_images
 from gfl.optim import build_optimizer
 from gfl.postprocess import select_detections
+from gfl.quality import QUALITIES
 
 GOLDEN = Path(__file__).parent / "golden"
 
 
-def make_config(*, num_convs=1, optim=None, points=None, **backbone):
+def make_config(*, num_convs=1, optim=None, points=None, fpn=None, head=None, evaluation=None, **backbone):
     return config_from_dict(
         {
             "model": {
                 "backbone": {"name": "resnet18", "weights": "none"} | backbone,
-                "fpn": {"channels": 64},
-                "head": {"channels": 64, "num_convs": num_convs},
+                "fpn": {"channels": 64} | (fpn or {}),
+                "head": {"channels": 64, "num_convs": num_convs} | (head or {}),
                 "points": points or {},
             },
             "optim": optim or {},
+            "eval": evaluation or {},
         },
         "test",
     )
@@ -212,6 +215,57 @@ def test_predictions_are_float32_under_autocast(tiny):
     torch.testing.assert_close(scores, scores_float32, rtol=0, atol=0.05)
 
 
+@pytest.fixture(scope="module")
+def branched():
+    """As `tiny`, with a quality branch, normal distributions, and all that FCOS has."""
+    torch.manual_seed(0)
+    head = {"quality": "centerness_branch", "box": "gaussian", "conv_bias": True}
+    model = build_detector(make_config(head=head, fpn={"extra_relu": True}), 3).eval()
+    for parameter in model.head.parameters():
+        parameter.data.add_(0.1 * torch.randn_like(parameter))
+    return model
+
+
+def test_a_branch_multiplies_predictions_and_not_what_the_threshold_sees(branched):
+    images = random_images(2, 64, 96)
+    with torch.no_grad():
+        output = branched(images)
+        boxes, scores = branched.predict(images)
+        plain_boxes, plain_scores = branched.decode(output)
+    assert output.quality_logits.shape == output.cls_logits.shape[:2]
+    assert plain_scores.equal(output.cls_logits.sigmoid())
+    torch.testing.assert_close(scores, plain_scores * output.quality_logits.sigmoid().unsqueeze(-1))
+    assert boxes.equal(plain_boxes)
+    assert (scores < plain_scores).all()
+
+
+def test_a_detection_is_kept_by_its_class_score_and_ranked_by_the_product():
+    boxes = torch.tensor([[[0.0, 0, 20, 20], [100, 0, 120, 20], [200, 0, 220, 20], [1, 0, 21, 20]]])
+    scores = torch.tensor([[[0.06], [0.9], [0.04], [0.5]]])
+    factor = torch.tensor([[0.5, 0.01, 1.0, 0.9]])
+    found = select_detections(boxes, scores, (4,), factor=factor)
+    # Of the overlapping first and last the last survives; the second stays, although its product is below 0.05.
+    assert found.point_index.tolist() == [[3, 1]]
+    torch.testing.assert_close(found.scores, torch.tensor([[0.45, 0.009]]))
+
+
+def test_decode_by_the_peak_moves_boxes_and_nothing_else(tiny):
+    torch.manual_seed(0)
+    model = build_detector(make_config(evaluation={"decode": "peak"}), 3).eval()
+    model.load_state_dict(tiny.state_dict())
+    images = random_images(1, 64, 96)
+    with torch.no_grad():
+        output = model(images)
+        boxes, scores = model.predict(images)
+        expected_boxes, expected_scores = tiny.predict(images)
+    assert scores.equal(expected_scores)
+    assert not boxes.equal(expected_boxes)
+    for p in (0, 50, 96, 119, len(output.grid.points) - 1):
+        (x, y), stride = output.grid.points[p].tolist(), output.grid.strides[p].item()
+        left, top, right, bottom = (stride * oracles.peak(side) for side in output.reg_pred[0, p].tolist())
+        assert boxes[0, p].tolist() == pytest.approx([x - left, y - top, x + right, y + bottom], abs=1e-3)
+
+
 # --- building ---------------------------------------------------------------------------------------------------------
 
 
@@ -228,6 +282,38 @@ def test_levels_and_offset_come_from_the_config():
         grid = build_detector(config, 3)(random_images(1, 64, 64)).grid
     assert grid.level_sizes == (64, 16, 4, 1)
     assert grid.points[0].tolist() == [4, 4]
+
+
+@pytest.mark.parametrize(
+    ("quality", "box"), [*[(name, "general") for name in QUALITIES], *[("none", name) for name in BOX_REPRESENTATIONS]]
+)
+def test_every_row_and_representation_gets_the_outputs_it_wants(quality, box):
+    with torch.device("meta"):
+        model = build_detector(make_config(head={"quality": quality, "box": box, "reg_max": 7}), 3)
+        output = model(torch.zeros(1, 3, 64, 64))
+    outputs_per_side = {"dirac": 1, "anchor_delta": 1, "gaussian": 2, "general": 8}[box]
+    assert output.reg_pred.shape[2:] == (4, outputs_per_side)
+    assert (model.head.quality_out is not None) == quality.endswith("_branch")
+    assert (output.quality_logits is not None) == (quality.endswith("_branch") or quality == "dgqp")
+
+
+@pytest.mark.parametrize("box", ["dirac", "gaussian", "anchor_delta"])
+def test_what_needs_distributions_is_refused_without_them(refusal, box):
+    message = refusal(build_detector, make_config(head={"quality": "dgqp", "box": box}), 3)
+    assert "model.head.quality: dgqp" in message
+    assert f"box: {box} predicts none" in message
+    message = refusal(build_detector, make_config(head={"box": box}, evaluation={"decode": "peak"}), 3)
+    assert "eval.decode: peak" in message
+    assert f"box: {box} predicts none" in message
+
+
+@pytest.mark.parametrize("wanted", [False, True])
+def test_conv_bias_and_extra_relu_come_from_the_config(wanted):
+    with torch.device("meta"):
+        model = build_detector(make_config(head={"conv_bias": wanted}, fpn={"extra_relu": wanted}), 3)
+    assert (model.head.cls_tower[0].bias is not None) == wanted
+    assert (model.head.reg_tower[0].bias is not None) == wanted
+    assert model.fpn.extra_relu == wanted
 
 
 # --- learning ---------------------------------------------------------------------------------------------------------

@@ -59,6 +59,29 @@ def test_p6_and_p7_are_strided_from_the_output_p5_without_relu():
     torch.testing.assert_close(p7, p6[..., ::2, ::2])
 
 
+def test_extra_relu_stands_before_every_extra_level_but_the_first():
+    """P6 still comes from P5 with its negative values, as in FCOS."""
+    fpn = FPN((4, 4, 4), 4, num_extra=3, extra_relu=True)
+    pass_through(fpn)
+    fpn.extra[1].weight.data *= -1  # P7 is negative where P6 is positive
+    maps = [torch.randn(1, 4, size, size, generator=torch.Generator().manual_seed(size)) for size in (64, 32, 16)]
+    p5, p6, p7, p8 = fpn(maps)[2:]
+    assert (p6 < 0).any()
+    assert (p7 < 0).any()
+    torch.testing.assert_close(p6, p5[..., ::2, ::2])
+    torch.testing.assert_close(p7, -p6[..., ::2, ::2].clamp(min=0))
+    torch.testing.assert_close(p8, p7[..., ::2, ::2].clamp(min=0))
+
+
+def test_extra_relu_changes_p7_alone():
+    torch.manual_seed(0)
+    plain, rectified = FPN(WIDTHS, 8), FPN(WIDTHS, 8, extra_relu=True)
+    rectified.load_state_dict(plain.state_dict())
+    maps = features(96, 160)
+    same = [ours.equal(theirs) for ours, theirs in zip(rectified(maps), plain(maps), strict=True)]
+    assert same == [True, True, True, True, False]
+
+
 def test_an_input_level_too_few_is_refused():
     with pytest.raises(ValueError, match="zip"):
         FPN(WIDTHS, 8)(features(64, 64)[:2])

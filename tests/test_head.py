@@ -96,6 +96,44 @@ def test_towers_are_convolutions_without_bias_groupnorm_and_relu(num_convs):
         assert all(layer.num_groups == 32 for layer in tower if isinstance(layer, nn.GroupNorm))
 
 
+@pytest.mark.parametrize("conv_bias", [False, True])
+def test_conv_bias_gives_the_towers_biases_that_start_at_0(conv_bias):
+    head = make_head(num_convs=2, conv_bias=conv_bias)
+    towers = [layer for tower in (head.cls_tower, head.reg_tower) for layer in tower if isinstance(layer, nn.Conv2d)]
+    assert len(towers) == 4
+    assert all((layer.bias is not None) == conv_bias for layer in towers)
+    assert all((layer.bias == 0).all() for layer in towers if conv_bias)
+    assert head.cls_out.bias is not None
+
+
+def test_the_quality_branch_is_absent_unless_asked_for():
+    plain, branched = make_head(), make_head(quality_branch=True)
+    assert plain.quality_out is None
+    output = branched(pyramid(64, 96))
+    assert output.quality_logits.shape == (2, len(output.grid.points))
+    assert branched.quality_out.weight.std().item() == pytest.approx(0.01, rel=0.2)
+    assert set(branched.state_dict()) - set(plain.state_dict()) == {"quality_out.weight", "quality_out.bias"}
+
+
+def test_the_quality_branch_stands_at_its_points_and_reads_the_regression_tower():
+    """Without the level's scale, and with towers whose channels show which of them was read."""
+    head = make_head(quality_branch=True)
+    nn.init.dirac_(head.quality_out.weight)
+    head.scales.data = torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0])
+    features = pyramid(64, 96)
+    expected = torch.cat([head.reg_tower(feature)[:, 0].flatten(1) for feature in features], dim=1)
+    torch.testing.assert_close(head(features).quality_logits, expected)
+
+
+def test_a_quality_branch_changes_no_other_output():
+    plain, branched = make_head(), make_head(quality_branch=True)
+    branched.load_state_dict(plain.state_dict(), strict=False)
+    features = pyramid(64, 64)
+    before, after = plain(features), branched(features)
+    assert after.cls_logits.equal(before.cls_logits)
+    assert after.reg_pred.equal(before.reg_pred)
+
+
 def test_every_class_starts_near_the_prior():
     scores = make_head(num_classes=80)(pyramid(128, 128)).cls_logits.sigmoid()
     assert scores.mean().item() == pytest.approx(0.01, rel=0.1)

@@ -1,5 +1,6 @@
 """Losses against the golden figures, the formulas of the paper and their derivatives."""
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,14 @@ import torch
 from torchvision.ops import sigmoid_focal_loss
 
 from gfl.boxes import box_iou
-from gfl.losses import distribution_focal_loss, generalized_focal_loss, giou_loss, quality_focal_loss
+from gfl.losses import (
+    MAX_LOG_VARIANCE,
+    distribution_focal_loss,
+    gaussian_loss,
+    generalized_focal_loss,
+    giou_loss,
+    quality_focal_loss,
+)
 
 BETAS = [0, 1, 2, 2.5, 4]
 
@@ -162,6 +170,61 @@ def test_half_precision_logits_lose_no_precision_in_the_loss():
     target, bins = torch.rand(64, 17), torch.rand(64) * 16
     assert quality_focal_loss(logits, target).equal(quality_focal_loss(logits.float(), target))
     assert distribution_focal_loss(logits, bins).equal(distribution_focal_loss(logits.float(), bins))
+
+
+# --- the normal distribution ------------------------------------------------------------------------------------------
+
+
+def random_gaussians():
+    """Means, log variances and targets of forty values, in float64."""
+    generator = torch.Generator().manual_seed(6)
+    return (torch.randn(40, generator=generator, dtype=torch.float64) * 2 for _ in range(3))
+
+
+def test_the_gaussian_loss_is_a_normal_distribution_s_likelihood_without_its_constant():
+    mean, log_variance, target = random_gaussians()
+    likelihood = torch.distributions.Normal(mean, (log_variance / 2).exp()).log_prob(target)
+    close(gaussian_loss(mean, log_variance, target), -likelihood - math.log(2 * math.pi) / 2)
+
+
+def test_the_gaussian_loss_is_least_at_the_target_whatever_the_variance():
+    mean = torch.linspace(-4, 12, 1601, dtype=torch.float64)
+    for log_variance in (-7.0, -1.0, 0.0, 3.0):
+        for target in (0.0, 4.37):
+            loss = gaussian_loss(mean, torch.full_like(mean, log_variance), torch.tensor(target).double())
+            assert mean[loss.argmin()].item() == pytest.approx(target, abs=1e-6)
+
+
+@pytest.mark.parametrize("error", [0.1, 0.8, 3.0, -3.0])
+def test_the_best_variance_of_the_gaussian_loss_is_the_squared_error(error):
+    log_variance = torch.linspace(-7, 7, 140_001, dtype=torch.float64)
+    loss = gaussian_loss(torch.tensor(5.0).double(), log_variance, torch.tensor(5 + error).double())
+    assert log_variance[loss.argmin()].exp().item() == pytest.approx(error**2, rel=1e-3)
+
+
+def test_gradient_of_the_gaussian_loss():
+    mean, log_variance, target = random_gaussians()
+    leaves = mean.requires_grad_(), log_variance.requires_grad_()
+    assert torch.autograd.gradcheck(lambda m, v: gaussian_loss(m, v, target), leaves)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_extreme_variances_leave_the_gaussian_loss_and_its_gradient_finite(dtype):
+    extremes = torch.tensor([-1000.0, -30.0, 0.0, 30.0, 1000.0])
+    mean, log_variance = torch.cartesian_prod(extremes, extremes).T.to(dtype)
+    leaves = mean.clone().requires_grad_(), log_variance.clone().requires_grad_()
+    loss = gaussian_loss(*leaves, torch.full((25,), 3.0))
+    assert loss.dtype == torch.float32
+    assert loss.isfinite().all()
+    assert all(gradient.isfinite().all() for gradient in torch.autograd.grad(loss.sum(), leaves))
+    at_target = gaussian_loss(torch.zeros(2), torch.tensor([-1000.0, 1000.0]), torch.zeros(2))
+    assert at_target.tolist() == [-MAX_LOG_VARIANCE / 2, MAX_LOG_VARIANCE / 2]
+
+
+def test_half_precision_variances_lose_no_precision_in_the_gaussian_loss():
+    mean, log_variance, target = (column.float() for column in random_gaussians())
+    mean, log_variance = mean.bfloat16(), log_variance.bfloat16()
+    assert gaussian_loss(mean, log_variance, target).equal(gaussian_loss(mean.float(), log_variance.float(), target))
 
 
 # --- the general form -------------------------------------------------------------------------------------------------

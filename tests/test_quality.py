@@ -5,11 +5,12 @@ import pytest
 import torch
 from torch import nn
 
+from gfl.boxes import centerness
 from gfl.config import DGQPConfig, HeadConfig
 from gfl.errors import UserError
 from gfl.losses import quality_focal_loss
 from gfl.points import make_point_grid
-from gfl.quality import DistributionGuidedQuality, JointQuality, build_quality
+from gfl.quality import QUALITIES, DistributionGuidedQuality, JointQuality, build_quality
 from gfl.structures import HeadOutput
 
 
@@ -198,6 +199,172 @@ def test_the_predictor_has_1409_parameters_and_starts_small():
     assert (quality.out.bias == 0).all()
 
 
+# --- the rows that the paper compares with ----------------------------------------------------------------------------
+
+SEPARATE = ("none", "centerness_branch", "iou_branch", "centerness_guided", "iou_guided")
+BRANCHES = ("centerness_branch", "iou_branch")
+GUIDED = ("centerness_guided", "iou_guided")
+
+
+def row(name):
+    return build_quality(HeadConfig(quality=name), beta=2.0)
+
+
+def branched_output():
+    """Random outputs of two images of 6 points and 4 classes, with a branch."""
+    generator = torch.Generator().manual_seed(3)
+    logits, branch = torch.randn(2, 6, 4, generator=generator), torch.randn(2, 6, generator=generator)
+    return output(logits)._replace(quality_logits=branch)
+
+
+def targets():
+    """Labels, positives and measures of `branched_output`'s points; the second image has one positive."""
+    labels = torch.tensor([[2, 0, 3, 1, 1, 0], [1, 1, 0, 3, 2, 2]])
+    positive = torch.tensor([[True, False, True, True, False, True], [False, True, False, False, False, False]])
+    measure = torch.tensor([[0.9, 0.8, 0.25, 0.01, 0.5, 0.7], [0.3, 0.6, 1.0, 0.5, 0.2, 0.7]])
+    return labels, positive, measure
+
+
+def test_centerness_is_its_formula():
+    distances = torch.rand(200, 4, generator=torch.Generator().manual_seed(0)) * 9 - 1
+    expected = torch.tensor([oracles.centerness(*point) for point in distances.tolist()])
+    assert (expected == 0).any()
+    assert (expected > 0.5).any()
+    torch.testing.assert_close(centerness(distances), expected)
+    by_hand = torch.tensor([[3.0, 3, 3, 3], [1, 2, 4, 2], [1, 2, 4, 8], [0, 1, 1, 1], [0, 0, 0, 0], [-1, 1, 3, 1]])
+    assert centerness(by_hand).tolist() == [1, 0.5, 0.25, 0, 0, 0]
+
+
+@pytest.mark.parametrize("name", QUALITIES)
+def test_each_row_measures_boxes_by_what_its_name_says(name):
+    iou, distances = torch.rand(2, 6), torch.rand(2, 6, 4) * 5
+    expected = torch.ones(2, 6) if name == "none" else centerness(distances) if "centerness" in name else iou
+    assert row(name).measure(iou, distances).equal(expected)
+
+
+@pytest.mark.parametrize("name", QUALITIES)
+def test_box_weights_are_the_measure_and_for_joint_scores_the_best_one_detached(name):
+    found, (_, _, measure) = branched_output(), targets()
+    found.cls_logits.requires_grad_()
+    weight = row(name).box_weight(found, measure)
+    scores = found.cls_logits.detach().sigmoid()
+    if name == "dgqp":
+        scores = scores * found.quality_logits.sigmoid().unsqueeze(-1)
+    torch.testing.assert_close(weight, scores.amax(dim=-1) if name in ("joint", "dgqp") else measure)
+    assert not weight.requires_grad
+
+
+@pytest.mark.parametrize("name", ["none", *BRANCHES])
+def test_class_logits_learn_the_class_alone_with_the_focal_loss(name):
+    found, (labels, positive, measure) = branched_output(), targets()
+    loss = row(name).class_loss(found, labels, positive, measure)
+    for image in range(2):
+        for p in range(6):
+            for label, logit in enumerate(found.cls_logits[image, p].tolist()):
+                is_target = bool(positive[image, p]) and labels[image, p] == label
+                assert loss[image, p, label].item() == pytest.approx(oracles.focal(logit, is_target), rel=1e-4)
+
+
+def at_label(loss, labels, positive):
+    """Losses of the positives at their labels."""
+    return loss.gather(-1, labels.unsqueeze(-1)).squeeze(-1)[positive]
+
+
+@pytest.mark.parametrize("name", GUIDED)
+def test_a_guide_shares_the_positive_loss_out_by_the_measure_and_keeps_its_sum(name):
+    found, (labels, positive, measure) = branched_output(), targets()
+    plain = row("none").class_loss(found, labels, positive, measure)
+    guided = row(name).class_loss(found, labels, positive, measure)
+    before, after = at_label(plain, labels, positive), at_label(guided, labels, positive)
+    torch.testing.assert_close(after.sum(), before.sum())
+    share = after / before / measure[positive] ** 1.5
+    torch.testing.assert_close(share, share[:1].expand(5))
+    target = torch.zeros_like(plain, dtype=torch.bool)
+    target.scatter_(-1, labels.unsqueeze(-1), positive.unsqueeze(-1))
+    assert guided[~target].equal(plain[~target])
+
+
+@pytest.mark.parametrize("name", GUIDED)
+def test_a_guide_s_weights_are_constants_to_the_gradient(name):
+    found, (labels, positive, measure) = branched_output(), targets()
+    logits = found.cls_logits.requires_grad_()
+    plain = row("none").class_loss(found, labels, positive, measure)
+    guided = row(name).class_loss(found, labels, positive, measure)
+    expected = torch.autograd.grad(((guided / plain).detach() * plain).sum(), logits)[0]
+    torch.testing.assert_close(torch.autograd.grad(guided.sum(), logits)[0], expected)
+
+
+@pytest.mark.parametrize("name", GUIDED)
+@pytest.mark.parametrize(("num_positive", "measure"), [(0, 0.5), (2, 0.0)], ids=["no positive", "measures of 0"])
+def test_a_guide_without_anything_to_share_out_stays_finite(name, num_positive, measure):
+    found = branched_output()
+    positive = torch.zeros(2, 6, dtype=torch.bool)
+    positive[0, :num_positive] = True
+    logits = found.cls_logits.requires_grad_()
+    loss = row(name).class_loss(found, targets()[0], positive, torch.full((2, 6), measure))
+    assert loss.isfinite().all()
+    assert torch.autograd.grad(loss.sum(), logits)[0].isfinite().all()
+
+
+@pytest.mark.parametrize("name", QUALITIES)
+def test_only_a_branch_learns_the_measure(name):
+    found, (_, _, measure) = branched_output(), targets()
+    quality = row(name)
+    loss = quality.branch_loss(found, measure)
+    assert quality.has_branch == (name in BRANCHES)
+    if name not in BRANCHES:
+        assert loss is None
+        return
+    pairs = zip(found.quality_logits.flatten().tolist(), measure.flatten().tolist(), strict=True)
+    expected = torch.tensor([oracles.cross_entropy(*pair) for pair in pairs]).reshape(2, 6)
+    torch.testing.assert_close(loss, expected)
+
+
+@pytest.mark.parametrize("name", SEPARATE)
+def test_scores_lack_the_branch_and_the_factor_is_the_branch(name):
+    found = branched_output()
+    assert row(name).scores(found).equal(found.cls_logits.sigmoid())
+    factor = row(name).factor(found)
+    if name in BRANCHES:
+        assert factor.equal(found.quality_logits.sigmoid())
+    else:
+        assert factor is None
+
+
+@pytest.mark.parametrize("name", ["joint", "dgqp"])
+def test_joint_scores_have_no_factor(name):
+    assert row(name).factor(branched_output()) is None
+
+
+@pytest.mark.parametrize("name", SEPARATE)
+def test_no_branch_reaches_the_class_loss(name):
+    """Nor the other way round: training never sees the product."""
+    found, (labels, positive, measure) = branched_output(), targets()
+    found.cls_logits.requires_grad_()
+    found.quality_logits.requires_grad_()
+    loss = row(name).class_loss(found, labels, positive, measure)
+    assert torch.autograd.grad(loss.sum(), found.quality_logits, allow_unused=True) == (None,)
+    if name in BRANCHES:
+        loss = row(name).branch_loss(found, measure)
+        assert torch.autograd.grad(loss.sum(), found.cls_logits, allow_unused=True) == (None,)
+
+
+@pytest.mark.parametrize("name", SEPARATE)
+def test_separate_rows_compute_in_float32(name):
+    found, (labels, positive, measure) = branched_output(), targets()
+    half = found._replace(cls_logits=found.cls_logits.bfloat16(), quality_logits=found.quality_logits.bfloat16())
+    same = half._replace(cls_logits=half.cls_logits.float(), quality_logits=half.quality_logits.float())
+    quality = row(name)
+    for function in (
+        quality.scores,
+        quality.factor,
+        lambda found: quality.class_loss(found, labels, positive, measure),
+        lambda found: quality.branch_loss(found, measure),
+    ):
+        expected = function(same)
+        assert function(half) is None if expected is None else function(half).equal(expected)
+
+
 # --- building ---------------------------------------------------------------------------------------------------------
 
 
@@ -216,6 +383,12 @@ def test_as_many_probabilities_as_there_are_bins_at_most():
     build_quality(HeadConfig(quality="dgqp", reg_max=7, dgqp=DGQPConfig(topk=8)), beta=2.0)
     with pytest.raises(UserError, match=r"model\.head\.dgqp\.topk: 9 are more than the 8 bins of a side"):
         build_quality(HeadConfig(quality="dgqp", reg_max=7, dgqp=DGQPConfig(topk=9)), beta=2.0)
+
+
+@pytest.mark.parametrize("box", ["dirac", "gaussian", "anchor_delta"])
+def test_the_predictor_needs_general_distributions(refusal, box):
+    message = refusal(build_quality, HeadConfig(quality="dgqp", box=box), beta=2.0)
+    assert message == f"model.head.quality: dgqp reads the distributions of box: general; box: {box} predicts none"
 
 
 def test_an_unknown_name_is_told_with_those_that_exist():
