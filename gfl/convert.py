@@ -1,10 +1,11 @@
 """Checkpoints of other programs as ours, and ours as mmdetection's.
 
-Understood are GFL and GFLv2 detectors of mmdetection 2.x and 3.x, implus/GFocal (V1) and implus/GFocalV2 (V2), and
-ImageNet backbones of torchvision and open-mmlab, as `gfl.foreign` tells them apart.
+Understood are GFL, ATSS and the improved FCOS of mmdetection 2.x and 3.x, GFL of implus/GFocal (V1), GFLv2 of
+implus/GFocalV2 (V2), and ImageNet backbones of torchvision and open-mmlab, as `gfl.foreign` tells them apart.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -14,9 +15,13 @@ from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights
 from gfl.config import Config, config_from_dict, config_to_dict, merge
 from gfl.errors import UserError
 from gfl.foreign import (
+    GFL,
+    HEADS,
     PROJECT,
     PROJECT_V1,
     Foreign,
+    HeadKind,
+    head_kind,
     recognize_backbone,
     recognize_detector,
     weight_shape,
@@ -39,29 +44,30 @@ class Converted(NamedTuple):
 
 
 def convert_detector(foreign: Foreign, config: Config | None = None, class_names: Sequence[str] = ()) -> Converted:
-    """A GFL detector of mmdetection, V1 or V2 with our names.
+    """A detector of mmdetection, V1 or V2 with our names.
 
     Args:
-        config: what the file should hold; its other settings are kept. Default: the paper's recipe.
+        config: what the file should hold; its other settings are kept. Default: the paper's recipe for this detector.
         class_names: for a file that does not name them; COCO's otherwise, if there are 80.
 
     V1 counts labels from 1, but its head has no output for the background, so that output c is class c here too. Its
     points lie half a stride off, which `points.offset` takes over.
 
-    Raises `UserError` naming every tensor that is missing, unknown or of another shape, or the field of `config` that
-    does not fit.
+    Raises `UserError` naming every tensor that is missing, unknown or of another shape, or the setting of the file or
+    field of `config` that does not fit.
     """
-    model = recognize_detector(foreign.tensors)
+    kind, model = head_kind(foreign.tensors), recognize_detector(foreign)
     if PROJECT_V1 in foreign.tensors:
         model["points"]["offset"] = [(stride - 1) / (2 * stride) for stride in model["points"]["strides"]]
     if config:
         _match(model, config)
-    tree = merge(config_to_dict(config) if config else {}, {"model": model})
+    tree = merge(config_to_dict(config) if config else dict(kind.recipe), {"model": model})
     config = config_from_dict(tree, "the file's architecture")
-    names = _class_names(foreign, class_names)
+    names = _class_names(foreign, kind, class_names)
     with torch.device("meta"):  # names and shapes only
         own = build_detector(config, len(names), pretrained=False).state_dict()
-    return Converted(_rename(_without_projects(foreign.tensors, config), own, mmdet_names), config, names)
+    tensors = _without_projects(foreign.tensors, config)
+    return Converted(_rename(tensors, own, partial(mmdet_names, kind=kind)), config, names)
 
 
 def _match(model: dict[str, Any], config: Config) -> None:
@@ -75,23 +81,27 @@ def _match(model: dict[str, Any], config: Config) -> None:
         theirs |= {"topk": ours["topk"], "add_mean": ours["add_mean"]}
     for section, values in model.items():
         for key, value in values.items():
-            unset = key == "offset" and wanted[section][key] == 0  # V1's points need no config of their own
-            if wanted[section][key] != value and not unset:
-                raise UserError(f"the config has model.{section}.{key} {wanted[section][key]}, the file {value}")
+            found = wanted[section][key]
+            unset = (
+                key == "offset" and isinstance(value, list) and found == 0
+            )  # V1's points need no config of their own
+            if found != value and not unset:
+                raise UserError(f"the config has model.{section}.{key} {found}, the file {value}")
 
 
-def _class_names(foreign: Foreign, given: Sequence[str]) -> tuple[str, ...]:
+def _class_names(foreign: Foreign, kind: HeadKind, given: Sequence[str]) -> tuple[str, ...]:
     """One name per output of the class head."""
-    outputs = weight_shape(foreign.tensors, "bbox_head.gfl_cls.weight")[0]
+    layer = f"bbox_head.{kind.outputs['cls_out']}.weight"
+    outputs = weight_shape(foreign.tensors, layer)[0]
     names = foreign.class_names or tuple(given) or COCO_CLASSES
     if len(set(names)) < len(names) or not all(name and name.isprintable() for name in names):
         raise UserError("the class names are not all different, not empty and printable")
     if len(names) == outputs:
         return names
-    problem = f"bbox_head.gfl_cls.weight has {outputs} outputs, but there are {len(names)} classes"
+    problem = f"{layer} has {outputs} outputs, but there are {len(names)} classes"
     if outputs == len(names) + 1:
         hint = "" if foreign.class_names else "; if it has none, name the classes with --classes"
-        raise UserError(f"{problem}: a head with an output for the background, which GFL has not{hint}")
+        raise UserError(f"{problem}: a head with an output for the background, unlike {kind.type}{hint}")
     raise UserError(f"{problem}{'' if foreign.class_names else '; name exactly those with --classes'}")
 
 
@@ -143,8 +153,11 @@ def _rename(
     return state
 
 
-def mmdet_names(name: str, tensor: Tensor) -> list[str]:
-    """mmdetection's names for our tensor: one, or for the scales one per level."""
+def mmdet_names(name: str, tensor: Tensor, kind: HeadKind = GFL) -> list[str]:
+    """mmdetection's names for our tensor: one, or for the scales one per level.
+
+    Raises `UserError` for a tensor that has no counterpart in that head.
+    """
     match name.split("."):
         case ["backbone", *_]:
             return [name]
@@ -156,8 +169,8 @@ def mmdet_names(name: str, tensor: Tensor) -> list[str]:
             return [f"neck.fpn_convs.{3 + int(level)}.conv.{last}"]
         case ["head", "scales"]:
             return [f"bbox_head.scales.{level}.scale" for level in range(len(tensor))]
-        case ["head", "cls_out" | "reg_out" as out, last]:
-            return [f"bbox_head.gfl_{out.removesuffix('_out')}.{last}"]
+        case ["head", out, last] if out in kind.outputs:
+            return [f"bbox_head.{kind.outputs[out]}.{last}"]
         case ["head", "cls_tower" | "reg_tower" as tower, index, last]:
             layer = ("conv", "gn")[int(index) % 3]  # the third is the activation
             return [f"bbox_head.{tower.removesuffix('tower')}convs.{int(index) // 3}.{layer}.{last}"]
@@ -167,20 +180,35 @@ def mmdet_names(name: str, tensor: Tensor) -> list[str]:
 
 
 def to_mmdet(state: Mapping[str, Tensor], config: Config) -> dict[str, Tensor]:
-    """Our state dict with the names and shapes of mmdetection's GFL head, or of GFLv2's.
+    """Our state dict with the names and shapes of the head of mmdetection, or GFLv2's, that `config` describes.
 
-    Raises `UserError` for what mmdetection's head cannot express.
+    Raises `UserError` for what none of them can express.
     """
-    head = config.model.head
-    if config.model.points.offset not in (0, (0,) * len(config.model.points.strides)) or head.delta != 1:
-        raise UserError("mmdetection's GFL has points at i * stride and bins 1 apart: points.offset 0 and delta 1 only")
-    tensors = {PROJECT: torch.arange(head.reg_max + 1.0)}
+    kind = _counterpart(config)
+    tensors = {PROJECT: torch.arange(config.model.head.reg_max + 1.0)} if config.model.head.box == "general" else {}
     for name, tensor in state.items():
-        names = mmdet_names(name, tensor)
+        names = mmdet_names(name, tensor, kind)
         if name.startswith("quality.") and tensor.dim() == 2:
             tensor = tensor[..., None, None]
         tensors |= zip(names, tensor.unbind() if len(names) > 1 else [tensor], strict=True)
     return tensors
+
+
+def _counterpart(config: Config) -> HeadKind:
+    """The head that computes what `config` describes."""
+    model = config_to_dict(config)["model"]
+    kinds = {(kind.head["quality"], kind.head["box"]): kind for kind in HEADS}
+    quality, box = model["head"]["quality"], model["head"]["box"]
+    if (quality, box) not in kinds:
+        known = ", ".join(f"{q} with {b} ({kind.type})" for (q, b), kind in kinds.items())
+        raise UserError(f"no head of mmdetection or GFLv2 has quality {quality} with box {box}; there are {known}")
+    kind = kinds[quality, box]
+    for section, values in kind.model.items():
+        for key, value in values.items():
+            found = model[section][key]
+            if found not in (value, [value] * len(model["points"]["strides"])):  # an offset may stand for each level
+                raise UserError(f"its counterpart {kind.type} has model.{section}.{key} {value}, this model {found}")
+    return kind
 
 
 def convert_backbone(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], str]:

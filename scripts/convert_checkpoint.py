@@ -7,9 +7,9 @@ from pathlib import Path
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        description="Convert a GFL or GFLv2 checkpoint of mmdetection 2.x or 3.x, implus/GFocal or implus/GFocalV2, or "
-        "ImageNet weights of torchvision or open-mmlab. Which of them it is, and its architecture, are read from the "
-        "file; nothing in it is executed.",
+        description="Convert a GFL, ATSS or improved FCOS checkpoint of mmdetection 2.x or 3.x, a GFL or GFLv2 one of "
+        "implus/GFocal or implus/GFocalV2, or ImageNet weights of torchvision or open-mmlab. Which of them it is, and "
+        "its architecture, are read from the file; nothing in it is executed.",
         epilog="example: python scripts/convert_checkpoint.py gfl_r50_fpn_1x_coco_20200629.pth gfl_r50.pt\n"
         "back: python scripts/convert_checkpoint.py --to mmdet runs/mine/best.pt mine_mmdet.pth",
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -33,7 +33,7 @@ from gfl.convert import convert_backbone, convert_detector, to_mmdet
 from gfl.data.coco import category_names, read_coco_json
 from gfl.errors import UserError, run
 from gfl.files import temporary
-from gfl.foreign import Foreign, parse_foreign
+from gfl.foreign import Foreign, allowed_settings, head_kind, parse_foreign
 from gfl.torch_file import read_torch_file
 
 
@@ -76,6 +76,10 @@ def import_foreign(path: Path, args: argparse.Namespace) -> dict[str, Any]:
         print("note     --classes was not needed: the file names its own")
     if not foreign.class_names:
         print(f"note     the file names no classes; these are from {args.classes or 'COCO'}")
+    if not foreign.settings:
+        wanted = allowed_settings(head_kind(foreign.tensors))
+        unchecked = ", ".join(f"{key}={values[0]}" for key, values in wanted.items())
+        print(f"note     the file holds no config, so that nothing tells whether it was trained with {unchecked}")
     return weights(state, config, class_names)
 
 
@@ -118,12 +122,13 @@ def describe(config: Config, class_names: tuple[str, ...]) -> str:
     stages = ", ".join(model.backbone.dcn_stages)
     dcn = f" with DCN {model.backbone.dcn} in {stages}" if stages else ""
     seen = f"top {head.dgqp.topk}{' and their mean' if head.dgqp.add_mean else ''}"
-    quality = f"quality from the distributions' {seen} (GFLv2)" if head.quality == "dgqp" else "joint quality"
+    quality = f"quality from the distributions' {seen} (GFLv2)" if head.quality == "dgqp" else f"quality {head.quality}"
+    box = f"reg_max {head.reg_max}" if head.box == "general" else f"box {head.box}"
     points = "i * stride" if model.points.offset == 0 else f"(i + offset) * stride, offset {model.points.offset}"
     first = ", ".join(class_names[:5]) + (", ..." if len(class_names) > 5 else "")
     lines = {
         "model": f"{model.backbone.name}{dcn}; FPN with {model.fpn.channels} channels",
-        "head": f"{head.num_convs} x {head.channels} channels, {quality}, reg_max {head.reg_max}",
+        "head": f"{head.num_convs} x {head.channels} channels, {quality}, {box}",
         "points": f"strides {', '.join(map(str, model.points.strides))}, at {points}",
         "classes": f"{len(class_names)}: {first}",
     }

@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import subprocess
 import sys
+import time
 from collections import OrderedDict
 from pathlib import Path
 
@@ -14,14 +15,14 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from reference import golden_weight
+from reference import golden_weight, neck_and_head_shapes, slow_detector
 from torchvision import models
 
 from gfl.checkpoint import FORMAT, load_detector, read_checkpoint, weights, write_torch_file
 from gfl.config import config_from_dict, config_to_dict, load_config
 from gfl.convert import COCO_CLASSES, convert_backbone, convert_detector, mmdet_names, to_mmdet
 from gfl.errors import run
-from gfl.foreign import PROJECT, PROJECT_V1, parse_foreign, recognize_detector
+from gfl.foreign import FCOS, PROJECT, PROJECT_V1, parse_foreign, recognize_detector
 from gfl.model.backbone import Backbone, load_pretrained
 from gfl.model.detector import build_detector
 from gfl.torch_file import read_torch_file
@@ -114,7 +115,7 @@ def test_the_golden_architecture_is_recognised(name):
     golden = json.loads((GOLDEN / f"{name}.json").read_text())
     wanted = config_to_dict(golden_config(name))["model"]
     with torch.device("meta"):
-        found = recognize_detector({tensor: torch.empty(shape) for tensor, shape in golden.items()})
+        found = recognize_detector(parse_foreign({tensor: torch.empty(shape) for tensor, shape in golden.items()}))
     for section, values in found.items():
         assert values == {key: wanted[section][key] for key in values}
 
@@ -297,6 +298,344 @@ def test_files_older_than_num_batches_tracked_and_project_are_converted(v1_head)
     assert_same(state, converted(v1_head).state)
 
 
+# --- ATSS and FCOS ----------------------------------------------------------------------------------------------------
+
+# As a checkpoint's config reads, in short.
+TEXTS = {
+    "atss": """
+dataset = dict(pipeline=[dict(type='Normalize', std=[58.395, 57.12, 57.375], to_rgb=True)])
+model = dict(
+    type='ATSS',
+    backbone=dict(type='ResNet', depth=18, norm_cfg=dict(type='BN'), style='pytorch'),
+    neck=dict(type='FPN', start_level=1, add_extra_convs='on_output', num_outs=5),
+    bbox_head=dict(
+        type='ATSSHead',
+        anchor_generator=dict(type='AnchorGenerator', octave_base_scale=8, scales_per_octave=1),
+        bbox_coder=dict(type='DeltaXYWHBBoxCoder', target_stds=[0.1, 0.1,
+                                                               0.2, 0.2])))
+""",
+    "fcos": """
+model = dict(
+    data_preprocessor=dict(type='DetDataPreprocessor', bgr_to_rgb=True),
+    backbone=dict(type='ResNet', depth=18, style='pytorch'),
+    neck=dict(type='FPN', add_extra_convs='on_output', relu_before_extra_convs=True),
+    bbox_head=dict(
+        type='FCOSHead', norm_on_bbox=True, centerness_on_reg=True, dcn_on_last_conv=False, center_sampling=True))
+""",
+}
+PUBLISHED = {"atss": "atss_r50_fpn_1x_coco.yaml", "fcos": "fcos_r50_fpn_1x_coco.yaml"}
+BRANCHED = {
+    "atss": make_config(head={"quality": "centerness_branch", "box": "anchor_delta"}),
+    "fcos": make_config(
+        head={"quality": "centerness_branch", "box": "dirac", "conv_bias": True},
+        fpn={"extra_relu": True},
+        points={"offset": 0.5},
+    ),
+}
+BOTH = pytest.mark.parametrize("kind", list(BRANCHED))
+
+
+def branched_shapes(kind, backbone="resnet18", **size):
+    """Names and shapes of mmdetection's ATSS or FCOS, by hand; it has torchvision's names for ResNets."""
+    with torch.device("meta"):
+        layers = getattr(models, backbone)().state_dict()
+    own = {f"backbone.{name}": list(like.shape) for name, like in layers.items() if not name.startswith("fc.")}
+    size = {"channels": 64, "convs": 1, "classes": 3} | size
+    return own | neck_and_head_shapes(kind, backbone=backbone, **size)
+
+
+@pytest.fixture(scope="module")
+def branched_tensors():
+    shapes = {kind: branched_shapes(kind, convs=2) for kind in BRANCHED}
+    return {kind: {name: golden_weight(name, shape) for name, shape in own.items()} for kind, own in shapes.items()}
+
+
+@pytest.fixture
+def branched(kind, branched_tensors):
+    """A small detector of mmdetection; copied where a test changes it."""
+    return OrderedDict(branched_tensors[kind])
+
+
+@BOTH
+def test_atss_and_fcos_go_there_and_back(kind, branched):
+    for meta in ({}, {"config": TEXTS[kind]}, {"cfg": TEXTS[kind], "mmengine_version": "0.7"}):
+        state, config, _ = converted(branched, meta=meta)
+        assert_same(to_mmdet(state, config), branched)
+        assert_same(converted(to_mmdet(state, config)).state, state)
+
+
+@BOTH
+def test_our_atss_and_fcos_have_the_names_of_mmdetection(kind):
+    config = BRANCHED[kind]
+    assert names_and_shapes(config, 3) == branched_shapes(kind)
+    ours = build_detector(config, 3, pretrained=False).state_dict()
+    back = converted(to_mmdet(ours, config))
+    assert_same(back.state, ours)
+    assert back.config.model.head == config.model.head
+    assert (back.config.model.fpn, back.config.model.points) == (config.model.fpn, config.model.points)
+
+
+@BOTH
+def test_a_published_architecture_gets_the_settings_of_our_config(kind):
+    with torch.device("meta"):
+        shapes = branched_shapes(kind, "resnet50", channels=256, convs=4, classes=80)
+        tensors = {name: torch.empty(shape) for name, shape in shapes.items()}
+    wanted = load_config(ROOT / "configs" / PUBLISHED[kind])
+    for given in (None, wanted):
+        _, found, names = converted(tensors, given, names=(), meta={"config": TEXTS[kind]})
+        assert (found.model, found.assign, found.loss) == (wanted.model, wanted.assign, wanted.loss)
+        assert names == COCO_CLASSES
+    assert found == wanted
+
+
+@BOTH
+def test_converted_weights_predict_what_a_second_implementation_does(kind, branched):
+    for name in branched:  # a trained head's outputs spread more than noise: some sides lie beyond their point
+        if name.startswith("bbox_head.") and "_reg.weight" in name:
+            branched[name] = 3 * branched[name]
+    state, config, _ = converted(branched)
+    model = build_detector(config, 3, pretrained=False).eval()
+    model.load_state_dict(state)
+    with torch.no_grad():
+        boxes_xyxy, scores = model.predict(IMAGES)
+        wanted_boxes, wanted_scores = slow_detector(kind, branched, model.backbone(IMAGES))
+    assert boxes_xyxy.shape == (1, 129, 4)
+    assert wanted_boxes.std() > 20
+    assert wanted_scores.std() > 0.05
+    torch.testing.assert_close(boxes_xyxy[0], wanted_boxes, rtol=1e-5, atol=1e-3)
+    torch.testing.assert_close(scores[0], wanted_scores, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["fcos"])
+def test_fcos_of_old_versions_has_other_names(kind, branched):
+    old = {name.replace("head.conv_", "head.fcos_"): tensor for name, tensor in branched.items()}
+    assert "bbox_head.fcos_centerness.bias" in old
+    assert_same(converted(old).state, converted(branched).state)
+
+
+@pytest.mark.parametrize("kind", ["fcos"])
+def test_fcos_may_have_towers_without_biases(kind, branched):
+    bare = {name: tensor for name, tensor in branched.items() if not ("_convs" in name and name.endswith("conv.bias"))}
+    bare |= {name: tensor for name, tensor in branched.items() if name.startswith("neck.")}
+    state, config, _ = converted(bare)
+    assert not config.model.head.conv_bias
+    assert_same(to_mmdet(state, config), bare)
+
+
+@pytest.mark.parametrize(("kind", "text"), [("fcos", TEXTS["fcos"].replace("relu_before_extra_convs=True", ""))])
+def test_the_files_config_says_whether_the_neck_has_a_relu(kind, text, branched):
+    assert converted(branched).config.model.fpn.extra_relu
+    assert not converted(branched, meta={"config": text}).config.model.fpn.extra_relu
+
+
+REFUSED_SETTINGS = {
+    "caffe": ("atss", "style='pytorch'", "style='caffe'", "has style=caffe; only style=pytorch"),
+    "bgr in 2.x": ("atss", "to_rgb=True", "to_rgb=False", "has to_rgb=False"),
+    "bgr in 3.x": ("fcos", "bgr_to_rgb=True", "bgr_to_rgb=False", "has bgr_to_rgb=False"),
+    "PAA": ("atss", "'ATSSHead'", "'PAAHead'", "has bbox_head=PAAHead; only bbox_head=ATSSHead"),
+    "PAA by its path": ("atss", "'ATSSHead'", "'mmdet.models.PAAHead'", "has bbox_head=PAAHead"),
+    "other anchors": ("atss", "octave_base_scale=8", "octave_base_scale=4", "has octave_base_scale=4"),
+    "other deltas": ("atss", "0.2, 0.2]", "0.1, 0.1]", "has target_stds=[0.1,0.1,0.1,0.1]"),
+    "other coder": ("atss", "target_stds", "normalizer", "does not set target_stds"),
+    "other neck": ("atss", "'on_output'", "'on_lateral'", "has add_extra_convs=on_lateral"),
+    "plain FCOS": ("fcos", "norm_on_bbox=True, centerness_on_reg=True,", "", "does not set norm_on_bbox; only"),
+    "distances in pixels": ("fcos", "norm_on_bbox=True", "norm_on_bbox=False", "has norm_on_bbox=False"),
+    "other branch": ("fcos", "centerness_on_reg=True", "centerness_on_reg=False", "has centerness_on_reg=False"),
+    "deformable towers": ("fcos", "on_last_conv=False", "on_last_conv=True", "has dcn_on_last_conv=True"),
+    "other FCOS": ("fcos", "'FCOSHead'", "'NASFCOSHead'", "has bbox_head=NASFCOSHead"),
+    "overridden": ("fcos", "center_sampling=True", "norm_on_bbox=False", "has norm_on_bbox=False"),
+}
+
+
+@pytest.mark.parametrize(("kind", "old", "new", "expected"), REFUSED_SETTINGS.values(), ids=REFUSED_SETTINGS)
+def test_a_setting_that_we_have_not_is_refused(kind, old, new, expected, branched, holds, refuse, tmp_path):
+    assert TEXTS[kind].count(old) == 1
+    text = TEXTS[kind].replace(old, new)
+    for key in ("config", "cfg"):
+        holds({"state_dict": branched, "meta": {"CLASSES": NAMES, key: text}})
+        message = refuse(tmp_path / "in.pth", tmp_path / "out.pt")
+        assert message.startswith(f"{tmp_path / 'in.pth'}: its config ")
+        assert expected in message
+
+
+@pytest.mark.parametrize("kind", ["fcos"])
+def test_a_config_of_old_versions_holds_what_it_inherits_first(kind, branched, refusal):
+    own = "\nmodel = dict(backbone=dict(depth=18), bbox_head=dict(norm_on_bbox=True, num_classes=3))"
+    plain = TEXTS[kind].replace("norm_on_bbox=True, ", "")
+    assert "does not set norm_on_bbox" in refusal(converted, branched, meta={"config": plain})
+    assert converted(branched, meta={"config": plain + own}).config.model.head == converted(branched).config.model.head
+
+
+def test_settings_of_gfl_are_checked_too(v1_head, v2, refusal):
+    text = "model = dict(backbone=dict(style='caffe'), neck=dict(add_extra_convs=True), bbox_head=dict(type='LDHead'))"
+    for tensors in (v1_head, v2):
+        assert "has style=caffe" in refusal(converted, tensors, meta={"config": text})
+        assert converted(tensors, meta={"config": text.replace("caffe", "pytorch")}).config.model.fpn == SMALL.model.fpn
+
+
+@BOTH
+def test_what_could_not_be_checked_is_told(kind, branched, convert, tmp_path):
+    special = {"atss": "bbox_head=ATSSHead, octave_base_scale=8", "fcos": "norm_on_bbox=True, centerness_on_reg=True"}
+    for meta, silent in (({"CLASSES": NAMES}, False), ({"CLASSES": NAMES, "config": TEXTS[kind]}, True)):
+        torch.save({"state_dict": branched, "meta": meta}, tmp_path / "in.pth")
+        notes = [line for line in convert(tmp_path / "in.pth", tmp_path / "out.pt").splitlines() if "note" in line]
+        assert len(notes) == (not silent)
+        assert silent or ("holds no config" in notes[0] and "style=pytorch" in notes[0] and special[kind] in notes[0])
+
+
+@pytest.mark.parametrize("text", [None, 3, b"style='caffe'", ["style='caffe'"], Buffer()], ids=repr)
+def test_a_config_that_is_no_text_counts_as_none(text, v1_head, tmp_path):
+    torch.save({"state_dict": v1_head, "meta": {"config": text, "cfg": "style='pytorch'"}}, tmp_path / "in.pth")
+    assert parse_foreign(read_torch_file(tmp_path / "in.pth")).settings == {"style": "pytorch"}
+
+
+@pytest.mark.parametrize(
+    "part",
+    ["a", "a.", "a=", "a =", " ", "a=dict(", "a=dict(type=", "a=dict(type=a.", "a=[", "a=[1,", "(", "a=a(", "\n"],
+)
+def test_the_text_of_a_hostile_config_is_searched_quickly(part, v1_head):
+    """A search that goes over the rest of the text again at every character would take hours."""
+    started = time.monotonic()
+    parse_foreign({"state_dict": v1_head, "meta": {"config": "a=" + part * 500_000}})
+    assert time.monotonic() - started < 30
+
+
+@BOTH
+def test_atss_and_fcos_go_through_the_program_and_back(kind, branched, convert, tmp_path):
+    content = {"state_dict": branched, "meta": {"CLASSES": NAMES, "mmdet_version": "2.25.0", "config": TEXTS[kind]}}
+    torch.save(content, tmp_path / "in.pth", _use_new_zipfile_serialization=False)
+    config = BRANCHED[kind]
+    printed = convert(tmp_path / "in.pth", tmp_path / "ours.pt")
+    for expected in ("mmdetection 2.25.0", "quality centerness_branch", f"box {config.model.head.box}", "3: disc"):
+        assert expected in printed
+    convert("--to", "mmdet", tmp_path / "ours.pt", tmp_path / "back.pth")
+    assert_same(torch.load(tmp_path / "back.pth", weights_only=True)["state_dict"], branched)
+    found = load_detector(tmp_path / "ours.pt")[1]
+    assert found.assign.kind == kind
+    assert found.loss.box_weight == (1.0 if kind == "fcos" else 2.0)
+
+
+@BOTH
+@pytest.mark.parametrize(
+    ("model", "field"),
+    [
+        ({"head": {}}, "model.head.quality joint"),
+        ({"head": {"quality": "centerness_branch"}}, "model.head.box general"),
+        ({"head": {"quality": "iou_branch"}}, "model.head.quality iou_branch"),
+        ({"points": {"offset": 0.25}}, "model.points.offset 0.25"),
+    ],
+)
+def test_a_config_of_another_detector_is_refused(kind, model, field, branched, refusal):
+    tree = config_to_dict(BRANCHED[kind])["model"]
+    head = model.get("head", tree["head"]) | {"channels": 64, "num_convs": 2, "conv_bias": tree["head"]["conv_bias"]}
+    config = make_config(fpn=tree["fpn"], points=model.get("points", tree["points"]), head=head)
+    assert field in refusal(converted, branched, config)
+
+
+@pytest.mark.parametrize("kind", ["fcos"])
+def test_the_points_of_fcos_are_not_those_of_a_config_for_gfl(kind, branched, refusal):
+    tree = config_to_dict(BRANCHED[kind])["model"]
+    config = make_config(fpn=tree["fpn"], head=tree["head"] | {"num_convs": 2})
+    assert "the config has model.points.offset 0.0, the file 0.5" in refusal(converted, branched, config)
+    config = make_config(points={"offset": 0.5}, head=tree["head"] | {"num_convs": 2})
+    assert "the config has model.fpn.extra_relu False, the file True" in refusal(converted, branched, config)
+
+
+@BOTH
+def test_a_wrong_number_of_classes_is_told_of_atss_and_fcos(kind, branched, refusal):
+    layer, head = {"atss": ("atss_cls", "ATSSHead"), "fcos": ("conv_cls", "FCOSHead")}[kind]
+    message = refusal(converted, branched, names=("a", "b"))
+    assert f"bbox_head.{layer}.weight has 3 outputs, but there are 2 classes" in message
+    assert f"an output for the background, unlike {head}" in message
+    assert "3 outputs, but there are 80 classes; name exactly those" in refusal(converted, branched, names=())
+    branched[f"bbox_head.{layer}.bias"] = torch.ones(2)
+    assert f"bbox_head.{layer}.bias is [2], not [3]" in refusal(converted, branched)
+
+
+BRANCHED_MISFITS = {
+    "no centerness of ATSS": ("atss", {"bbox_head.atss_centerness.weight": None}, "missing: bbox_head.atss_centerness"),
+    "no boxes of FCOS": ("fcos", {"bbox_head.conv_reg.bias": None}, "missing: bbox_head.conv_reg.bias"),
+    "more anchors": ("atss", {"bbox_head.atss_reg.weight": torch.ones(36, 64, 3, 3)}, "is [36, 64, 3, 3], not [4, 64"),
+    "a bias in ATSS": ("atss", {"bbox_head.cls_convs.0.conv.bias": torch.ones(64)}, "unknown: bbox_head.cls_convs.0"),
+    "one bias missing": ("fcos", {"bbox_head.reg_convs.1.conv.bias": None}, "missing: bbox_head.reg_convs.1.conv.bias"),
+    "deformable": (
+        "fcos",
+        {"bbox_head.reg_convs.1.conv.conv_offset.bias": torch.ones(27)},
+        "reg_convs.1.conv.conv_off",
+    ),
+    "AutoAssign": ("fcos", {"bbox_head.center_prior.mean": torch.ones(3, 2)}, "unknown: bbox_head.center_prior.mean"),
+    "bins in FCOS": ("fcos", {"bbox_head.conv_reg.weight": torch.ones(68, 64, 3, 3)}, "not [4, 64, 3, 3]"),
+}
+
+
+@pytest.mark.parametrize(("kind", "changes", "expected"), BRANCHED_MISFITS.values(), ids=BRANCHED_MISFITS)
+def test_a_tensor_that_does_not_fit_atss_or_fcos_is_named(kind, changes, expected, branched, refusal):
+    tensors = {name: tensor for name, tensor in (branched | changes).items() if tensor is not None}
+    assert expected in refusal(converted, tensors)
+
+
+UNKNOWN_THERE = {
+    "joint with plain sides": (
+        {"quality": "joint", "box": "dirac"},
+        {},
+        {},
+        "quality joint with box dirac; there",
+    ),
+    "IoU branch": (
+        {"quality": "iou_branch", "box": "anchor_delta"},
+        {},
+        {},
+        "iou_branch with box anchor_delta",
+    ),
+    "no branch": ({"quality": "none"}, {}, {}, "quality none with box general"),
+    "biases of ATSS": (
+        {"quality": "centerness_branch", "box": "anchor_delta", "conv_bias": True},
+        {},
+        {},
+        "ATSSHead has model.head.conv_bias False, this model True",
+    ),
+    "points of ATSS": (
+        {"quality": "centerness_branch", "box": "anchor_delta"},
+        {},
+        {"offset": 0.5},
+        "ATSSHead has model.points.offset 0.0, this model 0.5",
+    ),
+    "points of FCOS": (
+        {"quality": "centerness_branch", "box": "dirac"},
+        {"extra_relu": True},
+        {},
+        "FCOSHead has model.points.offset 0.5, this model 0.0",
+    ),
+    "neck of FCOS": (
+        {"quality": "centerness_branch", "box": "dirac"},
+        {},
+        {"offset": 0.5},
+        "FCOSHead has model.fpn.extra_relu True, this model False",
+    ),
+    "biases of GFL": ({"conv_bias": True}, {}, {}, "GFLHead has model.head.conv_bias False, this model True"),
+}
+
+
+@pytest.mark.parametrize(("head", "fpn", "points", "expected"), UNKNOWN_THERE.values(), ids=UNKNOWN_THERE)
+def test_a_model_that_no_head_there_expresses_is_refused(head, fpn, points, expected, refuse, tmp_path):
+    config = make_config(head=head, fpn=fpn, points=points)
+    state = build_detector(config, 3, pretrained=False).state_dict()
+    write_torch_file(tmp_path / "in.pt", weights(state, config, NAMES))
+    assert expected in refuse("--to", "mmdet", tmp_path / "in.pt", tmp_path / "out.pth")
+
+
+def test_offsets_that_are_the_same_on_every_level_are_one_offset():
+    config = make_config(
+        head={"quality": "centerness_branch", "box": "dirac"}, fpn={"extra_relu": True}, points={"offset": [0.5] * 5}
+    )
+    assert "bbox_head.conv_reg.weight" in names_and_shapes(config, 3)
+
+
+def test_a_tensor_without_a_place_in_a_head_has_no_name_there(refusal):
+    assert "head.quality_out.bias" in refusal(mmdet_names, "head.quality_out.bias", torch.ones(1))
+    assert mmdet_names("head.quality_out.bias", torch.ones(1), FCOS) == ["bbox_head.conv_centerness.bias"]
+
+
 # --- the program ------------------------------------------------------------------------------------------------------
 
 
@@ -470,10 +809,11 @@ def with_head(*outputs):
 
 
 MISFITS = {
-    "RetinaNet": (with_head("retina_cls", "retina_reg"), "no GFL detector", "retina_cls.weight"),
-    "ATSS": (with_head("atss_cls", "atss_reg", "atss_centerness"), "no GFL detector", "atss_cls.weight"),
+    "RetinaNet": (with_head("retina_cls", "retina_reg"), "no detector known here", "retina_cls.weight"),
+    "VFNet": (with_head("vfnet_cls", "vfnet_reg"), "no detector known here", "vfnet_cls.weight"),
+    "FoveaBox": (with_head("conv_cls", "conv_reg"), "no detector known here", "conv_cls.weight"),
     "control characters": (replaced(**{"a\nb\x1b[2J": torch.ones(1)}), "unknown"),
-    "two stages": (renamed("bbox_head.", "roi_head."), "no GFL detector"),
+    "two stages": (renamed("bbox_head.", "roi_head."), "no detector known here"),
     "other neck": (renamed("neck.", "neck.inner."), "neck.lateral_convs.0.conv.weight is missing"),
     "other backbone": (renamed("backbone.layer", "backbone.block"), "layer1.0.conv2.weight is missing"),
     "missing": (replaced(neck_fpn_convs_1_conv_bias=None), "missing: neck.fpn_convs.1.conv.bias"),
@@ -609,13 +949,18 @@ def test_our_checkpoint_is_not_replaced_by_its_own_conversion(as_folder, ours, r
     assert str(path) in refuse("--to", "mmdet", path.parent if as_folder else path, path)
 
 
-def test_what_mmdetection_cannot_express_is_refused(small_tensors, refuse, tmp_path):
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"points": {"offset": 0.5}}, "GFocalHead has model.points.offset 0.0, this model 0.5"),
+        ({"head": {"quality": "dgqp", "delta": 0.5}}, "GFocalHead has model.head.delta 1.0, this model 0.5"),
+    ],
+)
+def test_what_mmdetection_cannot_express_is_refused(change, expected, small_tensors, refuse, tmp_path):
     state = convert_detector(parse_foreign(small_tensors), None, NAMES).state
-    for number, change in enumerate(({"points": {"offset": 0.5}}, {"head": {"quality": "dgqp", "delta": 0.5}})):
-        config = make_config(**{"head": {"quality": "dgqp"}} | change)
-        torch.save(weights(state, config, NAMES), tmp_path / f"{number}.pt")
-        message = refuse("--to", "mmdet", tmp_path / f"{number}.pt", tmp_path / "out.pth")
-        assert "points.offset 0 and delta 1 only" in message
+    config = make_config(**{"head": {"quality": "dgqp"}} | change)
+    torch.save(weights(state, config, NAMES), tmp_path / "in.pt")
+    assert expected in refuse("--to", "mmdet", tmp_path / "in.pt", tmp_path / "out.pth")
 
 
 def test_what_is_no_checkpoint_of_ours_does_not_go_to_mmdetection(v1_head, refuse, tmp_path):
