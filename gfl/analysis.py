@@ -256,46 +256,45 @@ def accurate(found: Predictions, *, min_iou: float = 0.7) -> Predictions:
 
 
 def spread_statistics(found: Predictions, sizes: np.ndarray) -> dict[str, Any] | None:
-    """Predicted spread of each side against the true blur of its edge; None without either.
+    """Predicted spread of each side against the true blur of its edge, over all and per level; None without either.
 
-    For `accurate` detections. Rank correlation over all and per level, and the
-    calibration curve: by quantiles of the predicted spread, its mean, the median blur and the root mean square error.
-    Sides that the frame of an image cuts off (`sizes` (I, 2) heights and widths) have no visible blur: left out they
-    give `spearman_in_frame`.
+    For `accurate` detections. Sides that the frame of an image cuts off (`sizes` (I, 2) heights and widths) have no
+    visible blur: left out they give `in_frame`. See `calibration` for what each part says.
     """
     if found.spreads is None or not np.isfinite(found.true_sigmas).any():
         return None
     spread, sigma, error = found.spreads, found.true_sigmas, found.boxes_xyxy - found.true_boxes
     stride = np.repeat(found.strides[:, None], 4, axis=1)
     limit = np.tile(sizes[found.images][:, ::-1], 2)
-    inside = (found.true_boxes > 0) & (found.true_boxes < limit)
-    order = np.argsort(spread, axis=None)
-    groups = [group for group in np.array_split(order, QUANTILES) if len(group)]
-    curve = [
-        {
-            "predicted": float(spread.flat[group].mean()),
-            "blur": float(np.median(sigma.flat[group])),
-            "error": float(np.sqrt((error.flat[group] ** 2).mean())),
-        }
-        for group in groups
-    ]
-    return {
-        "sides": int(spread.size),
-        "spearman": rank_correlation(spread.ravel(), sigma.ravel()),
-        "sides_in_frame": int(inside.sum()),
-        "spearman_in_frame": rank_correlation(spread[inside], sigma[inside]),
-        "spearman_by_stride": {
-            f"{value:g}": {
-                "sides": int((stride == value).sum()),
-                "spearman": rank_correlation(*_where(stride == value, spread, sigma)),
-            }
-            for value in np.unique(stride)
-        },
-        "median_predicted": float(np.median(spread)),
-        "median_blur": float(np.median(sigma)),
-        "calibration": curve,
+    in_frame = (found.true_boxes > 0) & (found.true_boxes < limit)
+
+    def part(chosen: np.ndarray) -> dict[str, Any]:
+        return calibration(spread[chosen], sigma[chosen], error[chosen])
+
+    return part(np.ones_like(in_frame)) | {
+        "in_frame": part(in_frame),
+        "by_stride": {f"{value:g}": part(stride == value) for value in np.unique(stride)},
     }
 
 
-def _where(mask: np.ndarray, *arrays: np.ndarray) -> tuple[np.ndarray, ...]:
-    return tuple(array[mask] for array in arrays)
+def calibration(spread: np.ndarray, sigma: np.ndarray, error: np.ndarray) -> dict[str, Any]:
+    """What predicted spreads (m,) say of the true blur (m,) and of the errors of the sides (m,), all in pixels.
+
+    Their rank correlation with the blur, and the calibration curve: by tenths of the predicted spread its mean, the
+    median blur and the root mean square error.
+    """
+    groups = [group for group in np.array_split(np.argsort(spread), QUANTILES) if len(group)]
+    return {
+        "sides": len(spread),
+        "spearman": rank_correlation(spread, sigma),
+        "median_predicted": float(np.median(spread)) if len(spread) else None,
+        "median_blur": float(np.median(sigma)) if len(spread) else None,
+        "curve": [
+            {
+                "predicted": float(spread[group].mean()),
+                "blur": float(np.median(sigma[group])),
+                "error": float(np.sqrt((error[group] ** 2).mean())),
+            }
+            for group in groups
+        ],
+    }

@@ -89,23 +89,32 @@ def plot_targets(name: str, distances: np.ndarray, told: dict[str, Any], path: P
 
 
 def plot_spread(name: str, found: Predictions, told: dict[str, Any], path: Path) -> None:
-    """Predicted spread of sides against the true blur of their edges, and the calibration curve."""
-    page, (cloud, curve) = figure(2, width=4.6, height=4.2)
+    """Predicted spread of sides against the true blur of their edges, and the calibration over all and per level."""
+    page, (cloud, over_all, by_level) = figure(3, width=4.6, height=4.2)
     low, high = 0.3, max(10.0, float(found.spreads.max()))
     spreads, dots = found.spreads.clip(min=low).ravel(), {"markersize": 3, "alpha": 0.3, "markeredgewidth": 0}
     cloud.loglog(found.true_sigmas.ravel(), spreads, ".", color=COLOURS[0], **dots)
     cloud.loglog([low, high], [low, high], color="#808080", linewidth=1)
     cloud.set(xlabel="true blur of the edge, px", ylabel="predicted spread of the side, px")
     cloud.set_title(f"{name}: {told['sides']} sides, Spearman {_number(told['spearman'])}")
-    predicted = [group["predicted"] for group in told["calibration"]]
-    for key, label in (("blur", "median true blur"), ("error", "root mean square error")):
-        values = [group[key] for group in told["calibration"]]
-        curve.plot(predicted, values, "o-", label=label, color=COLOURS[0 if key == "blur" else 1])
-    curve.plot([0, max(predicted)], [0, max(predicted)], color="#808080", linewidth=1, label="equal")
-    curve.set(xlabel="predicted spread, mean of a tenth of the sides, px", ylabel="px")
-    curve.set_title("calibration")
-    curve.legend()
+    _plot_curve(over_all, told["curve"], "error", "root mean square error", COLOURS[1])
+    _plot_curve(over_all, told["curve"], "blur", "median true blur", COLOURS[0])
+    over_all.set_title("calibration, tenths of all sides")
+    for (stride, part), colour in zip(told["by_stride"].items(), COLOURS, strict=False):
+        label = f"stride {stride}: {part['sides']} sides, Spearman {_number(part['spearman'])}"
+        _plot_curve(by_level, part["curve"], "blur", label, colour)
+    by_level.set_title("median true blur, tenths per level")
+    for axes in (over_all, by_level):
+        end = max(group["predicted"] for group in told["curve"])
+        axes.plot([0, end], [0, end], color="#808080", linewidth=1, label="equal")
+        axes.set(xlabel="predicted spread, mean of a tenth, px", ylabel="px")
+        axes.legend(fontsize=8)
     save(page, path)
+
+
+def _plot_curve(axes: Axes, curve: Sequence[dict[str, float]], key: str, label: str, colour: str) -> None:
+    predicted, values = ([group[name] for group in curve] for name in ("predicted", key))
+    axes.plot(predicted, values, "o-", label=label, color=colour, markersize=4)
 
 
 def plot_shapes(named: Sequence[tuple[str, dict[str, float]]], path: Path) -> None:

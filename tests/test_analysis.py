@@ -144,14 +144,16 @@ def test_spread_statistics_know_perfect_inverse_and_per_level_order():
     sizes = np.array([[100, 50]])
     told = spread_statistics(made(40, true_sigmas=sigmas, spreads=spreads, strides=strides), sizes)
     assert told["sides"] == 160
-    assert told["spearman_by_stride"]["8"] == {"sides": 80, "spearman": pytest.approx(1)}
-    assert told["spearman_by_stride"]["16"] == {"sides": 80, "spearman": pytest.approx(-1)}
+    fine, coarse = told["by_stride"]["8"], told["by_stride"]["16"]
+    assert (fine["sides"], fine["spearman"]) == (80, pytest.approx(1))
+    assert (coarse["sides"], coarse["spearman"]) == (80, pytest.approx(-1))
+    assert all(group["predicted"] == pytest.approx(3 * group["blur"], rel=0.1) for group in fine["curve"])
 
 
 def test_the_calibration_curve_is_by_tenths_of_the_predicted_spread():
     sigmas = np.arange(400.0).reshape(100, 4)
     found = made(100, true_sigmas=sigmas, spreads=2 * sigmas, boxes_xyxy=made(100).boxes_xyxy + 3)
-    curve = spread_statistics(found, np.array([[100, 50]]))["calibration"]
+    curve = spread_statistics(found, np.array([[100, 50]]))["curve"]
     assert [group["blur"] for group in curve] == [19.5 + 40 * tenth for tenth in range(10)]
     assert [group["predicted"] for group in curve] == [39 + 80 * tenth for tenth in range(10)]
     assert {group["error"] for group in curve} == {3.0}
@@ -163,8 +165,8 @@ def test_sides_on_the_frame_are_left_out_of_the_figure_within():
     spreads = sigmas.copy()
     spreads[:, 0] = 100 - spreads[:, 0]
     told = spread_statistics(made(10, true_boxes=boxes, true_sigmas=sigmas, spreads=spreads), np.array([[100, 50]]))
-    assert (told["sides"], told["sides_in_frame"]) == (40, 20)
-    assert told["spearman_in_frame"] == pytest.approx(1)
+    assert (told["sides"], told["in_frame"]["sides"]) == (40, 20)
+    assert told["in_frame"]["spearman"] == pytest.approx(1)
     assert told["spearman"] < 0.9
 
 
