@@ -102,7 +102,8 @@ def plot_spread(name: str, found: Predictions, told: dict[str, Any], path: Path)
     over_all.set_title("calibration, tenths of all sides")
     for (stride, part), colour in zip(told["by_stride"].items(), COLOURS, strict=False):
         label = f"stride {stride}: {part['sides']} sides, Spearman {_number(part['spearman'])}"
-        _plot_curve(by_level, part["curve"], "blur", label, colour)
+        enough = part["sides"] >= 10 * len(part["curve"])  # else a tenth is noise
+        _plot_curve(by_level, part["curve"] if enough else [], "blur", label, colour)
     by_level.set_title("median true blur, tenths per level")
     for axes in (over_all, by_level):
         end = max(group["predicted"] for group in told["curve"])
