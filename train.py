@@ -11,7 +11,9 @@ def parse_args() -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("config", help="YAML file, see configs/; every key is in gfl/config.py")
-    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="override the config")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="section.key=value", help="override the config; a .yaml is laid over it"
+    )
     parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint of the run folder")
     return parser.parse_intermixed_args()  # overrides may also follow a flag
 

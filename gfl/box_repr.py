@@ -20,15 +20,15 @@ DELTA_STDS = (0.1, 0.1, 0.2, 0.2)  # of x, y, width, height
 MAX_LOG_RATIO = abs(math.log(16 / 1000))  # of a side to the square's
 
 
-class DiracBox(nn.Module):
-    """Each side is one number, its distance: l, t, r, b as in FCOS (arXiv 1904.01355, with normalised targets)."""
+class BoxRepresentation(nn.Module):
+    """A row: see the head of this file."""
 
     num_outputs = 1
     loss_name: str | None = None
 
     def distances(self, reg_pred: Tensor) -> Tensor:
-        """(..., 4, 1) -> (..., 4), not negative."""
-        return F.relu(reg_pred.squeeze(-1).float())
+        """(..., 4, K) -> (..., 4) in float32."""
+        raise NotImplementedError
 
     def decode(self, reg_pred: Tensor) -> Tensor:
         """The distances (..., 4) that detections are made of."""
@@ -39,7 +39,15 @@ class DiracBox(nn.Module):
         return None
 
 
-class AnchorDeltaBox(DiracBox):
+class DiracBox(BoxRepresentation):
+    """Each side is one number, its distance: l, t, r, b as in FCOS (arXiv 1904.01355, with normalised targets)."""
+
+    def distances(self, reg_pred: Tensor) -> Tensor:
+        """(..., 4, 1) -> (..., 4), not negative."""
+        return F.relu(reg_pred.squeeze(-1).float())
+
+
+class AnchorDeltaBox(BoxRepresentation):
     """Offset and log size against a square of 8 strides around the point: what ATSS regresses (V1, mmdetection).
 
     The four numbers are x, y, width and height instead of one per side.
@@ -57,7 +65,7 @@ class AnchorDeltaBox(DiracBox):
         return torch.cat([half - center, half + center], dim=-1)
 
 
-class GaussianBox(DiracBox):
+class GaussianBox(BoxRepresentation):
     """Each side is a normal distribution: its mean, which is the distance, and the logarithm of its variance."""
 
     num_outputs = 2
@@ -72,7 +80,7 @@ class GaussianBox(DiracBox):
         return gaussian_loss(reg_pred[..., 0], reg_pred[..., 1], target_distances).mean(dim=-1)
 
 
-class GeneralBox(DiracBox):
+class GeneralBox(BoxRepresentation):
     """Each side is a discrete distribution over 0, delta, ..., reg_max * delta; its expectation is the distance.
 
     Section 3.2 and eq. 5 of the paper: n = `reg_max`, with `delta` the interval between neighbours, both in strides.
@@ -136,7 +144,7 @@ BOX_REPRESENTATIONS = {
 }
 
 
-def build_box_repr(head: HeadConfig, *, decode: str = "expectation") -> DiracBox:
+def build_box_repr(head: HeadConfig, *, decode: str = "expectation") -> BoxRepresentation:
     """The representation that the config names; raises `UserError` for one that does not exist or fit `decode`."""
     if head.box not in BOX_REPRESENTATIONS:
         raise UserError(f"model.head.box: {head.box!r} does not exist; available: {', '.join(BOX_REPRESENTATIONS)}")

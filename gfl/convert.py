@@ -82,9 +82,8 @@ def _match(model: dict[str, Any], config: Config) -> None:
     for section, values in model.items():
         for key, value in values.items():
             found = wanted[section][key]
-            unset = (
-                key == "offset" and isinstance(value, list) and found == 0
-            )  # V1's points need no config of their own
+            # V1's points, one offset per level, need no config of their own
+            unset = key == "offset" and isinstance(value, list) and found == 0
             if found != value and not unset:
                 raise UserError(f"the config has model.{section}.{key} {found}, the file {value}")
 

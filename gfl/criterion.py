@@ -6,13 +6,13 @@ import torch
 from torch import Tensor, nn
 
 from gfl.assign import build_assigner
-from gfl.box_repr import DiracBox
+from gfl.box_repr import BoxRepresentation
 from gfl.boxes import box_iou, boxes_to_distances, distances_to_boxes
 from gfl.config import Config
 from gfl.distributed import mean_over_processes, world_size
 from gfl.losses import giou_loss
 from gfl.points import points_in_images
-from gfl.quality import JointQuality
+from gfl.quality import Quality
 from gfl.structures import Assignment, HeadOutput, PointGrid, Targets
 
 
@@ -29,8 +29,8 @@ class Criterion(nn.Module):
     def __init__(
         self,
         assigner: Callable[[PointGrid, Targets, Tensor], Assignment],
-        quality: JointQuality,
-        box_repr: DiracBox,
+        quality: Quality,
+        box_repr: BoxRepresentation,
         *,
         cls_weight: float = 1.0,
         box_weight: float = 2.0,
@@ -80,7 +80,7 @@ class Criterion(nn.Module):
         return losses
 
 
-def build_criterion(config: Config, quality: JointQuality, box_repr: DiracBox) -> Criterion:
+def build_criterion(config: Config, quality: Quality, box_repr: BoxRepresentation) -> Criterion:
     """The criterion that `config` describes, around the quality and box representation of its detector."""
     loss = config.loss
     return Criterion(

@@ -31,5 +31,5 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """`write_text` of json."""
-    write_text(path, json.dumps(value))
+    """`write_text` of json; NaN, which json has not, is a bug and a `ValueError`."""
+    write_text(path, json.dumps(value, allow_nan=False))

@@ -16,13 +16,12 @@ from gfl.model.backbone import ARCHITECTURES
 # Constants, the positions of the bins.
 PROJECT, PROJECT_V1 = "bbox_head.integral.project", "bbox_head.distribution_project.project"
 
-# `key=value` and `key=dict(type=value` in the text of a config. Such texts are code, so they are searched, never run;
+# `key=value` in the text of a config, and the class of a head. Such texts are code, so they are searched, never run;
 # the lengths keep the search of a hostile one short.
-SETTING = re.compile(
-    r"\b(\w{1,50})\s*=\s*(?:dict\(\s*type\s*=\s*['\"]?(?:\w{1,50}\.){0,9})?"
-    r"(\[[^\[\]]{0,100}\]|['\"]?[\w.-]{1,100}(?![\w.(-]))"
-)
+SETTING = re.compile(r"\b(\w{1,50})\s*=\s*(\[[^\[\]]{0,100}\]|['\"]?[\w.-]{1,100}(?![\w.(-]))")
+HEAD_TYPE = re.compile(r"\btype\s*=\s*['\"]?(?:\w{1,50}\.){0,9}(\w{0,50}Head)\b")
 
+HEAD_KEY = "bbox_head"  # among the settings: its class
 Allowed = Mapping[str, tuple[str | None, ...]]  # values of a setting that this program can express; None: not set
 
 # Of backbone, pixels and neck; shapes do not tell them. Legacy configs have `add_extra_convs=True`.
@@ -72,7 +71,7 @@ ATSS = HeadKind(
     offset=0.0,
     recipe={},
     settings={
-        "bbox_head": ("ATSSHead", None),  # PAAHead has the same tensors
+        HEAD_KEY: ("ATSSHead", None),  # PAAHead has the same tensors
         "octave_base_scale": ("8", None),
         "target_stds": ("[0.1,0.1,0.2,0.2]",),
     },
@@ -86,7 +85,7 @@ FCOS = HeadKind(
     offset=0.5,
     recipe={"assign": {"kind": "fcos"}, "loss": {"box_weight": 1.0}},
     settings={
-        "bbox_head": ("FCOSHead", None),
+        HEAD_KEY: ("FCOSHead", None),
         "norm_on_bbox": ("True",),
         "centerness_on_reg": ("True",),
         "dcn_on_last_conv": ("False", None),
@@ -140,8 +139,10 @@ def _modern(name: str) -> str:
 
 
 def _settings(text: str) -> dict[str, str]:
-    """The last value of every key: texts of old versions hold inherited values first."""
-    return {key: "".join(value.split()).strip("'\"") for key, value in SETTING.findall(text)}
+    """The last value of every key, and of the head's class: texts of old versions hold inherited values first."""
+    settings = {key: "".join(value.split()).strip("'\"").replace(",]", "]") for key, value in SETTING.findall(text)}
+    types = HEAD_TYPE.findall(text)
+    return settings | ({HEAD_KEY: types[-1]} if types else {})
 
 
 def _are_names(value: Any) -> bool:

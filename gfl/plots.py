@@ -9,9 +9,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from gfl.analysis import ON_OBJECTS, Predictions
 from gfl.draw import PALETTE
 from gfl.errors import UserError
+from gfl.predictions import Predictions
 from gfl.study import Outcome
 
 COLOURS = [f"#{r:02x}{g:02x}{b:02x}" for r, g, b in ((0, 114, 178), (213, 94, 0), *PALETTE[2:])]  # Okabe and Ito (2008)
@@ -59,19 +59,22 @@ def plot_study(title: str, outcomes: Sequence[Outcome], path: Path) -> None:
     axes.set_ylim(-0.7, len(shown) - 0.3)
     axes.set_xlabel("difference of AP to the baseline row, in points")
     axes.set_title(title)
-    handles = dict(reversed(list(zip(*axes.get_legend_handles_labels()[::-1], strict=True))))
-    if handles:
-        axes.legend(handles.values(), handles.keys(), loc="best")
+    handles, labels = axes.get_legend_handles_labels()
+    each_once = dict(zip(labels, handles, strict=True))
+    if each_once:
+        axes.legend(each_once.values(), each_once.keys(), loc="best")
     save(page, path)
 
 
 def plot_scores(named: Sequence[tuple[str, Predictions, dict[str, Any]]], path: Path) -> None:
-    """Score against IoU of every detection, one panel per checkpoint (figure 2b of the paper)."""
+    """Score against true IoU of every detection, one panel per checkpoint (after figure 2b of the paper)."""
     page, panels = figure(len(named), width=4.4, height=4.4)
     for axes, (name, found, told) in zip(panels, named, strict=True):
         axes.plot(found.iou, found.scores, ".", markersize=3, alpha=0.25, color=COLOURS[0], markeredgewidth=0)
         axes.set(xlim=(-0.02, 1.02), ylim=(0, 1.02), xlabel="IoU with the object of its class", ylabel="score")
-        axes.set_title(f"{name}\nSpearman {_number(told['spearman'])}, at IoU ≥ 0.5 {_number(told[ON_OBJECTS])}")
+        axes.set_title(
+            f"{name}\nSpearman {_number(told['spearman'])}, at IoU ≥ 0.5 {_number(told['spearman_on_objects'])}"
+        )
     save(page, path)
 
 
@@ -92,8 +95,9 @@ def plot_spread(name: str, found: Predictions, told: dict[str, Any], path: Path)
     """Predicted spread of sides against the true blur of their edges, and the calibration over all and per level."""
     page, (cloud, over_all, by_level) = figure(3, width=4.6, height=4.2)
     low, high = 0.3, max(10.0, float(found.spreads.max()))
-    spreads, dots = found.spreads.clip(min=low).ravel(), {"markersize": 3, "alpha": 0.3, "markeredgewidth": 0}
-    cloud.loglog(found.true_sigmas.ravel(), spreads, ".", color=COLOURS[0], **dots)
+    known = np.isfinite(found.true_sigmas)
+    dots = {"markersize": 3, "alpha": 0.3, "markeredgewidth": 0, "color": COLOURS[0]}
+    cloud.loglog(found.true_sigmas[known], found.spreads[known].clip(min=low), ".", **dots)
     cloud.loglog([low, high], [low, high], color="#808080", linewidth=1)
     cloud.set(xlabel="true blur of the edge, px", ylabel="predicted spread of the side, px")
     cloud.set_title(f"{name}: {told['sides']} sides, Spearman {_number(told['spearman'])}")

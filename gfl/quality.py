@@ -18,14 +18,10 @@ from gfl.structures import HeadOutput
 GUIDE_POWER = 1.5  # of the measure, in the weights of guided rows
 
 
-class JointQuality(nn.Module):
-    """The paper's row: one logit per class is classification and localisation quality at once, trained with QFL."""
+class Quality(nn.Module):
+    """A row: what it predicts and learns, and how outputs become scores. Most rows keep most of what stands here."""
 
     has_branch = False  # whether the head predicts `quality_logits` from its regression tower
-
-    def __init__(self, *, beta: float = 2.0) -> None:
-        super().__init__()
-        self.beta = beta
 
     def forward(self, output: HeadOutput) -> HeadOutput:
         """The head's outputs with what this row predicts beside them: here nothing."""
@@ -38,26 +34,20 @@ class JointQuality(nn.Module):
         """
         return iou
 
-    def logits(self, output: HeadOutput) -> Tensor:
-        """Logits (B, P, C) of the scores."""
-        return output.cls_logits
-
     def class_loss(self, output: HeadOutput, labels: Tensor, positive: Tensor, measure: Tensor) -> Tensor:
         """Elementwise loss (B, P, C).
 
-        `labels` (B, P) in [0, C), any value where `positive` (B, P) is False; `measure` (B, P). The target is the
-        measure at the label's class and 0 elsewhere.
+        `labels` (B, P) in [0, C), any value where `positive` (B, P) is False; `measure` (B, P).
         """
-        target = _at_label(output, labels, measure * positive)
-        return quality_focal_loss(self.logits(output), target, beta=self.beta)
+        raise NotImplementedError
 
     def branch_loss(self, output: HeadOutput, measure: Tensor) -> Tensor | None:
         """Loss (B, P) of the quality branch at positives; None where there is none."""
         return None
 
     def box_weight(self, output: HeadOutput, measure: Tensor) -> Tensor:
-        """Weight (B, P) of a positive's box terms: here the detached best score."""
-        return self.scores(output).detach().amax(dim=-1)
+        """Weight (B, P) of a positive's box terms, without gradient."""
+        raise NotImplementedError
 
     def scores(self, output: HeadOutput) -> Tensor:
         """Class probabilities (B, P, C) in float32, to which the score threshold applies."""
@@ -66,6 +56,27 @@ class JointQuality(nn.Module):
     def factor(self, output: HeadOutput) -> Tensor | None:
         """Qualities (B, P) by which scores are multiplied after the threshold, to rank detections; None for 1."""
         return None
+
+
+class JointQuality(Quality):
+    """The paper's row: one logit per class is classification and localisation quality at once, trained with QFL."""
+
+    def __init__(self, *, beta: float = 2.0) -> None:
+        super().__init__()
+        self.beta = beta
+
+    def logits(self, output: HeadOutput) -> Tensor:
+        """Logits (B, P, C) of the scores."""
+        return output.cls_logits
+
+    def class_loss(self, output: HeadOutput, labels: Tensor, positive: Tensor, measure: Tensor) -> Tensor:
+        """QFL (B, P, C): the target is the measure at the label's class and 0 elsewhere."""
+        target = _at_label(output, labels, measure * positive)
+        return quality_focal_loss(self.logits(output), target, beta=self.beta)
+
+    def box_weight(self, output: HeadOutput, measure: Tensor) -> Tensor:
+        """The detached best score."""
+        return self.scores(output).detach().amax(dim=-1)
 
 
 class DistributionGuidedQuality(JointQuality):
@@ -105,7 +116,7 @@ class DistributionGuidedQuality(JointQuality):
         return super().scores(output) * output.quality_logits.float().sigmoid().unsqueeze(-1)
 
 
-class SeparateQuality(JointQuality):
+class SeparateQuality(Quality):
     """The rows that the paper compares with: class logits learn the class alone, with the focal loss.
 
     The quality, if any, is a `branch` of its own (its sigmoid learns the measure and multiplies the scores in
@@ -174,7 +185,7 @@ QUALITIES = {
 }
 
 
-def build_quality(head: HeadConfig, *, beta: float) -> JointQuality:
+def build_quality(head: HeadConfig, *, beta: float) -> Quality:
     """The row that the config names; raises `UserError` for one that does not exist or fit."""
     if head.quality not in QUALITIES:
         raise UserError(f"model.head.quality: {head.quality!r} does not exist; available: {', '.join(QUALITIES)}")

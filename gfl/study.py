@@ -4,6 +4,7 @@ import csv
 import hashlib
 import io
 import json
+import math
 import os
 import re
 import statistics
@@ -12,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import yaml
 from scipy import stats
 
 from gfl.config import Config, config_to_dict, load_config
@@ -43,6 +45,7 @@ class Study:
     rows: tuple[Row, ...] = ()
 
     def baseline_of(self, row: Row) -> str:
+        """The name of the row that `row` is compared with."""
         return row.against or self.baseline
 
 
@@ -56,12 +59,15 @@ class Run(NamedTuple):
 
     @property
     def folder(self) -> Path:
+        """Its run folder."""
         return Path(self.config.run_dir)
 
 
 def load_study(path: str | Path) -> Study:
     """Read a study; raises `UserError` naming the file and key for anything missing, misspelt or of the wrong type."""
     study = build(Study, read_yaml(Path(path)), str(path))
+    if not (study.title and study.base and study.baseline and study.rows):
+        raise UserError(f"{path}: a study needs a title, a base, a baseline and rows")
     names = [row.name for row in study.rows]
     if not all(names) or len(set(names)) < len(names):
         raise UserError(f"{path}: rows need names, all different")
@@ -84,7 +90,8 @@ def plan(
 
     Args:
         root: the folder of the run folders. Each is named after its row and a digest of its whole config: rows of
-            several tables that are the same run share it, and a changed config never finds an old result.
+            several tables that are the same run share it, and a changed config never finds an old result. What the
+            files that a config names hold is not in the digest.
         scale: a config laid over the study's, under the rows' overrides.
         seeds: 0, 1, ..., seeds - 1.
         only: names of rows, all by default.
@@ -96,25 +103,28 @@ def plan(
         raise UserError(
             f"{path}: no row {', '.join(sorted(unknown))}; rows: {', '.join(row.name for row in study.rows)}"
         )
-    base = os.path.relpath(Path(path).parent / study.base)
+    configs = [os.path.relpath(Path(path).parent / study.base), *([scale] if scale else [])]
+    groups = {found.name.rpartition("-")[2]: found for found in sorted(root.glob("*-*"))}  # by digest
     return [
-        _run(row, seed, [base, *([scale] if scale else [])], root)
+        _run(row, seed, configs, root, groups)
         for seed in range(seeds)
         for row in study.rows
         if not only or row.name in only
     ]
 
 
-def _run(row: Row, seed: int, configs: list[str], root: Path) -> Run:
-    overrides = [
-        f"{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in row.overrides.items()
-    ]
-    arguments = [*configs, *overrides, f"seed={seed}"]
+def _run(row: Row, seed: int, configs: list[str], root: Path, groups: dict[str, Path]) -> Run:
+    arguments = [*configs, *(f"{key}={_as_yaml(value)}" for key, value in row.overrides.items()), f"seed={seed}"]
     digest = _digest(load_config(arguments[0], arguments[1:]))
     slug = re.sub(r"[^a-z0-9.]+", "-", row.name.lower()).strip("-")
-    group = next(iter(sorted(root.glob(f"*-{digest}"))), root / f"{slug}-{digest}")
+    group = groups.setdefault(digest, root / f"{slug}-{digest}")
     arguments.append(f"run_dir={group / f'seed{seed}'}")
     return Run(row.name, seed, tuple(arguments), load_config(arguments[0], arguments[1:]))
+
+
+def _as_yaml(value: Any) -> str:
+    """A value on one line, as the command line reads it."""
+    return yaml.safe_dump(value, default_flow_style=True, width=math.inf).removesuffix("...\n").strip()
 
 
 def _digest(config: Config) -> str:
@@ -212,7 +222,7 @@ def _cells(outcome: Outcome) -> list[str]:
     ap = number(outcome.mean.get("AP")) + ("" if outcome.spread is None else f" ± {outcome.spread:.1f}")
     difference = number(outcome.difference, "+.1f") + ("" if outcome.margin is None else f" ± {outcome.margin:.1f}")
     return [
-        outcome.name,
+        outcome.name.replace("|", "\\|"),
         str(outcome.seeds),
         ap,
         number(outcome.mean.get("AP50")),

@@ -1,6 +1,7 @@
 """What a detector's scores and side distributions say: pictures and figures beyond AP."""
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -34,9 +35,7 @@ from tqdm import tqdm
 
 from gfl.analysis import (
     SHAPES,
-    Predictions,
     accurate,
-    collect_predictions,
     regression_targets,
     score_statistics,
     side_shapes,
@@ -52,6 +51,7 @@ from gfl.draw import draw_distributions, save_picture
 from gfl.errors import UserError, run
 from gfl.files import write_json
 from gfl.plots import plot_scores, plot_shapes, plot_spread, plot_targets
+from gfl.predictions import Predictions, collect_predictions
 
 
 def main(args: argparse.Namespace) -> None:
@@ -80,7 +80,8 @@ def main(args: argparse.Namespace) -> None:
 
 def short_names(checkpoints: list[str]) -> list[str]:
     """A name for each checkpoint: its folder's, its own, or as much of the path as tells them apart."""
-    parts = [Path(checkpoint).with_suffix("").parts for checkpoint in checkpoints]
+    names = [os.path.abspath(checkpoint).removesuffix(".pt").removesuffix(".pth") for checkpoint in checkpoints]
+    parts = [Path(name).parts[1:] for name in names]  # without the root
     if len(set(parts)) < len(parts):
         raise UserError("the same checkpoint is named twice")
     length = next(n for n in range(1, max(map(len, parts)) + 1) if len({part[-n:] for part in parts}) == len(parts))
@@ -106,6 +107,7 @@ def look(checkpoint: str, split: list[str] | None) -> tuple[Config, CocoData, Pr
 
 
 def targets(name: str, config: Config, data: CocoData, out: Path) -> dict[str, Any]:
+    """Figures and histogram of what the split's boxes ask of the box branch."""
     distances, levels = regression_targets(data, config)
     figures = target_statistics(distances, levels, config)
     if len(distances):
@@ -130,6 +132,7 @@ def shapes(
 
 
 def draw_example(found: Predictions, detection: int, data: CocoData, config: Config) -> np.ndarray:
+    """The distributions of one detection around its image."""
     row = int(found.images[detection])
     image = read_image(image_path(data, row), tuple(data.sizes[row].tolist()))
     one = slice(detection, detection + 1)
@@ -148,6 +151,7 @@ def draw_example(found: Predictions, detection: int, data: CocoData, config: Con
 
 
 def spread(name: str, data: CocoData, found: Predictions, out: Path) -> dict[str, Any] | None:
+    """Figures and pictures of the predicted spreads where the json tells the blur of edges."""
     found = accurate(found)
     figures = spread_statistics(found, data.sizes)
     if figures:
@@ -166,9 +170,14 @@ def summary(name: str, told: dict[str, Any]) -> str:
         f"\n{name}: {scores['detections']} detections on {told['annotations']}",
         f"scores   rank correlation with IoU {number(scores['spearman'])}, "
         f"{number(scores['spearman_on_objects'])} over the {scores['detections_on_objects']} with IoU >= 0.5",
-        f"targets  {goal['share_beyond']:.3%} of the sides beyond reg_max {goal['reg_max']}, the largest at "
-        f"{goal['largest']:.1f} strides; recommended reg_max {goal['recommended_reg_max']}",
     ]
+    if goal["points"]:
+        lines.append(
+            f"targets  {goal['share_beyond']:.3%} of the sides beyond reg_max {goal['reg_max']}, the largest at "
+            f"{goal['largest']:.1f} strides; recommended reg_max {goal['recommended_reg_max']}"
+        )
+    else:
+        lines.append("targets  no point learns any box: they are too small for the strides, or outside their images")
     if "shapes" in told:
         lines.append("sides    " + ", ".join(f"{share:.1%} {kind}" for kind, share in told["shapes"].items()))
     if found := told["spread"]:

@@ -1,5 +1,6 @@
 """What predictions and data say beyond AP, against constructed cases."""
 
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -7,17 +8,11 @@ import pytest
 import torch
 
 from gfl.analysis import (
-    Predictions,
-    Truth,
     accurate,
-    collect_predictions,
-    match,
     rank_correlation,
-    read_truth,
     regression_targets,
     score_statistics,
     side_shapes,
-    side_spread,
     spread_statistics,
     target_statistics,
 )
@@ -25,6 +20,7 @@ from gfl.config import DataConfig, config_from_dict
 from gfl.data.loader import build_eval_loader
 from gfl.model.detector import build_detector
 from gfl.plots import plot_scores, plot_shapes, plot_spread, plot_targets
+from gfl.predictions import Predictions, Truth, collect_predictions, match, read_truth, side_spread
 
 
 def tiny_config(**head):
@@ -168,6 +164,22 @@ def test_sides_on_the_frame_are_left_out_of_the_figure_within():
     assert (told["sides"], told["in_frame"]["sides"]) == (40, 20)
     assert told["in_frame"]["spearman"] == pytest.approx(1)
     assert told["spearman"] < 0.9
+
+
+def test_sides_of_unknown_blur_are_left_out():
+    sigmas = np.arange(40.0).reshape(10, 4)
+    spreads = sigmas.copy()
+    sigmas[3], spreads[3] = np.nan, 1e6
+    told = spread_statistics(made(10, true_sigmas=sigmas, spreads=spreads), np.array([[100, 50]]))
+    assert (told["sides"], told["spearman"]) == (36, pytest.approx(1))
+    json.dumps(told, allow_nan=False)
+
+
+@pytest.mark.parametrize("wrong", [None, 3, [1, 2, 3], [1, 2, 3, "4"]])
+def test_a_blur_that_is_not_four_numbers_is_refused(wrong, coco_set, refusal):
+    drawn = coco_set()
+    drawn.tree["annotations"][0]["edge_sigma"] = wrong
+    assert "annotation 1: edge_sigma" in refusal(read_truth, drawn.save().load())
 
 
 def test_without_blur_or_spread_there_are_no_figures_of_it():

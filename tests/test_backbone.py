@@ -296,11 +296,11 @@ def test_of_a_checkpoint_of_this_program_the_backbone_is_taken(torchvision_resne
     theirs = torchvision_resnet18.state_dict()
     tensors = {f"backbone.{name}": tensor for name, tensor in theirs.items() if not name.startswith("fc.")}
     path = tmp_path / "best.pt"
-    torch.save({"model": tensors | {"head.scales": torch.ones(5)}, "config": {}}, path)
+    torch.save({"model": tensors | {"head.scales": torch.ones(5)}, "format": "gfl-1"}, path)
     backbone = Backbone("resnet18")
     load_pretrained(backbone, "resnet18", str(path))
     assert all(value.equal(theirs[key]) for key, value in backbone.state_dict().items())
-    torch.save({"model": {"head.scales": torch.ones(5), 3: None}}, path)
+    torch.save({"model": {"head.scales": torch.ones(5), 3: None}, "format": "gfl-1"}, path)
     assert "does not fit resnet18" in refusal(load_pretrained, Backbone("resnet18"), "resnet18", str(path))
 
 
@@ -401,7 +401,9 @@ def test_a_file_that_would_execute_code_is_refused(tmp_path, refusal):
     assert f"cannot read {path}" in refusal(load_pretrained, Backbone("resnet18"), "resnet18", str(path))
 
 
-@pytest.mark.parametrize("content", [[torch.zeros(3)], {"state_dict": {"conv1.weight": torch.zeros(3)}}, 7])
+@pytest.mark.parametrize(
+    "content", [[torch.zeros(3)], {"state_dict": {"conv1.weight": torch.zeros(3)}}, {"model": {}}, 7]
+)
 def test_something_other_than_a_state_dict_is_refused(tmp_path, refusal, content):
     path = tmp_path / "weights.pth"
     torch.save(content, path)

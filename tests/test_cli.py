@@ -183,6 +183,19 @@ def test_analysis_compares_checkpoints_and_leaves_out_what_they_lack(trained, br
     assert str(tmp_path / "analysis.json") in printed
 
 
+def test_analysis_names_checkpoints_by_as_much_of_their_path_as_differs(trained, shapes, tmp_path):
+    for name in ("lr0.01", "lr0.02"):
+        (tmp_path / name).mkdir()
+        shutil.copy(trained / "best.pt", tmp_path / name)
+    tree = json.loads((shapes / "annotations" / "instances_val.json").read_text())
+    tree["annotations"] = [entry | {"bbox": [0, 0, 1.5, 1.5]} for entry in tree["annotations"]]  # under every stride
+    (tmp_path / "small.json").write_text(json.dumps(tree))
+    words = [tmp_path / "lr0.01", tmp_path / "lr0.02", "--data", tmp_path / "small.json", shapes / "val"]
+    printed = succeed("scripts/analyze.py", *words, "-o", tmp_path / "out", "--examples", 0)
+    assert set(json.loads((tmp_path / "out" / "analysis.json").read_text())) == {"lr0.01", "lr0.02"}
+    assert "no point learns any box" in printed
+
+
 def test_analysis_refuses_what_it_cannot_look_at(trained, shapes, tmp_path):
     assert "twice" in refuse("scripts/analyze.py", trained, trained, "-o", tmp_path)
     tree = json.loads((shapes / "annotations" / "instances_val.json").read_text()) | {"annotations": []}
@@ -218,6 +231,8 @@ def test_a_study_goes_past_a_failure_reports_it_and_skips_what_is_finished(study
     assert (folder / "report.png").is_file()
     finished = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("runs/*/seed0/last.pt")}
     assert len(finished) == 2
+    assert "1 runs, 1 of them finished" in succeed(*study, "--rows", "peak")
+    assert (folder / "report.md").read_text().split("Failed")[0] == text.split("Failed")[0]  # also the other rows
     assert "3 runs, 2 of them finished" in call(*study).stdout
     assert all(path.stat().st_mtime_ns == time for path, time in finished.items())
 
@@ -231,6 +246,20 @@ def test_the_dry_run_of_a_study_prints_commands_that_run_and_runs_nothing(study,
     (command,) = succeed(*study, "--dry-run", "--rows", "plain").splitlines()
     succeed(*shlex.split(command)[1:])
     assert "1 runs, 1 of them finished" in succeed(*study, "--rows", "plain")
+
+
+def test_what_a_row_of_several_processes_failed_of_is_told(study):
+    done = call(*study, "--rows", "broken", "--nproc", 2)
+    assert done.returncode == 2
+    assert "broken, seed 0: error: cannot read annotations nowhere.json" in done.stdout
+
+
+def test_a_start_that_is_not_there_is_told_before_anything_runs(study, tmp_path):
+    (tmp_path / "scale.yaml").write_text("model: {backbone: {weights: nowhere.pt}}")
+    message = refuse(*study)
+    assert "nowhere.pt" in message
+    assert str(tmp_path / "scale.yaml") in message
+    assert not (tmp_path / "out").exists()
 
 
 def test_an_interrupted_study_goes_on_where_it_stopped(study, tmp_path):

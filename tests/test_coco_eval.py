@@ -17,7 +17,7 @@ from gfl.coco_eval import FIGURES, coco_metrics, metrics_table, run_detector, sa
 from gfl.config import DataConfig, EvalConfig
 from gfl.data.loader import build_eval_loader
 from gfl.files import write_json
-from gfl.quality import JointQuality
+from gfl.quality import Quality
 from gfl.structures import HeadOutput, PointGrid
 
 NAMES = {7: "disc", 3: "ring", 40: "cross"}
@@ -172,7 +172,7 @@ class Seer(nn.Module):
     back rightly.
     """
 
-    quality = JointQuality()  # no branch, whose score would multiply
+    quality = Quality()  # no branch, whose score would multiply
 
     def forward(self, images):
         return HeadOutput(images, torch.zeros(0), None, PointGrid(torch.zeros(3, 2), torch.ones(3), (3,)))
@@ -228,7 +228,7 @@ def test_a_seeing_model_scores_1(drawn):
 class Fixed(nn.Module):
     """The same boxes and scores for each image."""
 
-    quality = JointQuality()
+    quality = Quality()
 
     def __init__(self, boxes, scores):
         super().__init__()

@@ -458,6 +458,49 @@ def test_a_setting_that_we_have_not_is_refused(kind, old, new, expected, branche
         assert expected in message
 
 
+# As mmengine writes it: keys sorted, so that a class stands last, and long lists one value per line.
+SORTED = {
+    "atss": """
+model = dict(
+    backbone=dict(depth=18, style='pytorch', type='ResNet'),
+    bbox_head=dict(
+        anchor_generator=dict(octave_base_scale=8, type='AnchorGenerator'),
+        bbox_coder=dict(
+            target_stds=[
+                0.1,
+                0.1,
+                0.2,
+                0.2,
+            ],
+            type='DeltaXYWHBBoxCoder'),
+        loss_cls=dict(type='FocalLoss', use_sigmoid=True),
+        type='ATSSHead'),
+    data_preprocessor=dict(bgr_to_rgb=True, type='DetDataPreprocessor'),
+    neck=dict(add_extra_convs='on_output', type='FPN'),
+    type='ATSS')
+""",
+    "fcos": """
+model = dict(
+    backbone=dict(depth=18, style='pytorch', type='ResNet'),
+    bbox_head=dict(
+        centerness_on_reg=True,
+        norm_on_bbox=True,
+        type='FCOSHead'),
+    neck=dict(add_extra_convs='on_output', relu_before_extra_convs=True, type='FPN'))
+""",
+}
+
+
+@BOTH
+def test_a_sorted_config_is_read_like_any_other(kind, branched, refusal):
+    text = SORTED[kind]
+    assert converted(branched, meta={"cfg": text}).config == converted(branched, meta={"cfg": TEXTS[kind]}).config
+    other = {"ATSSHead": "PAAHead", "FCOSHead": "NASFCOSHead"}[f"{kind.upper()}Head"]
+    assert f"has bbox_head={other}" in refusal(
+        converted, branched, meta={"cfg": text.replace(f"{kind.upper()}Head", other)}
+    )
+
+
 @pytest.mark.parametrize("kind", ["fcos"])
 def test_a_config_of_old_versions_holds_what_it_inherits_first(kind, branched, refusal):
     own = "\nmodel = dict(backbone=dict(depth=18), bbox_head=dict(norm_on_bbox=True, num_classes=3))"

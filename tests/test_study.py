@@ -8,6 +8,8 @@ from pathlib import Path
 
 import cv2
 import pytest
+import torchvision
+import yaml
 
 import train
 from gfl.plots import plot_study
@@ -57,7 +59,7 @@ def test_every_row_trains_a_step_and_evaluates(study, row, tmp_path, coco_set):
 
 def write_study(path, **changes):
     tree = {"title": "T", "base": "base.yaml", "baseline": "a", "rows": [{"name": "a"}, {"name": "b"}]} | changes
-    (path / "study.yaml").write_text(json.dumps(tree))
+    (path / "study.yaml").write_text(yaml.safe_dump(tree))
     (path / "base.yaml").write_text("optim: {epochs: 3, steps: [1]}")
     return path / "study.yaml"
 
@@ -72,6 +74,8 @@ def write_study(path, **changes):
         ({"rows": [{"name": "a", "paper": {"mAP": 40}}]}, "mAP"),
         ({"rows": [{"name": "a", "paper": {"AP": "40"}}]}, "AP: 40"),
         ({"row": []}, "rows"),
+        ({"rows": []}, "needs a title"),
+        ({"base": ""}, "needs a title"),
     ],
 )
 def test_a_wrong_study_is_refused(changes, expected, tmp_path, refusal):
@@ -83,9 +87,11 @@ def test_a_wrong_study_is_refused(changes, expected, tmp_path, refusal):
 
 def test_overrides_reach_the_config_and_wrong_ones_are_refused(tmp_path, refusal):
     overrides = {"model.head.quality": "none", "optim.steps": [2], "assign.center_radius": 2.5}
+    overrides |= {"optim.weight_decay": 1e-5, "model.backbone": {"dcn": "v2", "dcn_stages": ["c3"]}, "run_dir": "7"}
     (run,) = plan(write_study(tmp_path, rows=[{"name": "a", "overrides": overrides}]), root=tmp_path)
     assert (run.config.model.head.quality, run.config.optim.steps) == ("none", (2,))
-    assert run.config.assign.center_radius == 2.5
+    assert (run.config.assign.center_radius, run.config.optim.weight_decay) == (2.5, 1e-5)
+    assert run.config.model.backbone.dcn_stages == ("c3",)
     wrong = write_study(tmp_path, rows=[{"name": "a", "overrides": {"optim.step": [2]}}])
     assert "optim.step" in refusal(plan, wrong, root=tmp_path)
 
@@ -102,12 +108,22 @@ def test_equal_rows_share_a_folder_seeds_do_not_and_a_changed_config_has_another
     study = write_study(tmp_path, rows=[{"name": "a"}, {"name": "b", "overrides": {"optim.epochs": 3}}])
     one, two, *_ = runs = plan(study, root=tmp_path / "runs", seeds=2)
     assert [(run.row, run.seed) for run in runs] == [("a", 0), ("b", 0), ("a", 1), ("b", 1)]
-    one.folder.mkdir(parents=True)
-    one, two, again, _ = plan(study, root=tmp_path / "runs", seeds=2)
-    assert one.folder == two.folder  # found under the name of the row that came first
+    again = runs[2]
+    assert one.folder == two.folder  # under the name of the row that came first
+    (tmp_path / "runs" / f"other-{one.folder.parent.name.rpartition('-')[2]}").mkdir(parents=True)
+    assert {run.folder.parent.name[:6] for run in plan(study, root=tmp_path / "runs")} == {"other-"}  # another study's
     assert again.folder == one.folder.with_name("seed1")
     (tmp_path / "base.yaml").write_text("optim: {epochs: 3, steps: [2]}")
     assert plan(study, root=tmp_path / "runs")[0].folder != one.folder
+
+
+def test_every_row_starts_from_weights_that_exist_somewhere():
+    told = (STUDIES[0].parent.parent.parent / "data" / "README.md").read_text()
+    for study in STUDIES:
+        for run in plan(study, root=Path("runs")):
+            backbone = run.config.model.backbone
+            known = backbone.name in torchvision.models.list_models()
+            assert known if backbone.weights == "torchvision" else backbone.weights in told, (study, run.row)
 
 
 def test_only_known_rows_are_chosen(tmp_path, refusal):

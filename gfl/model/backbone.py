@@ -161,7 +161,7 @@ def _read(path: Path) -> dict[str, Tensor]:
             f"model.backbone.weights: cannot read {path}: damaged, or no file of tensors; "
             "scripts/convert_checkpoint.py reads those of other programs"
         ) from None
-    if isinstance(state, dict) and isinstance(state.get("model"), dict):  # a checkpoint of this program
+    if isinstance(state, dict) and isinstance(state.get("model"), dict) and "format" in state:  # of this program
         named = ((str(key), value) for key, value in state["model"].items())
         state = {key.removeprefix("backbone."): value for key, value in named if key.startswith("backbone.")}
     entries = state.items() if isinstance(state, dict) else [(None, None)]

@@ -5,14 +5,14 @@ from functools import cache
 import torch
 from torch import Tensor, nn
 
-from gfl.box_repr import DiracBox, build_box_repr
+from gfl.box_repr import BoxRepresentation, build_box_repr
 from gfl.boxes import distances_to_boxes
 from gfl.config import Config
 from gfl.errors import UserError
 from gfl.model.backbone import Backbone, load_pretrained
 from gfl.model.fpn import FPN
 from gfl.model.head import GFLHead
-from gfl.quality import JointQuality, build_quality
+from gfl.quality import Quality, build_quality
 from gfl.structures import HeadOutput
 
 # Mean and standard deviation of ImageNet's RGB values.
@@ -24,7 +24,7 @@ class Detector(nn.Module):
     """Backbone -> FPN -> head -> quality, with raw outputs in training and evaluation alike."""
 
     def __init__(
-        self, backbone: nn.Module, fpn: nn.Module, head: GFLHead, quality: JointQuality, box_repr: DiracBox
+        self, backbone: nn.Module, fpn: nn.Module, head: GFLHead, quality: Quality, box_repr: BoxRepresentation
     ) -> None:
         super().__init__()
         self.backbone, self.fpn, self.head = backbone, fpn, head
