@@ -21,6 +21,7 @@ ROWS = [
         "gfl.data.transforms",
         "gfl.data.shapes",
         "gfl.data.coco",
+        "gfl.data.download",
     },
     {"gfl.points", "gfl.box_repr", "gfl.optim", "gfl.foreign", "gfl.study"},
     {"gfl.quality", "gfl.assign", "gfl.model.head", "gfl.postprocess", "gfl.data.loader"},

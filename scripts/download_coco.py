@@ -1,0 +1,80 @@
+"""Download COCO 2017, check it and unpack it where the configs look for it."""
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the repository, also when called from elsewhere
+
+WHAT = ("train", "val", "annotations", "test")
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description="Download COCO 2017, check its md5 and unpack it. It goes on where it was if it is interrupted, "
+        "and may be run again: what is there is not fetched twice. The zip files are kept; delete them when all is "
+        "unpacked.",
+        epilog="example: python scripts/download_coco.py data/coco\n"
+        "a part: python scripts/download_coco.py --what val --what annotations data/coco",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("folder", metavar="DIR", type=Path, help="where it goes; the configs expect data/coco")
+    parser.add_argument(
+        "--what",
+        action="append",
+        choices=WHAT,
+        help="a part of it, repeatable (default: train, val and annotations, 27 GB as zip files)",
+    )
+    parser.add_argument("--server", metavar="URL", help="a mirror with the same paths as images.cocodataset.org")
+    return parser.parse_args()
+
+
+ARGS = parse_args() if __name__ == "__main__" else None  # before the heavy imports, so that --help answers at once
+
+from tqdm import tqdm
+
+from gfl.data.download import COCO, COCO_SERVER, Archive, fetch, unpack
+from gfl.errors import UserError, run
+
+
+def main(args: argparse.Namespace) -> None:
+    folder = args.folder
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot make the folder {folder}: {error.strerror}") from None
+    for what in dict.fromkeys(args.what or WHAT[:3]):
+        get(COCO[what], folder, args.server or COCO_SERVER)
+    command = "python train.py configs/gfl_r50_fpn_1x_coco.yaml"
+    usual = folder.resolve() == Path("data/coco").resolve()
+    print(f"next: {command}" if usual else f"next: link data/coco to {folder}, where the configs look, then {command}")
+
+
+def get(archive: Archive, folder: Path, server: str) -> None:
+    path = folder / archive.name
+    with Bar(archive.name) as bar:
+        fetch(f"{server.rstrip('/')}/{archive.path}", path, md5=archive.md5, growth=archive.growth, report=bar.show)
+    with Bar(f"{archive.name} unpacking") as bar:
+        written = unpack(path, folder, report=bar.show)
+    print(f"{path}: complete, {written} files written")
+
+
+class Bar:
+    """A progress bar in bytes, on a terminal only."""
+
+    def __init__(self, text: str) -> None:
+        self.bar = tqdm(desc=text, unit="B", unit_scale=True, disable=None)
+
+    def __enter__(self) -> "Bar":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.close()
+
+    def show(self, done: int, total: int | None) -> None:
+        self.bar.total = total
+        self.bar.update(done - self.bar.n)
+
+
+if __name__ == "__main__":
+    run(main, ARGS)
