@@ -30,7 +30,18 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from gfl import distributed
-from gfl.checkpoint import TRAINING, Progress, find_checkpoint, load_model_state, read_checkpoint, save_checkpoint
+from gfl.checkpoint import (
+    BEST,
+    LAST,
+    PREVIOUS,
+    TRAINING,
+    Progress,
+    find_checkpoint,
+    load_model_state,
+    newest_checkpoint,
+    read_checkpoint,
+    save_checkpoint,
+)
 from gfl.coco_eval import coco_metrics, run_detector, sample_pictures
 from gfl.config import Config, config_differences, load_config, save_config
 from gfl.criterion import build_criterion
@@ -77,9 +88,9 @@ class Trainer:
         """Where the run goes on. A run that is there already is never overwritten."""
         if self.run_dir.exists() and not self.run_dir.is_dir():
             raise UserError(f"run_dir {self.run_dir} is a file; choose a folder")
-        newest = distributed.share_from_main(find_checkpoint(self.run_dir, "last.pt", "best.pt"))
-        if newest and not resume:
+        if find_checkpoint(self.run_dir, LAST, PREVIOUS, BEST) and not resume:
             raise UserError(f"{self.run_dir} already holds a run: go on with --resume, or choose another run_dir=...")
+        newest, self.damaged = distributed.share_from_main(newest_checkpoint(self.run_dir))
         if resume and not newest and distributed.is_main():
             print(f"resume   nothing in {self.run_dir} yet, starting from the beginning")
         return newest
@@ -170,6 +181,7 @@ class Trainer:
             text.append(f"resume   {self.checkpoint} is complete, nothing is left to train")
         elif self.checkpoint:
             text.append(f"resume   {self.checkpoint}: epoch {self.progress.epoch + 1}, step {self.progress.step}")
+        text += [f"warning  {problem}" for problem in self.damaged]
         text += [f"changed  {change}" for change in self.changes]
         return "\n".join(text)
 
@@ -191,10 +203,10 @@ class Trainer:
             for epoch in range(self.progress.epoch, optim.epochs):
                 self.train_epoch(epoch)
                 if (epoch + 1) % self.config.eval.interval == 0 or epoch + 1 == optim.epochs:
-                    self.save("last.pt")  # whatever happens while evaluating, --resume evaluates again
+                    self.save(LAST)  # whatever happens while evaluating, --resume evaluates again
                     self.evaluate()
                 self.move_to(epoch + 1, 0)
-                self.save("last.pt")
+                self.save(LAST)
         finally:
             self.log.close()
         if distributed.is_main():
@@ -248,7 +260,7 @@ class Trainer:
 
     def leave(self) -> None:
         """Save in the middle of an epoch and stop."""
-        self.save("last.pt")
+        self.save(LAST)
         self.log.close()  # the progress bar goes before anything is printed
         if distributed.is_main():
             done = f"step {self.progress.step} of epoch {self.progress.epoch + 1}"
@@ -266,6 +278,7 @@ class Trainer:
                 progress=self.progress,
                 optimizer=self.optimizer,
                 scaler=self.scaler,
+                keep=self.run_dir / PREVIOUS if name == LAST else None,
             )
 
     def evaluate(self) -> None:
@@ -280,7 +293,7 @@ class Trainer:
         )
         if (metrics["AP"] or 0.0) > self.progress.best:
             self.progress = self.progress._replace(best=metrics["AP"] or 0.0)
-            self.save("best.pt")
+            self.save(BEST)
 
 
 if __name__ == "__main__":

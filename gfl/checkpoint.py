@@ -1,6 +1,10 @@
-"""Checkpoints: tensors and plain data only, written whole or not at all, read without executing anything."""
+"""Checkpoints: tensors and plain data only, written whole or not at all, read without executing anything.
+
+Beside each lies a `.json` with its size and SHA-256, so that a file that was cut off or altered later is recognised.
+"""
 
 import contextlib
+import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -11,10 +15,11 @@ from torch import Tensor, nn
 
 from gfl.config import Config, config_from_dict, config_to_dict, merge, parse_overrides
 from gfl.errors import UserError
-from gfl.files import temporary
+from gfl.files import file_digest, temporary, write_json
 from gfl.model.detector import Detector, build_detector
 
 FORMAT = "gfl-1"
+LAST, PREVIOUS, BEST = "last.pt", "previous.pt", "best.pt"
 WEIGHTS = {"model", "config", "class_names"}  # what evaluation needs
 TRAINING = {"progress", "optimizer", "scaler"}  # what --resume needs besides; a converted checkpoint has none
 
@@ -37,8 +42,12 @@ def save_checkpoint(
     progress: Progress,
     optimizer: torch.optim.Optimizer,
     scaler: torch.amp.GradScaler,
+    keep: Path | None = None,
 ) -> None:
     """Write everything a run needs to go on; an interrupted write leaves the previous file.
+
+    Args:
+        keep: where the previous file goes instead of being overwritten.
 
     Raises `UserError` if the disk is full or the folder cannot be written.
     """
@@ -48,7 +57,7 @@ def save_checkpoint(
         "scaler": scaler.state_dict(),
     }
     try:
-        write_torch_file(path, weights(model.state_dict(), config, class_names) | training)
+        write_torch_file(path, weights(model.state_dict(), config, class_names) | training, keep=keep)
     except UserError as error:
         raise UserError(f"{error}; free some space, then go on with --resume") from None
 
@@ -59,26 +68,67 @@ def weights(model: Mapping[str, Tensor], config: Config, class_names: Sequence[s
     return {"format": FORMAT, "model": model, "config": config_tree, "class_names": names}
 
 
-def write_torch_file(path: Path, content: Any) -> None:
-    """Write tensors and plain data, whole or not at all; raises `UserError` if the disk is full or forbids it."""
+def write_torch_file(path: Path, content: Any, *, keep: Path | None = None) -> None:
+    """Write tensors and plain data, whole or not at all, then size and hash beside it.
+
+    Raises `UserError` if the disk is full or forbids it.
+    """
     unfinished = temporary(path)
     try:
         with open(unfinished, "wb") as file:
             torch.save(content, file)
             file.flush()
             os.fsync(file.fileno())
+        proof = _proof(unfinished)
+        if keep and path.is_file():
+            _move(path, keep)
+        _proof_path(path).unlink(missing_ok=True)  # it is of the old file; without one a file is taken as it is
         os.replace(unfinished, path)
     except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
         with contextlib.suppress(OSError):
             unfinished.unlink()
         reason = getattr(error, "strerror", None) or "the disk is full, or fails"
         raise UserError(f"cannot write {path}: {reason}") from None
+    write_json(_proof_path(path), proof)
+
+
+def _move(path: Path, target: Path) -> None:
+    """Rename a checkpoint and its proof; whenever it is interrupted, no proof stands beside another file than its."""
+    _proof_path(target).unlink(missing_ok=True)
+    os.replace(path, target)
+    if _proof_path(path).is_file():
+        os.replace(_proof_path(path), _proof_path(target))
+
+
+def _proof_path(path: Path) -> Path:
+    return path.with_name(path.name + ".json")
+
+
+def _proof(path: Path) -> dict[str, Any]:
+    return {"bytes": path.stat().st_size, "sha256": file_digest(path, "sha256")}
+
+
+def _check_proof(path: Path) -> None:
+    """Raises `UserError` if the file is not the one that was written; a file without a proof is taken as it is."""
+    try:
+        written = json.loads(_proof_path(path).read_text(encoding="utf-8"))
+        size, digest = written["bytes"], written["sha256"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return
+    found = path.stat().st_size
+    if found != size:
+        raise UserError(f"{path} has {found} bytes, but {size} were written: it is cut off or altered")
+    if _proof(path)["sha256"] != digest:
+        raise UserError(f"{path} is not as it was written: its SHA-256 differs from that in {_proof_path(path).name}")
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
     """The checkpoint as plain data, on the CPU; raises `UserError` if it is missing, damaged or something else."""
     try:
+        _check_proof(path)
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except UserError:
+        raise
     except OSError as error:
         raise UserError(f"cannot read checkpoint {path}: {error.strerror or error}") from None
     except Exception:  # torch raises many types for a file it cannot read
@@ -89,6 +139,25 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
             "scripts/convert_checkpoint.py reads those of other programs"
         )
     return state
+
+
+def newest_checkpoint(run_dir: Path) -> tuple[Path | None, list[str]]:
+    """The newest checkpoint of a run that can be read, and what is wrong with newer ones.
+
+    Raises `UserError` if there are some and none can be read.
+    """
+    problems = []
+    for name in (LAST, PREVIOUS, BEST):
+        if (run_dir / name).is_file():
+            try:
+                read_checkpoint(run_dir / name)
+            except UserError as error:
+                problems.append(str(error))
+            else:
+                return run_dir / name, problems
+    if problems:
+        raise UserError(f"no checkpoint in {run_dir} can be read: {'; '.join(problems)}")
+    return None, []
 
 
 def load_model_state(model: nn.Module, state: dict[str, Any], path: Path, *, assign: bool = False) -> None:
@@ -121,7 +190,7 @@ def load_detector(path: Path, overrides: Iterable[str] = ()) -> tuple[Detector, 
         path: a checkpoint, or a run folder, whose best.pt is taken or else its last.pt.
         overrides: ``section.key=value`` for the checkpoint's config.
     """
-    checkpoint = find_checkpoint(path, "best.pt", "last.pt")
+    checkpoint = find_checkpoint(path, BEST, LAST)
     if checkpoint is None:
         raise UserError(f"no checkpoint at {path}: give a .pt file or a run folder with best.pt or last.pt")
     state = read_checkpoint(checkpoint)

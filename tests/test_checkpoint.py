@@ -18,6 +18,7 @@ from gfl.checkpoint import (
     find_checkpoint,
     load_detector,
     load_model_state,
+    newest_checkpoint,
     read_checkpoint,
     save_checkpoint,
 )
@@ -55,7 +56,7 @@ class Run:
             self.scaler.update()
         return self
 
-    def save(self, path, progress=Progress(2, 5, 0.25)):  # noqa: B008 (immutable)
+    def save(self, path, progress=Progress(2, 5, 0.25), keep=None):  # noqa: B008 (immutable)
         save_checkpoint(
             path,
             model=self.model,
@@ -64,6 +65,7 @@ class Run:
             progress=progress,
             optimizer=self.optimizer,
             scaler=self.scaler,
+            keep=keep,
         )
         return path
 
@@ -87,7 +89,7 @@ def test_a_checkpoint_says_what_it_is_of(tmp_path):
     assert config_from_dict(state["config"], "test") == SMALL
     assert state["class_names"] == ["disc", "ring"]
     assert Progress(**state["progress"]) == Progress(epoch=2, step=5, best=0.25)
-    assert os.listdir(tmp_path) == ["last.pt"]
+    assert sorted(os.listdir(tmp_path)) == ["last.pt", "last.pt.json"]
 
 
 def test_a_checkpoint_can_be_replaced_while_it_is_read(tmp_path):
@@ -120,7 +122,7 @@ def test_a_failed_write_leaves_the_old_checkpoint(tmp_path, monkeypatch, refusal
     assert message.startswith(f"cannot write {path}: ")
     assert "--resume" in message
     assert path.read_bytes() == before
-    assert os.listdir(tmp_path) == ["last.pt"]
+    assert sorted(os.listdir(tmp_path)) == ["last.pt", "last.pt.json"]
 
 
 def test_a_write_that_is_interrupted_leaves_the_old_checkpoint(tmp_path, monkeypatch):
@@ -137,7 +139,81 @@ def test_a_write_that_is_interrupted_leaves_the_old_checkpoint(tmp_path, monkeyp
             Run().save(path)
     assert path.read_bytes() == before
     Run().train(1).save(path)  # what the interrupted one left behind is in nobody's way
-    assert os.listdir(tmp_path) == ["last.pt"]
+    assert sorted(os.listdir(tmp_path)) == ["last.pt", "last.pt.json"]
+
+
+def cut_off(path):
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def alter(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(("damage", "told"), [(cut_off, "bytes, but"), (alter, "not as it was written")])
+def test_a_file_that_changed_after_it_was_written_is_refused(damage, told, tmp_path, refusal):
+    path = Run().save(tmp_path / "last.pt")
+    damage(path)
+    message = refusal(read_checkpoint, path)
+    assert message.startswith(str(path))
+    assert told in message
+
+
+@pytest.mark.parametrize("proof", [None, "", "7", '{"bytes": 3}'])
+def test_without_a_readable_proof_a_file_is_taken_as_it_is(proof, tmp_path):
+    path = Run().save(tmp_path / "last.pt")
+    (tmp_path / "last.pt.json").unlink()
+    if proof is not None:
+        (tmp_path / "last.pt.json").write_text(proof)
+    assert read_checkpoint(path)["class_names"]
+
+
+def test_of_a_run_the_newest_checkpoint_that_can_be_read_is_taken_and_the_others_are_told(tmp_path, refusal):
+    assert newest_checkpoint(tmp_path) == (None, [])
+    for steps, name in ((1, "best.pt"), (2, "last.pt"), (3, "last.pt")):
+        Run().train(steps).save(tmp_path / name, Progress(steps, 0), keep=tmp_path / "previous.pt")
+    for name, epoch in (("last.pt", 3), ("previous.pt", 2), ("best.pt", 1)):
+        found, problems = newest_checkpoint(tmp_path)
+        assert found == tmp_path / name
+        assert read_checkpoint(found)["progress"]["epoch"] == epoch
+        assert len(problems) == 3 - epoch
+        cut_off(found)
+    assert "previous.pt" in refusal(newest_checkpoint, tmp_path)
+
+
+def test_killed_anywhere_while_saving_there_is_a_whole_checkpoint(tmp_path, monkeypatch):
+    """Every call that changes the folder is in its turn the last one that happens."""
+    calls = [(os, "replace"), (type(tmp_path), "unlink"), (type(tmp_path), "write_text"), (torch, "save")]
+    for last in range(12):
+        folder = tmp_path / str(last)
+        folder.mkdir()
+        for epoch in (1, 2):
+            Run().save(folder / "last.pt", Progress(epoch, 0), keep=folder / "previous.pt")
+        left = [last]
+        with monkeypatch.context() as patched:
+            for owner, name in calls:
+                patched.setattr(owner, name, _dies(getattr(owner, name), left))
+            try:
+                Run().save(folder / "last.pt", Progress(3, 0), keep=folder / "previous.pt")
+                finished = True
+            except SystemExit:
+                finished = False
+        found, problems = newest_checkpoint(folder)
+        assert read_checkpoint(found)["progress"]["epoch"] >= 2, last
+        assert not problems, last
+    assert finished
+
+
+def _dies(function, left):
+    def call(*args, **kwargs):
+        if left[0] == 0:
+            raise SystemExit
+        left[0] -= 1
+        return function(*args, **kwargs)
+
+    return call
 
 
 def test_a_folder_that_is_gone_is_told(tmp_path, refusal):

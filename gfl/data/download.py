@@ -2,7 +2,6 @@
 
 import contextlib
 import errno
-import hashlib
 import http.client
 import os
 import shutil
@@ -16,7 +15,7 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from gfl.errors import UserError
-from gfl.files import temporary
+from gfl.files import file_digest, temporary
 
 CHUNK = 2**20
 SPARE = 2**28  # bytes that stay free on the disk
@@ -66,7 +65,7 @@ def fetch(
     Raises `UserError` if the file cannot be had, does not have that md5, or the disk has no room for it.
     """
     if path.is_file():
-        if file_md5(path, report) != md5:
+        if _md5(path, report) != md5:
             raise UserError(f"{path} is not the published file (its md5 is not {md5}); delete or move it")
         return
     part = path.with_name(path.name + ".part")
@@ -81,7 +80,7 @@ def fetch(
             break
         failures = 0 if _size(part) > before else failures + 1
         time.sleep(pause)
-    found = file_md5(part) if part.is_file() else None
+    found = _md5(part) if part.is_file() else None
     if found == md5:
         os.replace(part, path)
         return
@@ -187,15 +186,11 @@ def check_space(folder: Path, wanted: int) -> None:
         )
 
 
-def file_md5(path: Path, report: Report = lambda done, total: None) -> str:
-    """The md5 of a file as hexadecimal text."""
-    digest, done, total = hashlib.md5(usedforsecurity=False), 0, _size(path)
-    with _open(path, "rb") as file:
-        while chunk := file.read(CHUNK):
-            digest.update(chunk)
-            done += len(chunk)
-            report(done, total)
-    return digest.hexdigest()
+def _md5(path: Path, report: Report = lambda done, total: None) -> str:
+    try:
+        return file_digest(path, "md5", on_bytes=lambda done: report(done, _size(path)))
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from None
 
 
 def _size(path: Path) -> int:
