@@ -28,6 +28,9 @@ class Server(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.content, self.manner, self.asked = CONTENT, "well", []
 
+    def handle_error(self, request, client_address):
+        """Clients that hang up are part of the test."""
+
     @property
     def url(self):
         return f"http://127.0.0.1:{self.server_port}/zips/file.zip"
