@@ -1,6 +1,7 @@
 """COCO figures of a checkpoint, and its detections in COCO's results format."""
 
 import argparse
+import re
 
 
 def parse_args() -> argparse.Namespace:
@@ -49,6 +50,8 @@ def main(args: argparse.Namespace) -> None:
     if args.data:  # another split gets a folder of its own, so that the run's own figures stay
         annotations, images = args.data
         out = path.parent / Path(annotations).stem
+    if args.overrides:  # other settings: the run's own figures stay
+        out = out / re.sub(r"[^\w.=-]+", "_", "_".join(args.overrides))[:100]
     if args.out:
         out = Path(args.out)
     if out.is_file():

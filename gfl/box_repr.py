@@ -21,7 +21,7 @@ MAX_LOG_RATIO = abs(math.log(16 / 1000))  # of a side to the square's
 
 
 class BoxRepresentation(nn.Module):
-    """A row: see the head of this file."""
+    """What a row of table 2(a) provides; `decode` is `distances` unless a row has a second way to be read."""
 
     num_outputs = 1
     loss_name: str | None = None
@@ -135,7 +135,7 @@ def highest_mode(probabilities: Tensor) -> Tensor:
     return torch.where(bins >= top, rises == rises.gather(-1, top), falls == falls.gather(-1, top))
 
 
-# Rows of table 2(a); ATSS's own anchor deltas are its Dirac row, general is with DFL unless `loss.dfl_weight` is 0.
+# Rows of table 2(a), and ATSS's own anchor deltas; general is with DFL unless `loss.dfl_weight` is 0.
 BOX_REPRESENTATIONS = {
     "dirac": lambda head, peak: DiracBox(),
     "anchor_delta": lambda head, peak: AnchorDeltaBox(),

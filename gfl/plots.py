@@ -55,7 +55,7 @@ def plot_study(title: str, outcomes: Sequence[Outcome], path: Path) -> None:
         if row.paper_difference is not None:
             axes.plot(row.paper_difference, place - 0.22, "D", markersize=5, color=COLOURS[1], label="paper, on COCO")
     axes.axvline(0, color="#404040", linewidth=1)
-    axes.set_yticks(range(len(shown)), [f"{row.name}  ({row.seeds} seeds)" for row in shown])
+    axes.set_yticks(range(len(shown)), [f"{row.name}  ({row.seeds} seed{'s' * (row.seeds > 1)})" for row in shown])
     axes.set_ylim(-0.7, len(shown) - 0.3)
     axes.set_xlabel("difference of AP to the baseline row, in points")
     axes.set_title(title)
@@ -63,6 +63,8 @@ def plot_study(title: str, outcomes: Sequence[Outcome], path: Path) -> None:
     each_once = dict(zip(labels, handles, strict=True))
     if each_once:
         axes.legend(each_once.values(), each_once.keys(), loc="best")
+    else:
+        axes.text(0.5, 0.5, "nothing to compare with the baseline row yet", transform=axes.transAxes, ha="center")
     save(page, path)
 
 
@@ -85,8 +87,11 @@ def plot_targets(name: str, distances: np.ndarray, told: dict[str, Any], path: P
     edges = np.linspace(0, max(limit, distances.max()) * 1.05, 60)
     axes.hist(distances.clip(min=0).ravel(), bins=edges, color=COLOURS[0])
     axes.axvline(limit, color=COLOURS[1], label=f"reg_max {told['reg_max']} · delta {told['delta']:g}")
+    wanted = told["recommended_reg_max"]
+    label = f"reg_max {wanted}: 99.9 % of the sides within"
+    axes.axvline(wanted * told["delta"], color=COLOURS[2], linestyle="--", label=label)
     axes.set(xlabel="distance of a side from its point, in strides", ylabel="sides")
-    axes.set_title(f"{name}: {told['share_beyond']:.2%} beyond, recommended reg_max {told['recommended_reg_max']}")
+    axes.set_title(f"{name}: {told['share_beyond']:.2%} of the sides beyond reg_max")
     axes.legend()
     save(page, path)
 
@@ -97,22 +102,22 @@ def plot_spread(name: str, found: Predictions, told: dict[str, Any], path: Path)
     low, high = 0.3, max(10.0, float(found.spreads.max()))
     known = np.isfinite(found.true_sigmas)
     dots = {"markersize": 3, "alpha": 0.3, "markeredgewidth": 0, "color": COLOURS[0]}
-    cloud.loglog(found.true_sigmas[known], found.spreads[known].clip(min=low), ".", **dots)
+    cloud.loglog(found.spreads[known].clip(min=low), found.true_sigmas[known], ".", **dots)
     cloud.loglog([low, high], [low, high], color="#808080", linewidth=1)
-    cloud.set(xlabel="true blur of the edge, px", ylabel="predicted spread of the side, px")
+    cloud.set(xlabel="predicted spread of the side, px", ylabel="true blur of the edge, px")
     cloud.set_title(f"{name}: {told['sides']} sides, Spearman {_number(told['spearman'])}")
     _plot_curve(over_all, told["curve"], "error", "root mean square error", COLOURS[1])
     _plot_curve(over_all, told["curve"], "blur", "median true blur", COLOURS[0])
-    over_all.set_title("calibration, tenths of all sides")
+    over_all.set_title("calibration by deciles of all sides")
     for (stride, part), colour in zip(told["by_stride"].items(), COLOURS, strict=False):
+        enough = part["sides"] >= 10 * len(part["curve"])  # else a decile is noise
         label = f"stride {stride}: {part['sides']} sides, Spearman {_number(part['spearman'])}"
-        enough = part["sides"] >= 10 * len(part["curve"])  # else a tenth is noise
-        _plot_curve(by_level, part["curve"] if enough else [], "blur", label, colour)
-    by_level.set_title("median true blur, tenths per level")
+        _plot_curve(by_level, part["curve"] if enough else [], "blur", label + ", too few" * (not enough), colour)
+    by_level.set_title("median true blur by deciles of each level")
     for axes in (over_all, by_level):
         end = max(group["predicted"] for group in told["curve"])
         axes.plot([0, end], [0, end], color="#808080", linewidth=1, label="equal")
-        axes.set(xlabel="predicted spread, mean of a tenth, px", ylabel="px")
+        axes.set(xlabel="predicted spread, mean of a decile, px", ylabel="px")
         axes.legend(fontsize=8)
     save(page, path)
 

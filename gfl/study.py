@@ -106,16 +106,19 @@ def plan(
     configs = [os.path.relpath(Path(path).parent / study.base), *([scale] if scale else [])]
     groups = {found.name.rpartition("-")[2]: found for found in sorted(root.glob("*-*"))}  # by digest
     return [
-        _run(row, seed, configs, root, groups)
+        _run(path, row, seed, configs, root, groups)
         for seed in range(seeds)
         for row in study.rows
         if not only or row.name in only
     ]
 
 
-def _run(row: Row, seed: int, configs: list[str], root: Path, groups: dict[str, Path]) -> Run:
+def _run(path: str | Path, row: Row, seed: int, configs: list[str], root: Path, groups: dict[str, Path]) -> Run:
     arguments = [*configs, *(f"{key}={_as_yaml(value)}" for key, value in row.overrides.items()), f"seed={seed}"]
-    digest = _digest(load_config(arguments[0], arguments[1:]))
+    try:
+        digest = _digest(load_config(arguments[0], arguments[1:]))
+    except UserError as error:
+        raise UserError(f"{path}: row {row.name!r}: {str(error).removeprefix('command line: ')}") from None
     slug = re.sub(r"[^a-z0-9.]+", "-", row.name.lower()).strip("-")
     group = groups.setdefault(digest, root / f"{slug}-{digest}")
     arguments.append(f"run_dir={group / f'seed{seed}'}")
@@ -248,7 +251,7 @@ def table(outcomes: Iterable[Outcome]) -> str:
 
 
 def comma_separated(outcomes: Iterable[Outcome]) -> str:
-    """The outcomes as CSV, unrounded."""
+    """The outcomes as CSV, to six places."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     paper = [f"paper {name}" for name in FIGURES]
@@ -256,7 +259,6 @@ def comma_separated(outcomes: Iterable[Outcome]) -> str:
     for row in outcomes:
         ours = [row.mean.get(name) for name in FIGURES]
         theirs = [row.paper.get(name) for name in FIGURES]
-        writer.writerow(
-            [row.name, row.seeds, *ours, row.spread, row.difference, row.margin, *theirs, row.paper_difference]
-        )
+        figures = [*ours, row.spread, row.difference, row.margin, *theirs, row.paper_difference]
+        writer.writerow([row.name, row.seeds, *(None if value is None else round(value, 6) for value in figures)])
     return text.getvalue()

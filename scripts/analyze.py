@@ -174,7 +174,7 @@ def summary(name: str, told: dict[str, Any]) -> str:
     if goal["points"]:
         lines.append(
             f"targets  {goal['share_beyond']:.3%} of the sides beyond reg_max {goal['reg_max']}, the largest at "
-            f"{goal['largest']:.1f} strides; recommended reg_max {goal['recommended_reg_max']}"
+            f"{goal['largest']:.1f} strides; reg_max {goal['recommended_reg_max']} holds 99.9 % of them"
         )
     else:
         lines.append("targets  no point learns any box: they are too small for the strides, or outside their images")

@@ -27,8 +27,8 @@ def parse_args() -> argparse.Namespace:
 
 
 def _at_least_one(text: str) -> int:
-    if int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text} is less than 1")
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 on")
     return int(text)
 
 
@@ -51,8 +51,10 @@ from functools import partial
 import torch
 from tqdm import tqdm
 
+from gfl.criterion import build_criterion
 from gfl.errors import UserError, run
 from gfl.files import write_text
+from gfl.model.detector import build_detector
 from gfl.plots import plot_study
 from gfl.study import Run, Study, comma_separated, epochs_begun, load_study, plan, read_result, summarize, table
 
@@ -63,9 +65,10 @@ def main(args: argparse.Namespace) -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's, and Ctrl-C, stop run and study alike
     study = load_study(args.study)
     runs = plan_runs(args, seeds=args.seeds, only=args.rows)
+    check_rows(args.study, runs)
     if args.dry_run:
         for each in runs:
-            print(shlex.join(command(each, args.nproc)))
+            print(f"# {each.row}, seed {each.seed}\n{shlex.join(command(each, args.nproc))}")
         print(
             f"{sum(read_result(each) is not None for each in runs)} of {len(runs)} runs are finished", file=sys.stderr
         )
@@ -73,9 +76,13 @@ def main(args: argparse.Namespace) -> None:
     left = [each for each in runs if read_result(each) is None]
     check_weights(left, args.scale)
     print(f"{study.title}: {len(runs)} runs, {len(runs) - len(left)} of them finished", flush=True)
+    print(f"each prints to train.log in its folder below {Path(args.out) / 'runs'}", flush=True)
     failures: list[str] = []
     try:
         train_all(left, args.nproc, failures, on_run=lambda: write_report(study, args, failures))
+    except KeyboardInterrupt:
+        print("\nthe same command goes on from here", flush=True)
+        raise
     finally:
         print(f"\n{write_report(study, args, failures)}")
     if failures:
@@ -88,12 +95,27 @@ def plan_runs(args: argparse.Namespace, *, seeds: int, only: Sequence[str] = ())
     return plan(args.study, root=Path(args.out) / "runs", scale=args.scale, seeds=seeds, only=only)
 
 
+def check_rows(path: str, runs: list[Run]) -> None:
+    """Before hours of training: whether each row is a detector and a criterion at all."""
+    for each in runs:
+        try:
+            with torch.device("meta"):
+                model = build_detector(each.config, 1, pretrained=False)
+                build_criterion(each.config, model.quality, model.box_repr)
+        except UserError as error:
+            raise UserError(f"{path}: row {each.row!r}: {error}") from None
+
+
 def check_weights(runs: list[Run], scale: str | None) -> None:
     """Before hours of training: the file that rows start from, which a scale may need made first."""
     for each in runs:
         weights = each.config.model.backbone.weights
         if weights not in ("none", "torchvision") and not Path(weights).is_file():
-            where = f"the head of {scale} says how it is made" if scale else "data/README.md says where it comes from"
+            where = (
+                f"the head of {scale}, or of its base, says how it is made"
+                if scale
+                else "data/README.md says where it comes from"
+            )
             raise UserError(f"row {each.row!r} starts from {weights}, which is not there; {where}")
 
 
@@ -139,7 +161,7 @@ def train(each: Run, nproc: int, *, on_epochs: Callable[[int], object]) -> str |
         try:
             fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            return "another study is training it right now"
+            return "it is being trained already, by another study or what is left of a killed one; wait for it"
         begin = log.seek(0, os.SEEK_END)
         with subprocess.Popen(command(each, nproc), stdout=log, stderr=subprocess.STDOUT) as process:
             try:
@@ -164,31 +186,38 @@ def train(each: Run, nproc: int, *, on_epochs: Callable[[int], object]) -> str |
 def write_report(study: Study, args: argparse.Namespace, failures: list[str]) -> str:
     """Write report.md, report.csv and report.png of all that is finished, also by earlier commands; what to print."""
     seeds = args.seeds
-    while any(read_result(each) for each in plan_runs(args, seeds=seeds + 1) if each.seed == seeds):
+    # More seeds than asked for, where all rows have them: rows with different seeds would not compare.
+    while all(read_result(each) for each in plan_runs(args, seeds=seeds + 1) if each.seed == seeds):
         seeds += 1
     runs = plan_runs(args, seeds=seeds)
     outcomes = summarize(study, {(each.row, each.seed): figures for each in runs if (figures := read_result(each))})
     folder = Path(args.out) / "-".join([Path(args.study).stem, *([Path(args.scale).stem] if args.scale else [])])
     text = table(outcomes)
-    write_text(folder / "report.md", report(study.title, text, args, seeds, failures))
+    write_text(folder / "report.md", report(study.title, text, args, runs, failures))
     write_text(folder / "report.csv", comma_separated(outcomes))
     plot_study(study.title, outcomes, folder / "report.png")
     return f"{text}\n\nreport: {folder / 'report.md'}, report.csv, report.png"
 
 
-def report(title: str, outcomes: str, args: argparse.Namespace, seeds: int, failures: list[str]) -> str:
+def report(title: str, outcomes: str, args: argparse.Namespace, runs: list[Run], failures: list[str]) -> str:
     """The report as Markdown: the table, how to read it and how it was made."""
     words = ["python", "scripts/study.py", args.study, *(["--scale", args.scale] if args.scale else [])]
-    words += ["--seeds", str(seeds), *(["--nproc", str(args.nproc)] if args.nproc > 1 else [])]
+    words += [
+        "--seeds",
+        str(1 + max(each.seed for each in runs)),
+        *(["--nproc", str(args.nproc)] if args.nproc > 1 else []),
+    ]
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{os.cpu_count()} cores"
     failed = "".join(f"- {line}\n" for line in failures)
+    folders = "".join(f"- {row}: `{folder}`\n" for row, folder in {r.row: r.folder.parent for r in runs}.items())
     return (
         f"# {title}\n\n{outcomes}\n\n"
         "AP in percent, mean over the seeds ± standard deviation. Difference: of AP to the baseline row, mean over the "
         "seeds ± half of the 95 % confidence interval (Student's t on differences paired by seed); with one seed there "
         "is none. Same sign as the paper's difference: open where the interval holds 0, or with one seed.\n\n"
         f"`{shlex.join(words)}`, {platform.machine()}, {device}, torch {torch.__version__}, "
-        f"{date.today().isoformat()}\n" + (f"\nFailed:\n\n{failed}" if failures else "")
+        f"{date.today().isoformat()}\n\nRun folders, one per seed:\n\n{folders}"
+        + (f"\nFailed:\n\n{failed}" if failures else "")
     )
 
 

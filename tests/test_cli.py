@@ -135,6 +135,14 @@ def test_evaluation_is_the_same_with_two_processes(trained, tmp_path):
         assert json.loads((tmp_path / "one" / name).read_text()) == json.loads((tmp_path / "two" / name).read_text())
 
 
+def test_other_settings_leave_the_figures_of_the_run(trained, tmp_path):
+    run = shutil.copytree(trained, tmp_path / "run")
+    printed = succeed("eval.py", run, "eval.decode=peak")
+    assert sorted(path.name for path in (run / "eval.decode=peak").iterdir()) == ["detections.json", "metrics.json"]
+    assert str(run / "eval.decode=peak" / "metrics.json") in printed
+    assert not (run / "metrics.json").exists()
+
+
 def test_json_without_annotations_gives_results_without_figures(trained, shapes, tmp_path):
     tree = json.loads((shapes / "annotations" / "instances_val.json").read_text())
     del tree["annotations"]
@@ -239,12 +247,22 @@ def test_a_study_goes_past_a_failure_reports_it_and_skips_what_is_finished(study
 
 def test_the_dry_run_of_a_study_prints_commands_that_run_and_runs_nothing(study, tmp_path):
     printed = succeed(*study, "--dry-run", "--rows", "plain", "--seeds", 2, "--nproc", 2)
-    launchers = [line.split()[1:5] for line in printed.splitlines()]
+    launchers = [line.split()[1:5] for line in printed.splitlines() if not line.startswith("#")]
     assert launchers == [["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]] * 2
     assert not (tmp_path / "out").exists()
-    (command,) = succeed(*study, "--dry-run", "--rows", "plain").splitlines()
+    _, command = succeed(*study, "--dry-run", "--rows", "plain").splitlines()
     succeed(*shlex.split(command)[1:])
     assert "1 runs, 1 of them finished" in succeed(*study, "--rows", "plain")
+
+
+def test_a_row_that_is_no_detector_is_told_before_anything_runs(study, tmp_path):
+    text = (tmp_path / "tiny.yaml").read_text()
+    (tmp_path / "tiny.yaml").write_text(
+        text.replace('"eval.decode": "peak"', '"model.head.box": "dirac", "model.head.quality": "dgqp"')
+    )
+    assert "row 'peak': model.head.quality: dgqp" in refuse(*study, "--dry-run")
+    (tmp_path / "tiny.yaml").write_text(text.replace("eval.decode", "eval.decoded"))
+    assert "row 'peak': unknown key eval.decoded" in refuse(*study, "--dry-run")
 
 
 def test_what_a_row_of_several_processes_failed_of_is_told(study):
