@@ -1,6 +1,6 @@
 """Checkpoints: tensors and plain data only, written whole or not at all, read without executing anything.
 
-Beside each lies a `.json` with its size and SHA-256, so that a file that was cut off or altered later is recognised.
+Beside each of a run lies a `.json` with its size and SHA-256, so that one cut off or altered later is recognised.
 """
 
 import contextlib
@@ -57,7 +57,7 @@ def save_checkpoint(
         "scaler": scaler.state_dict(),
     }
     try:
-        write_torch_file(path, weights(model.state_dict(), config, class_names) | training, keep=keep)
+        write_torch_file(path, weights(model.state_dict(), config, class_names) | training, proof=True, keep=keep)
     except UserError as error:
         raise UserError(f"{error}; free some space, then go on with --resume") from None
 
@@ -68,8 +68,8 @@ def weights(model: Mapping[str, Tensor], config: Config, class_names: Sequence[s
     return {"format": FORMAT, "model": model, "config": config_tree, "class_names": names}
 
 
-def write_torch_file(path: Path, content: Any, *, keep: Path | None = None) -> None:
-    """Write tensors and plain data, whole or not at all, then size and hash beside it.
+def write_torch_file(path: Path, content: Any, *, proof: bool = False, keep: Path | None = None) -> None:
+    """Write tensors and plain data, whole or not at all, then with `proof` size and hash beside it.
 
     Raises `UserError` if the disk is full or forbids it.
     """
@@ -79,7 +79,7 @@ def write_torch_file(path: Path, content: Any, *, keep: Path | None = None) -> N
             torch.save(content, file)
             file.flush()
             os.fsync(file.fileno())
-        proof = _proof(unfinished)
+        written = _proof(unfinished) if proof else None
         if keep and path.is_file():
             _move(path, keep)
         _proof_path(path).unlink(missing_ok=True)  # it is of the old file; without one a file is taken as it is
@@ -89,7 +89,8 @@ def write_torch_file(path: Path, content: Any, *, keep: Path | None = None) -> N
             unfinished.unlink()
         reason = getattr(error, "strerror", None) or "the disk is full, or fails"
         raise UserError(f"cannot write {path}: {reason}") from None
-    write_json(_proof_path(path), proof)
+    if written:
+        write_json(_proof_path(path), written)
 
 
 def _move(path: Path, target: Path) -> None:

@@ -15,7 +15,8 @@ from gfl.model.detector import build_detector
 from gfl.optim import build_optimizer, learning_rate, set_learning_rate
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
-NOT_PUBLISHED = {"gfl_r18_bccd", "gfl_r18_coco128", "gfl_r18_shapes"}  # small sets, trained from scratch
+NOT_PUBLISHED = {"gfl_r18_bccd", "gfl_r18_coco128", "gfl_r18_shapes", "gfl_r18_shapes_spread"}  # from scratch
+OTHERS = {"atss_r50_fpn_1x_coco", "fcos_r50_fpn_1x_coco"}  # tests/test_convert.py has what they must be
 STEPS_PER_EPOCH = -(-117_266 // 16)  # train2017 has as many images with boxes
 
 R50, R101, X101 = "resnet50", "resnet101", "resnext101_32x4d"
@@ -78,7 +79,7 @@ def load(name):
 
 
 def test_every_coco_config_is_a_row_of_the_table_and_every_row_a_config():
-    assert {path.stem for path in CONFIGS.glob("*.yaml")} == ROWS.keys() | NOT_PUBLISHED
+    assert {path.stem for path in CONFIGS.glob("*.yaml")} == ROWS.keys() | NOT_PUBLISHED | OTHERS
 
 
 def test_no_two_rows_are_the_same():
