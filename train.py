@@ -2,6 +2,8 @@
 
 import argparse
 
+from gfl.stop import StopRequest
+
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
@@ -18,9 +20,12 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_intermixed_args()  # overrides may also follow a flag
 
 
-ARGS = parse_args() if __name__ == "__main__" else None  # before the heavy imports, so that --help answers at once
+if __name__ == "__main__":  # before the heavy imports, so that --help answers at once and no signal is missed
+    ARGS, STOP = parse_args(), StopRequest()
 
 import contextlib
+import itertools
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -47,17 +52,20 @@ from gfl.config import Config, config_differences, load_config, save_config
 from gfl.criterion import build_criterion
 from gfl.data.coco import load_coco
 from gfl.data.loader import TrainSampler, batches, build_eval_loader, build_train_loader, train_candidates
-from gfl.errors import UserError, run
+from gfl.errors import Interrupted, UserError, run
+from gfl.guard import FiniteGuard, memory_advice
 from gfl.log import RunLog
 from gfl.model.detector import build_detector, normalize_images
-from gfl.optim import autocast_dtype, build_optimizer, learning_rate, scaled_lr, set_learning_rate
+from gfl.optim import autocast_dtype, build_optimizer, learning_rate, set_learning_rate
 from gfl.structures import Batch
+from gfl.summary import run_summary
 
 
-def main(args: argparse.Namespace) -> None:
+def main(args: argparse.Namespace, stop: StopRequest) -> None:
     config = load_config(args.config, args.overrides)
+    restarted = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"  # by torchrun, after a process failed
     with distributed.process_group() as device:
-        trainer = Trainer(config, device, resume=args.resume)
+        trainer = Trainer(config, device, stop, resume=args.resume or restarted)
         if distributed.is_main():
             print(trainer.describe(), flush=True)
         trainer.fit()
@@ -66,8 +74,8 @@ def main(args: argparse.Namespace) -> None:
 class Trainer:
     """One process's part of a run. Methods stand in the order in which they are called."""
 
-    def __init__(self, config: Config, device: torch.device, *, resume: bool) -> None:
-        self.config, self.device, self.run_dir = config, device, Path(config.run_dir)
+    def __init__(self, config: Config, device: torch.device, stop: StopRequest, *, resume: bool) -> None:
+        self.config, self.device, self.stop, self.run_dir = config, device, stop, Path(config.run_dir)
         self.checkpoint = self._find_checkpoint(resume)
         self._build_data()
         torch.manual_seed(config.seed)
@@ -79,6 +87,7 @@ class Trainer:
         self.optimizer = build_optimizer(self.model, config.optim)
         self.amp_dtype = autocast_dtype(config.optim, device)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.amp_dtype == torch.float16)
+        self.guard = FiniteGuard(self.optimizer, self.scaler, self.run_dir)
         self.progress, self.changes = Progress(), []
         if self.checkpoint:
             self._restore(self.checkpoint)
@@ -145,39 +154,9 @@ class Trainer:
             self.scaler.load_state_dict(state["scaler"])
 
     def describe(self) -> str:
-        """What the run will do, for the user to check before it does it."""
-        optim, data, sampler = self.config.optim, self.train_data, self.sampler
-        counts = [(parameter.numel(), parameter.requires_grad) for parameter in self.model.parameters()]
-        total, trained = sum(n for n, _ in counts) / 1e6, sum(n for n, grad in counts if grad) / 1e6
-        processes = distributed.world_size()
-        device = f"{self.device.type}" + (f" ({torch.get_num_threads()} threads)" if self.device.type == "cpu" else "")
-        precision = "float32" if self.amp_dtype is None else f"{str(self.amp_dtype).removeprefix('torch.')} autocast"
-        classes = ", ".join(
-            f"{label} {name} (id {category})"
-            for label, (name, category) in enumerate(zip(data.class_names, data.category_ids, strict=True))
-        )
-        lines = {
-            "device": f"{processes} x {device}, {precision}" + (", channels_last" if optim.channels_last else ""),
-            "train": f"{len(sampler.candidates)} of {len(data)} images, {len(data.labels)} boxes  {data.annotations}",
-            "val": f"{len(self.val_data)} images, {len(self.val_data.labels)} boxes  {self.val_data.annotations}",
-            "classes": f"{len(data.class_names)}: {classes}",
-            "model": f"{self.config.model.backbone.name}, {total:.2f} M parameters ({trained:.2f} M trained)",
-            "batch": f"{optim.batch} = {processes} process(es) x {optim.accumulate} pass(es) x "
-            f"{optim.batch // processes // optim.accumulate} images",
-            "lr": f"{scaled_lr(optim):g} = {optim.lr:g} x {optim.batch} / {optim.base_batch}, {optim.name}, "
-            f"{optim.warmup_steps} warm-up steps, {optim.decay} decay",
-            "steps": f"{optim.epochs} epochs x {sampler.steps_per_epoch} = {optim.epochs * sampler.steps_per_epoch}",
-            "output": str(self.run_dir),
-        }
-        text = [f"{name:<8} {value}" for name, value in lines.items()]
-        text += [f"note     train: {note}" for note in data.notes] + [f"note     val: {n}" for n in self.val_data.notes]
-        if dropped := len(data) - len(sampler.candidates):
-            text.append(f"note     {dropped} training images without boxes dropped; data.keep_empty=true keeps them")
-        if optim.warmup_steps * 2 > optim.epochs * sampler.steps_per_epoch:
-            text.append(
-                "note     more than half of the steps are warm-up; lower optim.warmup_steps or raise optim.epochs"
-            )
-        if self.checkpoint and self.progress.epoch == optim.epochs:
+        """What the run will do, and where it goes on."""
+        text = run_summary(self.config, self.device, self.model, self.train_data, self.val_data, self.sampler)
+        if self.checkpoint and self.progress.epoch == self.config.optim.epochs:
             text.append(f"resume   {self.checkpoint} is complete, nothing is left to train")
         elif self.checkpoint:
             text.append(f"resume   {self.checkpoint}: epoch {self.progress.epoch + 1}, step {self.progress.step}")
@@ -198,7 +177,6 @@ class Trainer:
             interval=self.config.log.interval,
             enabled=distributed.is_main(),
         )
-        self.stop = distributed.StopRequest()
         try:
             for epoch in range(self.progress.epoch, optim.epochs):
                 self.train_epoch(epoch)
@@ -220,32 +198,37 @@ class Trainer:
         for done in range(self.progress.step + 1, self.sampler.steps_per_epoch + 1):
             step = epoch * self.sampler.steps_per_epoch + done
             rate = learning_rate(step - 1, self.config.optim, steps_per_epoch=self.sampler.steps_per_epoch)
-            losses = self.train_step(iterator, rate)
+            losses = self.train_step(iterator, step, rate)
             self.move_to(epoch, done)
-            # Losses are looked at, and processes agree to stop, on steps that sync anyway; so nothing unseen is saved.
-            look = done == self.sampler.steps_per_epoch or self.stop.asked_alone
-            if self.log.train_step(step, epoch + 1, losses, rate, look=look) and self.stop.agreed(self.device):
-                self.leave()
+            last = done == self.sampler.steps_per_epoch
+            self.log.train_step(step, epoch + 1, losses, rate, last=last)
+            self.leave_if_asked()
+            if not last and done % self.config.save_interval == 0:
+                self.save(LAST)
 
-    def train_step(self, iterator: Iterator[Batch], rate: float) -> dict[str, Tensor]:
+    def train_step(self, iterator: Iterator[Batch], step: int, rate: float) -> dict[str, Tensor]:
         """One update of the weights from `accumulate` passes; the losses stay on the device."""
         optim = self.config.optim
         set_learning_rate(self.optimizer, rate)
+        torch.manual_seed(self.config.seed + step)  # whatever is drawn is a function of the step, as resuming needs
         self.optimizer.zero_grad(set_to_none=True)
-        passes = []
+        passes, taken = [], []
         for number in range(optim.accumulate):
-            batch = next(iterator).to(self.device)
+            taken.append(next(iterator))
             last = number == optim.accumulate - 1
-            with contextlib.nullcontext() if last or self.parallel is self.model else self.parallel.no_sync():
-                losses = self.forward(batch)
+            with contextlib.ExitStack() as around:
+                around.enter_context(memory_advice(taken[-1].images.shape))
+                if not last and self.parallel is not self.model:
+                    around.enter_context(self.parallel.no_sync())
+                losses = self.forward(taken[-1].to(self.device))
                 self.scaler.scale(sum(losses.values()) / optim.accumulate).backward()
             passes.append({name: loss.detach() for name, loss in losses.items()})
+        losses = {name: sum(losses[name] for losses in passes) / optim.accumulate for name in passes[0]}
         self.scaler.unscale_(self.optimizer)
-        if optim.clip_norm:
-            torch.nn.utils.clip_grad_norm_(self.model.parameters(), optim.clip_norm)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        return {name: sum(losses[name] for losses in passes) / optim.accumulate for name in passes[0]}
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), optim.clip_norm or torch.inf)
+        self.guard.update(norm)
+        self.guard.see(step, norm, losses, taken)
+        return losses
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Batch on the device -> weighted losses, in float32 whatever the autocast."""
@@ -258,17 +241,20 @@ class Trainer:
         """Note that `step` steps of `epoch` (from 0) are done."""
         self.progress = Progress(epoch, step, self.progress.best, self.sampler.steps_per_epoch)
 
-    def leave(self) -> None:
-        """Save in the middle of an epoch and stop."""
+    def leave_if_asked(self) -> None:
+        """Save and stop where a signal asked any process to; all processes call this equally often."""
+        if not (signum := self.stop.agreed()):
+            return
         self.save(LAST)
         self.log.close()  # the progress bar goes before anything is printed
         if distributed.is_main():
             done = f"step {self.progress.step} of epoch {self.progress.epoch + 1}"
             print(f"stopped after {done}, saved in {self.run_dir}; the same command with --resume goes on from there")
-        raise KeyboardInterrupt
+        raise Interrupted(signum)
 
     def save(self, name: str) -> None:
         """Write a checkpoint (main process only)."""
+        self.guard.settle()
         if distributed.is_main():
             save_checkpoint(
                 self.run_dir / name,
@@ -284,7 +270,7 @@ class Trainer:
     def evaluate(self) -> None:
         """COCO figures of the validation split; the best model so far is kept as best.pt."""
         distributed.share_buffers(self.model)  # the statistics of trained BatchNorms differ between processes
-        results = run_detector(self.model, self.val_loader, self.val_data, self.config.eval, self.device)
+        results = run_detector(self.model, self.until_asked(), self.val_data, self.config.eval, self.device)
         if results is None:
             return
         metrics: dict[str, Any] = coco_metrics(self.val_data, results)
@@ -295,6 +281,14 @@ class Trainer:
             self.progress = self.progress._replace(best=metrics["AP"] or 0.0)
             self.save(BEST)
 
+    def until_asked(self) -> Iterator[Batch]:
+        """Batches of the validation split; a process whose share ends earlier still takes part in the last round."""
+        share = -(-len(self.val_data) // distributed.world_size())
+        rounds, iterator = -(-share // self.config.eval.batch), iter(self.val_loader)
+        for _ in range(rounds):
+            yield from itertools.islice(iterator, 1)
+            self.leave_if_asked()
+
 
 if __name__ == "__main__":
-    run(main, ARGS)
+    run(main, ARGS, STOP)

@@ -1,8 +1,1 @@
 """Generalized Focal Loss: a dense detector whose class score is its expected IoU, whose box sides are distributions."""
-
-try:
-    import torchvision  # noqa: F401
-except (ImportError, RuntimeError) as error:  # RuntimeError: "operator torchvision::nms does not exist"
-    raise ImportError(
-        f"torch and torchvision do not fit together ({error}); install a matching pair: pip install -r requirements.txt"
-    ) from None

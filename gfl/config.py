@@ -173,7 +173,7 @@ class EvalConfig:
 
 @dataclass(frozen=True)
 class LogConfig:
-    interval: Count = 20  # steps between log lines; with many processes also between looks for Ctrl-C
+    interval: Count = 20  # steps between log lines
     images: Annotated[int, at_least(0)] = 4  # sample pictures per evaluation in TensorBoard
 
 
@@ -189,6 +189,7 @@ class Config:
     eval: EvalConfig = field(default_factory=EvalConfig)
     log: LogConfig = field(default_factory=LogConfig)
     run_dir: str = "runs/gfl"
+    save_interval: Count = 1000  # steps between checkpoints within an epoch; there is always one after it
     seed: Annotated[int, at_least(0)] = 0
 
 

@@ -1,7 +1,6 @@
 """One process or many: the few collective operations the program needs. With one process each is the identity."""
 
 import os
-import signal
 from contextlib import contextmanager
 from typing import Any
 
@@ -77,25 +76,3 @@ def share_buffers(module: nn.Module) -> None:
     if world_size() > 1:
         for buffer in module.buffers():
             dist.broadcast(buffer, 0)
-
-
-class StopRequest:
-    """Ctrl-C or SIGTERM asks for a stop after the step; a second Ctrl-C kills at once."""
-
-    def __init__(self) -> None:
-        self._asked = False
-        signal.signal(signal.SIGINT, self._ask)
-        signal.signal(signal.SIGTERM, self._ask)
-
-    def _ask(self, *_: Any) -> None:
-        self._asked = True
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-
-    @property
-    def asked_alone(self) -> bool:
-        """Whether the only process was asked; many have to agree first."""
-        return self._asked and world_size() == 1
-
-    def agreed(self, device: torch.device) -> bool:
-        """Whether any process was asked; all call this at the same step."""
-        return bool(mean_over_processes(torch.tensor(float(self._asked), device=device)) > 0)

@@ -2,8 +2,17 @@
 
 import gc
 import os
+import signal
 import sys
 from collections.abc import Callable
+
+
+class Interrupted(Exception):
+    """The program has stopped in good order because of a signal."""
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(f"interrupted by {signal.Signals(signum).name}")
+        self.signum = signum
 
 
 class UserError(Exception):
@@ -11,11 +20,13 @@ class UserError(Exception):
 
 
 def run(main: Callable, *args) -> None:
-    """Call ``main(*args)``; a `UserError` becomes one line on stderr and exit code 2, Ctrl-C exit code 130."""
+    """Call ``main(*args)``; a `UserError` becomes one line on stderr and exit code 2, a signal 128 + its number."""
     try:
         return main(*args)
     except UserError as error:
         line, code = "error: " + "".join(c if c.isprintable() else "?" for c in str(error)), 2
+    except Interrupted as error:
+        line, code = str(error), 128 + error.signum
     except KeyboardInterrupt:
         line, code = "interrupted", 130
     except BrokenPipeError:  # the reader of our output has seen enough, as head has

@@ -47,32 +47,22 @@ class RunLog:
             layout = "{percentage:3.0f}% {n_fmt}/{total_fmt} <{remaining}{postfix} {bar}"
             self.bar = tqdm(total=total_steps, initial=first_step, bar_format=layout, dynamic_ncols=True)
 
-    def train_step(self, step: int, epoch: int, losses: dict[str, Tensor], rate: float, *, look: bool = False) -> bool:
-        """Note that `step` steps are done. Every `interval` steps, and when told to `look`, the averages are recorded
-        and the answer is True.
-
-        Raises `UserError` when a loss is no longer finite.
-        """
+    def train_step(self, step: int, epoch: int, losses: dict[str, Tensor], rate: float, *, last: bool = False) -> None:
+        """Note that `step` steps are done; averages are recorded every `interval` steps and after the `last`."""
         self.step, self.epoch = step, epoch
         self._sums.append(torch.stack([loss.float() for loss in losses.values()]))
         if self.bar:
             self.bar.update()
         self._last_step = time.perf_counter()
-        if step % self.interval and not look:
-            return False
+        if step % self.interval and not last:
+            return
         means = mean_over_processes(torch.stack(self._sums).mean(dim=0)).tolist()
         means = dict(zip(losses, means, strict=True))
         images_per_s = len(self._sums) * self.images_per_step / max(time.perf_counter() - self._since, 1e-9)
         self._sums.clear()
-        if not all(np.isfinite(list(means.values()))):
-            raise UserError(
-                f"the loss is no longer finite at step {step} ({means}); lower optim.lr, raise optim.warmup_steps or "
-                "set optim.clip_norm, then go on from the last checkpoint with --resume"
-            )
         if self.enabled:
             self._report(means, rate, images_per_s)
         self._since = time.perf_counter()
-        return True
 
     def _report(self, losses: dict[str, float], rate: float, images_per_s: float) -> None:
         scalars = {f"loss/{name}": value for name, value in losses.items()}

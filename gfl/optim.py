@@ -27,8 +27,14 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimi
                 "weight_decay": config.weight_decay * config.bias_decay_factor,
             }
         )
-    if config.name == "sgd":  # not fused: with fp16, a first step that overflows leaves its momentum uninitialised
-        return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay)
+    # Fused: such an update leaves the weights alone where it is told that a gradient is not finite, on the device.
+    if config.name == "sgd":
+        optimizer = torch.optim.SGD(
+            groups, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay, fused=True
+        )
+        for _, parameter in trained:  # else a first update that is left out would leave them uninitialised
+            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+        return optimizer
     return torch.optim.AdamW(groups, lr=config.lr, weight_decay=config.weight_decay, fused=True)
 
 

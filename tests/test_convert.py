@@ -25,6 +25,7 @@ from gfl.errors import run
 from gfl.foreign import FCOS, PROJECT, PROJECT_V1, parse_foreign, recognize_detector
 from gfl.model.backbone import Backbone, load_pretrained
 from gfl.model.detector import build_detector
+from gfl.stop import StopRequest
 from gfl.torch_file import read_torch_file
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -1031,10 +1032,10 @@ def test_resuming_from_converted_weights_is_a_clear_error(coco_set, tmp_path, re
     state = build_detector(config, 3, pretrained=False).state_dict()
     (tmp_path / "run").mkdir()
     write_torch_file(tmp_path / "run" / "last.pt", weights(state, config, NAMES))
-    message = refusal(train.Trainer, config, torch.device("cpu"), resume=True)
+    message = refusal(train.Trainer, config, torch.device("cpu"), StopRequest([]), resume=True)
     assert message.startswith(f"{tmp_path / 'run' / 'last.pt'} holds weights only")
     assert "--resume" in message
-    assert "already holds a run" in refusal(train.Trainer, config, torch.device("cpu"), resume=False)
+    assert "already holds a run" in refusal(train.Trainer, config, torch.device("cpu"), StopRequest([]), resume=False)
 
 
 # --- backbones --------------------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # From the bottom up; a new module needs a row here. The packages' own files import nothing.
 ROWS = [
-    {"gfl", "gfl.data", "gfl.model", "gfl.errors", "gfl.structures"},
+    {"gfl", "gfl.data", "gfl.model", "gfl.errors", "gfl.structures", "gfl.stop"},
     {"gfl.typed", "gfl.boxes", "gfl.distributed", "gfl.torch_file", "gfl.files", "gfl.draw"},
     {"gfl.yaml_file"},
     {
@@ -26,8 +26,8 @@ ROWS = [
     {"gfl.points", "gfl.box_repr", "gfl.optim", "gfl.foreign", "gfl.study"},
     {"gfl.quality", "gfl.assign", "gfl.model.head", "gfl.postprocess", "gfl.data.loader"},
     {"gfl.criterion", "gfl.model.detector"},
-    {"gfl.checkpoint", "gfl.coco_eval", "gfl.convert"},
-    {"gfl.predictions"},
+    {"gfl.checkpoint", "gfl.coco_eval", "gfl.convert", "gfl.summary"},
+    {"gfl.predictions", "gfl.guard"},
     {"gfl.analysis"},
     {"gfl.plots"},
 ]

@@ -4,7 +4,6 @@ import json
 import os
 
 import numpy as np
-import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -24,7 +23,8 @@ def losses(value):
 
 def train(log, steps):
     last = log.total_steps
-    return [log.train_step(step, 1 + step // 10, losses(step), rate=0.01 * step, look=step == last) for step in steps]
+    for step in steps:
+        log.train_step(step, 1 + step // 10, losses(step), rate=0.01 * step, last=step == last)
 
 
 def records(run_dir):
@@ -33,7 +33,7 @@ def records(run_dir):
 
 def test_averages_are_recorded_every_interval_and_at_the_end(tmp_path):
     log = open_log(tmp_path, total_steps=5)
-    assert train(log, range(1, 6)) == [False, True, False, True, True]
+    train(log, range(1, 6))
     log.close()
     lines = records(tmp_path)
     assert [(line["step"], line["loss/cls"], line["loss/box"]) for line in lines] == [
@@ -107,22 +107,9 @@ def test_a_new_run_starts_empty(tmp_path):
     assert records(tmp_path) == []
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
-@pytest.mark.parametrize("enabled", [True, False])
-def test_a_loss_that_is_not_finite_ends_the_run(tmp_path, refusal, value, enabled):
-    log = open_log(tmp_path, interval=3, enabled=enabled)
-    assert not log.train_step(1, 1, losses(1), 0.01)
-    assert not log.train_step(2, 1, losses(value), 0.01)
-    message = refusal(log.train_step, 3, 1, losses(1), 0.01)
-    assert "no longer finite at step 3" in message
-    assert "optim.lr" in message
-    log.close()
-    assert not enabled or not (tmp_path / "metrics.jsonl").exists()
-
-
 def test_a_process_that_is_not_the_main_one_writes_and_prints_nothing(tmp_path, capsys):
     log = open_log(tmp_path, enabled=False)
-    assert train(log, range(1, 5)) == [False, True, False, True]
+    train(log, range(1, 5))
     log.close()
     assert os.listdir(tmp_path) == []
     assert capsys.readouterr() == ("", "")

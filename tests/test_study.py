@@ -13,6 +13,7 @@ import yaml
 
 import train
 from gfl.plots import plot_study
+from gfl.stop import StopRequest
 from gfl.study import (
     Row,
     Study,
@@ -50,7 +51,8 @@ def test_every_row_trains_a_step_and_evaluates(study, row, tmp_path, coco_set):
     own = [
         f"data.{split}.{key}={getattr(data, key)}" for split in ("train", "val") for key in ("annotations", "images")
     ]
-    train.main(argparse.Namespace(config=run.arguments[0], overrides=[*run.arguments[1:], *TINY, *own], resume=False))
+    arguments = [*run.arguments[1:], *TINY, *own]
+    train.main(argparse.Namespace(config=run.arguments[0], overrides=arguments, resume=False), StopRequest([]))
     records = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
     losses = next(record for record in records if "loss/cls" in record)
     assert 0 < losses["loss/box"] < 10

@@ -199,13 +199,14 @@ def _loader(dataset: CocoDataset, batch_sampler: Sequence | TrainSampler, worker
 
 
 def _leave_signals_to_main(worker: int) -> None:
-    """Leave the process group that Ctrl-C and a scheduler's SIGTERM reach: the main one saves before it stops.
+    """Outlive the signals that a terminal or a scheduler sends to all processes: the main one takes some more steps.
 
-    SIGTERM itself must still end a worker: that is how the main process ends it.
+    SIGTERM is also how the main process ends a worker that is left over, so that one ends it, but later.
     """
     os.setpgid(0, 0)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(10))  # SIGALRM ends the process
 
 
 def _identity(batch: Batch) -> Batch:

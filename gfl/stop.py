@@ -1,0 +1,51 @@
+"""A stop that is asked for by a signal, agreed on by all processes, and carried out between two steps."""
+
+import os
+import signal
+from collections.abc import Sequence
+from typing import Any
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # Ctrl-C, a scheduler that ends a job, one that warns first
+
+
+class StopRequest:
+    """Notes the first of `signals` instead of dying from it; a second Ctrl-C ends the process at once.
+
+    Made before the heavy imports, so that a signal is heard from the beginning; hence its own imports are late.
+    """
+
+    def __init__(self, signals: Sequence[int] = SIGNALS) -> None:
+        self.signum = 0
+        self._group, self._pending = None, None
+        for signum in signals:
+            signal.signal(signum, self._ask)
+
+    def _ask(self, signum: int, frame: Any) -> None:
+        if signum == signal.SIGINT:  # by the system, not by Python, which may be waiting for another process
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+        if self.signum:
+            return
+        self.signum = signum
+        if os.environ.get("RANK", "0") == "0":  # print is not for signal handlers
+            name = signal.Signals(signum).name
+            os.write(2, f"\n{name}: saving and stopping after this step; Ctrl-C (again) stops at once\n".encode())
+
+    def agreed(self) -> int:
+        """The signal that any process was sent, or 0; all processes call this equally often and get the same answer.
+
+        Many processes hear what was so at their last call: that answer has arrived, so that none waits for another.
+        """
+        import torch
+        import torch.distributed as dist
+
+        if not dist.is_initialized():
+            return self.signum
+        if self._group is None:  # on the host, so that no GPU is waited for
+            self._group = dist.new_group(backend="gloo")
+        asked = torch.tensor(self.signum)
+        work = dist.all_reduce(asked, dist.ReduceOp.MAX, group=self._group, async_op=True)
+        earlier, self._pending = self._pending, (work, asked)
+        if earlier is None:
+            return 0
+        earlier[0].wait()
+        return int(earlier[1])
