@@ -254,7 +254,7 @@ class Trainer:
 
     def save(self, name: str) -> None:
         """Write a checkpoint (main process only)."""
-        self.guard.settle()
+        self.guard.settle(self.model)
         if distributed.is_main():
             save_checkpoint(
                 self.run_dir / name,

@@ -1,18 +1,21 @@
 """What is not finite never reaches the weights, and stops the run; ordinary steps do not wait for the device."""
 
 import contextlib
+import math
 from collections import deque
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from gfl import distributed
 from gfl.checkpoint import write_torch_file
 from gfl.errors import UserError
 from gfl.structures import Batch
+
+ADVICE = "lower optim.lr, raise optim.warmup_steps or set optim.clip_norm, then go on with --resume"
 
 
 class Seen(NamedTuple):
@@ -61,13 +64,22 @@ class FiniteGuard:
         while self.pending and (self.pending[0].arrived is None or self.pending[0].arrived.query()):
             self._check(self.pending.popleft())
 
-    def settle(self) -> None:
-        """Wait for all steps and look at them; call it before anything is saved."""
+    def settle(self, model: nn.Module) -> None:
+        """Wait for all steps and look at them and at the model; call it before that is saved.
+
+        Raises `UserError` if anything is not finite.
+        """
         while self.pending:
             seen = self.pending.popleft()
             if seen.arrived:
                 seen.arrived.synchronize()
             self._check(seen)
+        tensors = {name: tensor for name, tensor in model.state_dict().items() if tensor.is_floating_point()}
+        norms = torch.stack(torch._foreach_norm(list(tensors.values()), torch.inf))
+        if norms.isfinite().all():
+            return
+        wrong = [name for name, norm in zip(tensors, norms.tolist(), strict=True) if not math.isfinite(norm)]
+        raise UserError(f"the weights are no longer finite ({wrong[0]}) and are not saved; {ADVICE}")
 
     def _check(self, seen: Seen) -> None:
         if seen.values.isfinite().all():
@@ -82,8 +94,7 @@ class FiniteGuard:
         terms = ", ".join(f"{name} {value:.3g}" for name, value in (told | {"gradient norm": norm}).items())
         raise UserError(
             f"step {seen.step} is not finite ({terms}), on images {', '.join(map(str, ids[:16]))}"
-            f"{', ...' if len(ids) > 16 else ''}; the weights did not take it, and its batch is in {path}. Lower "
-            "optim.lr, raise optim.warmup_steps or set optim.clip_norm, then go on from the last checkpoint with --resume"
+            f"{', ...' if len(ids) > 16 else ''}; the weights did not take it, its batch is in {path}; {ADVICE}"
         )
 
 

@@ -1,0 +1,226 @@
+"""Faults of processes, injected into real trainings: `python -m tests.faults kill --count 20`.
+
+Each kind breaks a small training many times at random moments and compares what is left with an undisturbed one.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+CONFIG = """
+model:
+  backbone: {name: resnet18, weights: none, frozen_stages: -1, norm_eval: NORM_EVAL}
+  fpn: {channels: 64}
+  head: {channels: 64, num_convs: 1}
+data:
+  train: {annotations: DATA/annotations/instances_train.json, images: DATA/train}
+  val: {annotations: DATA/annotations/instances_val.json, images: DATA/val}
+  short_side: [64, 96]
+  long_side: 96
+  augment: [{name: RandomBrightnessContrast, p: 0.5}]
+  workers: WORKERS
+optim: {lr: 0.01, base_batch: 4, batch: 4, epochs: 3, warmup_steps: 2, steps: [2]}
+eval: {score_thresh: 0.0, max_detections: 20, batch: 2}
+log: {interval: 1, images: 1}
+save_interval: 2
+"""
+ONE_PROCESS = [sys.executable, "-u"]
+LAUNCHER = [sys.executable, "-u", "-m", "torch.distributed.run"]
+TWO_PROCESSES = [*LAUNCHER, "--standalone", "--nproc_per_node=2"]
+
+
+def write_config(folder: Path, *, workers: int = 1, norm_eval: bool = False) -> Path:
+    """A training of three epochs of five steps on soft shapes in `folder`; norms learn unless told otherwise."""
+    data = folder / "shapes"
+    if not data.exists():
+        command = ["scripts/make_shapes.py", "--out", data, "--train", "20", "--val", "7"]
+        subprocess.run([sys.executable, *command], cwd=ROOT, check=True, capture_output=True)
+    path = folder / f"tiny_{workers}_{norm_eval}.yaml"
+    text = CONFIG.replace("DATA", str(data)).replace("WORKERS", str(workers))
+    path.write_text(text.replace("NORM_EVAL", str(norm_eval).lower()))
+    return path
+
+
+class Training:
+    """A running train.py, alone or under a launcher; what it prints goes to a file."""
+
+    def __init__(self, *words: object, launcher: list[str] = ONE_PROCESS) -> None:
+        self.output = tempfile.TemporaryFile("w+")  # noqa: SIM115, as long as the process
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        self.process = subprocess.Popen(
+            [*launcher, "train.py", *map(str, words)],
+            cwd=ROOT,
+            env=environment,
+            stdout=self.output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+
+    @property
+    def text(self) -> str:
+        self.output.seek(0)
+        return self.output.read()
+
+    def wait_for(self, text: str, timeout: float = 120) -> None:
+        """Until it has printed `text`, or has ended."""
+        deadline = time.monotonic() + timeout
+        while text not in self.text and self.process.poll() is None:
+            assert time.monotonic() < deadline, self.text
+            time.sleep(0.02)
+
+    def end(self, timeout: float = 300) -> int:
+        """Its exit code, once it has ended by itself."""
+        try:
+            return self.process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"it does not end: {self.text}") from None
+        finally:
+            self.kill()
+
+    def kill(self) -> None:
+        """SIGKILL to it and all that it has started, wherever these went."""
+        for pid in [*descendants(self.process.pid), self.process.pid]:
+            send(pid, signal.SIGKILL)
+        self.process.wait()
+
+
+def send(pid: int, signum: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signum)
+
+
+def descendants(pid: int) -> list[int]:
+    """Processes that `pid` and its children have started and that still run."""
+    try:
+        threads = list(Path(f"/proc/{pid}/task").iterdir())
+        children = [int(child) for thread in threads for child in (thread / "children").read_text().split()]
+    except (OSError, ValueError):
+        return []
+    return children + [grandchild for child in children for grandchild in descendants(child)]
+
+
+def ranks(pid: int) -> list[int]:
+    """The processes under a launcher that train, by rank."""
+    found = {}
+    for child in descendants(pid):
+        try:
+            environment = dict(
+                line.split("=", 1) for line in Path(f"/proc/{child}/environ").read_text().split("\0") if "=" in line
+            )
+            parent = int(Path(f"/proc/{child}/stat").read_text().rsplit(")", 1)[1].split()[1])
+        except (OSError, ValueError):
+            continue
+        if parent == pid and "RANK" in environment:
+            found[int(environment["RANK"])] = child
+    return [found[rank] for rank in sorted(found)]
+
+
+def result(run: Path) -> dict[str, torch.Tensor]:
+    """Everything a finished run leaves: weights, momenta, position, and the losses it has recorded."""
+    state = torch.load(run / "last.pt", weights_only=True)
+    tensors = {f"model.{name}": tensor for name, tensor in state["model"].items()}
+    for number, entry in state["optimizer"]["state"].items():
+        tensors |= {f"optimizer.{number}.{name}": torch.as_tensor(value) for name, value in entry.items()}
+    tensors |= {f"progress.{name}": torch.tensor(value) for name, value in state["progress"].items()}
+    for line in (run / "metrics.jsonl").read_text().splitlines():
+        record = json.loads(line)
+        del record["step"]
+        values = {name: value for name, value in record.items() if name != "images_per_s"}
+        tensors |= {f"{name} at {line[:14]}": torch.tensor(value) for name, value in values.items()}
+    return tensors
+
+
+def differences(one: Path, other: Path) -> list[str]:
+    """What two finished runs do not share to the bit."""
+    ours, theirs = result(one), result(other)
+    return [name for name in ours.keys() | theirs.keys() if not same(ours.get(name), theirs.get(name))]
+
+
+def same(one: torch.Tensor | None, other: torch.Tensor | None) -> bool:
+    return one is not None and other is not None and torch.equal(one, other)
+
+
+def kill(folder: Path, rng: random.Random, count: int, launcher: list[str], workers: int) -> Iterator[str]:
+    """SIGKILL everything at random moments, resume, and so on until it is through; again until killed often enough."""
+    config = write_config(folder, workers=workers)
+    started = time.monotonic()
+    whole = Training(config, f"run_dir={folder / 'whole'}", launcher=launcher)
+    assert whole.end() == 0, whole.text
+    lasted, kills = time.monotonic() - started, 0
+    while kills < count:
+        run = folder / f"killed_{kills}"
+        while True:
+            training = Training(config, f"run_dir={run}", "--resume", launcher=launcher)
+            try:
+                training.process.wait(rng.uniform(0.2, 1.0) * lasted if kills < count else 300)
+            except subprocess.TimeoutExpired:
+                training.kill()
+                kills += 1
+                where = [line for line in training.text.splitlines() if line.startswith("epoch")][-1:]
+                yield f"killed {kills:3}  after {where[0][:27] if where else 'nothing'}"
+                continue
+            assert training.end() == 0, training.text
+            break
+        yield f"{run.name}: {differences(folder / 'whole', run) or 'equal to the bit'}"
+
+
+def interrupt(folder: Path, rng: random.Random, count: int, launcher: list[str], workers: int) -> Iterator[str]:
+    """A signal at a random moment, to all ranks or to one; then resume."""
+    config = write_config(folder, workers=workers)
+    started = time.monotonic()
+    whole = Training(config, f"run_dir={folder / 'whole'}", launcher=launcher)
+    assert whole.end() == 0, whole.text
+    lasted = time.monotonic() - started
+    for number in range(count):
+        run, signum = folder / f"run_{number}", rng.choice([signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
+        training = Training(config, f"run_dir={run}", launcher=launcher)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            training.process.wait(rng.uniform(0.05, 1.0) * lasted)
+        pids = ranks(training.process.pid) or [training.process.pid]
+        whom = rng.choice(["all", *range(len(pids))])
+        for pid in pids if whom == "all" else [pids[whom]]:
+            send(pid, signum)
+        asked = time.monotonic()
+        code, took = training.end(), time.monotonic() - asked
+        where = [line[:32] for line in training.text.splitlines() if line.startswith(("stopped", "done"))]
+        yield f"{signum.name} to {whom}: exit {code} after {took:.1f} s, {where[0] if where else training.text[-300:]}"
+        resumed = Training(config, f"run_dir={run}", "--resume", launcher=launcher)
+        assert resumed.end() == 0, resumed.text
+        yield f"{run.name}: {differences(folder / 'whole', run) or 'equal to the bit'}"
+
+
+KINDS = {"kill": kill, "interrupt": interrupt}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("kind", choices=KINDS)
+    parser.add_argument("--count", type=int, default=20)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--processes", type=int, choices=(1, 2), default=1)
+    parser.add_argument("--workers", type=int, default=1, help="loader processes of each")
+    args = parser.parse_args()
+    folder = Path(tempfile.mkdtemp())
+    launcher = ONE_PROCESS if args.processes == 1 else TWO_PROCESSES
+    try:
+        for line in KINDS[args.kind](folder, random.Random(args.seed), args.count, launcher, args.workers):
+            print(line, flush=True)
+    finally:
+        shutil.rmtree(folder)
+
+
+if __name__ == "__main__":
+    main()
