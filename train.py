@@ -247,6 +247,7 @@ class Trainer:
             return
         self.save(LAST)
         self.log.close()  # the progress bar goes before anything is printed
+        distributed.share_from_main(None)  # wait for it: torchrun gives the last process little time after the first
         if distributed.is_main():
             done = f"step {self.progress.step} of epoch {self.progress.epoch + 1}"
             print(f"stopped after {done}, saved in {self.run_dir}; the same command with --resume goes on from there")

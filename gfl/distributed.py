@@ -28,7 +28,10 @@ def is_main() -> bool:
 
 @contextmanager
 def process_group():
-    """Join the group that torchrun describes in the environment, if any, and yield this process's device."""
+    """Join the group that torchrun describes in the environment, if any, and yield this process's device.
+
+    Raises `UserError` when another process of the group has ended.
+    """
     cuda = torch.cuda.is_available()
     local_rank = int(os.environ.get("LOCAL_RANK", 0))
     if cuda and local_rank >= torch.cuda.device_count():
@@ -40,7 +43,14 @@ def process_group():
         yield device
         return
     dist.init_process_group("nccl" if cuda else "gloo", device_id=device if cuda else None)
-    yield device
+    try:
+        yield device
+    except RuntimeError as error:
+        if not isinstance(error, dist.DistError) and "gloo/transport" not in str(error):  # NCCL's kind, gloo's kind
+            raise
+        raise UserError(
+            f"process {rank()} has lost another process of the run: what that one said tells why; go on with --resume"
+        ) from None
     dist.destroy_process_group()  # not after an error: NCCL would wait for the others, and torchrun for this process
 
 

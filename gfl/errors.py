@@ -35,4 +35,7 @@ def run(main: Callable, *args) -> None:
     # Only here, after the except clauses, can the failed call's objects go, and with them its loader processes.
     gc.collect()
     print(line, file=sys.stderr, flush=True)
+    if "RANK" in os.environ:  # one of many: to take a broken process group apart may wait for those that are gone
+        sys.stdout.flush()
+        os._exit(code)
     sys.exit(code)

@@ -10,6 +10,7 @@ import os
 import random
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -40,6 +41,7 @@ save_interval: 2
 ONE_PROCESS = [sys.executable, "-u"]
 LAUNCHER = [sys.executable, "-u", "-m", "torch.distributed.run"]
 TWO_PROCESSES = [*LAUNCHER, "--standalone", "--nproc_per_node=2"]
+LAUNCHERS = {1: ONE_PROCESS, 2: TWO_PROCESSES}
 
 
 def write_config(folder: Path, *, workers: int = 1, norm_eval: bool = False) -> Path:
@@ -153,42 +155,53 @@ def same(one: torch.Tensor | None, other: torch.Tensor | None) -> bool:
     return one is not None and other is not None and torch.equal(one, other)
 
 
-def kill(folder: Path, rng: random.Random, count: int, launcher: list[str], workers: int) -> Iterator[str]:
+def whole_run(folder: Path, config: Path, launcher: list[str]) -> tuple[Path, float]:
+    """An undisturbed run and how many seconds it took."""
+    run, started = folder / "whole", time.monotonic()
+    training = Training(config, f"run_dir={run}", launcher=launcher)
+    assert training.end() == 0, training.text
+    return run, time.monotonic() - started
+
+
+def verdict(whole: Path, run: Path) -> str:
+    return f"{run.name}: {differences(whole, run) or 'equal to the bit'}"
+
+
+def lasted_until(training: Training, seconds: float) -> bool:
+    """Whether it has ended within so many seconds."""
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        training.process.wait(seconds)
+        return True
+    return False
+
+
+def kill(folder: Path, rng: random.Random, count: int, processes: int, workers: int) -> Iterator[str]:
     """SIGKILL everything at random moments, resume, and so on until it is through; again until killed often enough."""
-    config = write_config(folder, workers=workers)
-    started = time.monotonic()
-    whole = Training(config, f"run_dir={folder / 'whole'}", launcher=launcher)
-    assert whole.end() == 0, whole.text
-    lasted, kills = time.monotonic() - started, 0
+    config, launcher = write_config(folder, workers=workers), LAUNCHERS[processes]
+    whole, seconds = whole_run(folder, config, launcher)
+    kills = 0
     while kills < count:
-        run = folder / f"killed_{kills}"
+        run = folder / f"run_{kills}"
         while True:
             training = Training(config, f"run_dir={run}", "--resume", launcher=launcher)
-            try:
-                training.process.wait(rng.uniform(0.2, 1.0) * lasted if kills < count else 300)
-            except subprocess.TimeoutExpired:
-                training.kill()
-                kills += 1
-                where = [line for line in training.text.splitlines() if line.startswith("epoch")][-1:]
-                yield f"killed {kills:3}  after {where[0][:27] if where else 'nothing'}"
-                continue
-            assert training.end() == 0, training.text
-            break
-        yield f"{run.name}: {differences(folder / 'whole', run) or 'equal to the bit'}"
+            if lasted_until(training, rng.uniform(0.2, 1.0) * seconds if kills < count else 300):
+                break
+            training.kill()
+            kills += 1
+            where = [line[:27] for line in training.text.splitlines() if line.startswith("epoch")]
+            yield f"killed, number {kills}, after {where[-1] if where else 'nothing'}"
+        assert training.end() == 0, training.text
+        yield verdict(whole, run)
 
 
-def interrupt(folder: Path, rng: random.Random, count: int, launcher: list[str], workers: int) -> Iterator[str]:
+def interrupt(folder: Path, rng: random.Random, count: int, processes: int, workers: int) -> Iterator[str]:
     """A signal at a random moment, to all ranks or to one; then resume."""
-    config = write_config(folder, workers=workers)
-    started = time.monotonic()
-    whole = Training(config, f"run_dir={folder / 'whole'}", launcher=launcher)
-    assert whole.end() == 0, whole.text
-    lasted = time.monotonic() - started
+    config, launcher = write_config(folder, workers=workers), LAUNCHERS[processes]
+    whole, seconds = whole_run(folder, config, launcher)
     for number in range(count):
         run, signum = folder / f"run_{number}", rng.choice([signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
         training = Training(config, f"run_dir={run}", launcher=launcher)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            training.process.wait(rng.uniform(0.05, 1.0) * lasted)
+        lasted_until(training, rng.uniform(0.05, 1.0) * seconds)
         pids = ranks(training.process.pid) or [training.process.pid]
         whom = rng.choice(["all", *range(len(pids))])
         for pid in pids if whom == "all" else [pids[whom]]:
@@ -199,10 +212,57 @@ def interrupt(folder: Path, rng: random.Random, count: int, launcher: list[str],
         yield f"{signum.name} to {whom}: exit {code} after {took:.1f} s, {where[0] if where else training.text[-300:]}"
         resumed = Training(config, f"run_dir={run}", "--resume", launcher=launcher)
         assert resumed.end() == 0, resumed.text
-        yield f"{run.name}: {differences(folder / 'whole', run) or 'equal to the bit'}"
+        yield verdict(whole, run)
 
 
-KINDS = {"kill": kill, "interrupt": interrupt}
+def elastic(folder: Path, rng: random.Random, count: int, processes: int, workers: int) -> Iterator[str]:
+    """SIGKILL one rank of two at a random step; torchrun starts both again. Without --resume, which it implies."""
+    config = write_config(folder, workers=workers)
+    whole, _ = whole_run(folder, config, TWO_PROCESSES)
+    for number in range(count):
+        run, step, victim = folder / f"run_{number}", rng.randint(1, 14), rng.randint(0, 1)
+        training = Training(config, f"run_dir={run}", launcher=[*TWO_PROCESSES, "--max-restarts=3"])
+        training.wait_for(f"step {step:>6}/")
+        send(ranks(training.process.pid)[victim], signal.SIGKILL)
+        code = training.end()
+        yield f"rank {victim} killed after step {step}: exit {code}, {training.text.count('resume   ')} resumed"
+        yield verdict(whole, run)
+
+
+def nodes(folder: Path, rng: random.Random, count: int, processes: int, workers: int) -> Iterator[str]:
+    """Two launchers with one rank each stand in for two nodes; SIGKILL one rank at a random step."""
+    config = write_config(folder, workers=workers)
+    whole, _ = whole_run(folder, config, TWO_PROCESSES)
+    for number in range(count):
+        run, step, victim = folder / f"run_{number}", rng.randint(1, 14), rng.randint(0, 1)
+        meet = f"--rdzv_backend=c10d --rdzv_endpoint=127.0.0.1:{free_port()} --rdzv_id=run{number}".split()
+        launcher = [*LAUNCHER, "--nnodes=2", "--nproc_per_node=1", "--max-restarts=3", *meet]
+        trainings = [Training(config, f"run_dir={run}", "--resume", launcher=launcher) for _ in range(2)]
+        main = next_to_print(trainings, f"step {step:>6}/")
+        send(ranks(trainings[victim].process.pid)[0], signal.SIGKILL)
+        codes = [training.end() for training in trainings]
+        resumed = trainings[main].text.count("resume   ")
+        yield f"rank of node {victim} killed after step {step}: exits {codes}, {resumed} resumed"
+        yield verdict(whole, run)
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return server.getsockname()[1]
+
+
+def next_to_print(trainings: list[Training], text: str, timeout: float = 120) -> int:
+    """The number of the first that has printed `text`."""
+    deadline = time.monotonic() + timeout
+    while time.monotonic() < deadline:
+        for number, training in enumerate(trainings):
+            if text in training.text:
+                return number
+        time.sleep(0.02)
+    raise AssertionError("\n".join(training.text for training in trainings))
+
+
+KINDS = {"kill": kill, "interrupt": interrupt, "elastic": elastic, "nodes": nodes}
 
 
 def main() -> None:
@@ -210,13 +270,12 @@ def main() -> None:
     parser.add_argument("kind", choices=KINDS)
     parser.add_argument("--count", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--processes", type=int, choices=(1, 2), default=1)
+    parser.add_argument("--processes", type=int, choices=LAUNCHERS, default=1, help="of kill and interrupt")
     parser.add_argument("--workers", type=int, default=1, help="loader processes of each")
     args = parser.parse_args()
     folder = Path(tempfile.mkdtemp())
-    launcher = ONE_PROCESS if args.processes == 1 else TWO_PROCESSES
     try:
-        for line in KINDS[args.kind](folder, random.Random(args.seed), args.count, launcher, args.workers):
+        for line in KINDS[args.kind](folder, random.Random(args.seed), args.count, args.processes, args.workers):
             print(line, flush=True)
     finally:
         shutil.rmtree(folder)
