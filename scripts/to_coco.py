@@ -23,15 +23,10 @@ def parse_args() -> argparse.Namespace:
     voc = layouts.add_parser("voc", help="Annotations/*.xml, JPEGImages/, ImageSets/Main/<split>.txt", **style)
     voc.add_argument("source", metavar="FOLDER", type=Path, help="the folder with those three")
     voc.add_argument(
-        "--splits",
+        "--classes",
         metavar="NAME",
         nargs="+",
-        default=["train", "val"],
-        help="files of ImageSets/Main (default: train val). Convert those that belong together at once: the classes "
-        "are those that occur in any of them",
-    )
-    voc.add_argument(
-        "--classes", metavar="NAME", nargs="+", help="the classes, in this order, where some may not occur"
+        help="the classes in this order (default: those that occur in any of the splits, by name)",
     )
     voc.add_argument(
         "--zero-based",
@@ -39,11 +34,14 @@ def parse_args() -> argparse.Namespace:
         help="corners are edges counted from 0, as many tools write them, not VOC's own pixels counted from 1",
     )
     yolo = layouts.add_parser("yolo", help="data.yaml, labels/*.txt beside images/", **style)
-    yolo.add_argument("source", metavar="FILE", type=Path, help="the data.yaml; its train, val and test are converted")
+    yolo.add_argument("source", metavar="FILE", type=Path, help="the data.yaml")
     yolo.add_argument(
         "--root", metavar="FOLDER", type=Path, help="what train and val are relative to, instead of its path: key"
     )
-    for layout in (voc, yolo):
+    for layout, kind in ((voc, "files of ImageSets/Main"), (yolo, "keys of the data.yaml")):
+        layout.add_argument(
+            "--splits", metavar="NAME", nargs="+", default=["train", "val"], help=f"{kind} (default: train val)"
+        )
         layout.add_argument(
             "--out", metavar="FOLDER", type=Path, required=True, help="where instances_<split>.json are written"
         )
@@ -66,12 +64,12 @@ from gfl.errors import run
 
 
 def main(args: argparse.Namespace) -> None:
+    names = tuple(dict.fromkeys(args.splits))
     if args.layout == "voc":
-        names = dict.fromkeys(args.splits)
         splits = [read_voc(args.source, name, zero_based=args.zero_based, progress=progress) for name in names]
         categories = class_names(splits, args.classes)
     else:
-        splits, categories = read_yolo(args.source, args.root, progress=progress)
+        splits, categories = read_yolo(args.source, names, root=args.root, progress=progress)
     trees = [coco_tree(split, categories) for split in splits]  # all of them before the first is written
     files = [args.out / f"instances_{split.name}.json" for split in splits]
     for split, tree, file in zip(splits, trees, files, strict=True):

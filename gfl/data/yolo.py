@@ -27,14 +27,16 @@ from gfl.data.other_formats import (
 from gfl.errors import UserError
 from gfl.yaml_file import read_yaml
 
-SPLITS = ("train", "val", "test")
 SLACK = 0.01  # a fraction may miss [0, 1] by as much: tools round, and what lies beyond is cut
 
 
-def read_yolo(path: Path, root: Path | None = None, *, progress: Progress = iter) -> tuple[list[Split], dict[int, str]]:
-    """All splits that a data.yaml names, and its class names by index, which are the boxes' categories.
+def read_yolo(
+    path: Path, splits: Sequence[str], *, root: Path | None = None, progress: Progress = iter
+) -> tuple[list[Split], dict[int, str]]:
+    """Some splits of a data.yaml, and its class names by index, which are the boxes' categories.
 
     Args:
+        splits: keys of the file, such as train.
         root: the folder that the splits are relative to, instead of the `path` in the file.
 
     Raises `UserError` naming the file, and the line or key, for whatever cannot be used.
@@ -44,9 +46,8 @@ def read_yolo(path: Path, root: Path | None = None, *, progress: Progress = iter
         raise UserError(f"{path}: kpt_shape: labels with keypoints are not read; write boxes or polygons")
     names = _class_names(tree, path)
     root = _root(tree, path) if root is None else root
-    splits = [name for name in SPLITS if tree.get(name)]
-    if not splits:
-        raise UserError(f"{path}: it names no images; it needs train or val")
+    if missing := [name for name in splits if not tree.get(name)]:
+        raise UserError(f"{path}: it has no {missing[0]}; say with --splits which of its keys to convert")
     return [_read_split(name, tree[name], root, path, len(names), progress) for name in splits], names
 
 
