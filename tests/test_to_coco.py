@@ -1,7 +1,7 @@
 """VOC's and YOLO's layouts against boxes worked out by hand, there and back again, and what is wrong in one line."""
 
+import importlib.util
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -520,15 +520,24 @@ def test_coco_to_yolo_and_back(original, tmp_path):
 # The command
 
 
-def call(*words):
-    command = [sys.executable, "scripts/to_coco.py", *map(str, words)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+@pytest.fixture
+def command(monkeypatch, capsys):
+    """Call the script's main as the command line would, in this process; what it prints."""
+    spec = importlib.util.spec_from_file_location("to_coco", ROOT / "scripts" / "to_coco.py")
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+
+    def call(*words):
+        monkeypatch.setattr(sys, "argv", ["to_coco.py", *map(str, words)])
+        script.main(script.parse_args())
+        return capsys.readouterr().out
+
+    return call
 
 
-def test_the_command_writes_says_what_and_leads_on(yolo, tmp_path):
+def test_the_command_writes_says_what_and_leads_on(command, refusal, yolo, tmp_path):
     out = tmp_path / "out"
-    done = call("yolo", yolo, "--out", out)
-    assert done.returncode == 0, done.stderr
+    printed = command("yolo", yolo, "--out", out)
     for expected in (
         f"{out}/instances_train.json: 2 images (1 without objects), 1 boxes",
         "2: 1 cat, 2 dog",
@@ -536,33 +545,34 @@ def test_the_command_writes_says_what_and_leads_on(yolo, tmp_path):
         f"configs/finetune.yaml data.train.annotations={out}/instances_train.json",
         f"data.val.images={yolo.parent}/images/train",
     ):
-        assert expected in done.stdout
+        assert expected in printed
     assert load_coco(f"{out}/instances_val.json", f"{yolo.parent}/images/train").class_names == ("cat", "dog")
-    assert call("yolo", yolo, "--out", out).returncode == 0
+    assert command("yolo", yolo, "--out", out) == printed  # the same again is no error
     (out / "instances_val.json").write_text("{}")
-    done = call("yolo", yolo, "--out", out)
-    assert done.returncode == 2
-    assert "instances_val.json is there and says something else" in done.stderr
+    assert "instances_val.json is there and says something else" in refusal(command, "yolo", yolo, "--out", out)
 
 
-def test_the_command_converts_voc_and_says_what_became_of_difficult_objects(voc, tmp_path):
-    done = call("voc", voc, "--splits", "train", "--classes", "dog", "cat", "cow", "--out", tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert "2 boxes (1 difficult, as crowd)" in done.stdout
-    assert "1 dog, 2 cat, 3 cow" in done.stdout
+def test_the_command_converts_voc_and_says_what_became_of_difficult_objects(command, voc, tmp_path):
+    words = ["--splits", "train", "--classes", "dog", "cat", "cow", "--out", tmp_path]
+    printed = command("voc", voc, *words)
+    assert "2 boxes (1 difficult, as crowd)" in printed
+    assert "1 dog, 2 cat, 3 cow" in printed
     tree = json.loads((tmp_path / "instances_train.json").read_text())
     assert [entry["category_id"] for entry in tree["annotations"]] == [2, 1]
 
 
-def test_the_command_writes_all_or_tells_in_one_line(voc, yolo, tmp_path):
+def test_the_command_writes_all_or_nothing(command, refusal, voc, yolo, tmp_path):
     taken = write(tmp_path / "taken", "a file")
-    for words, expected in (
-        (("yolo", yolo, "--out", taken), f"cannot write {taken}"),
-        (("voc", voc, "--out", tmp_path / "out"), "val.txt"),
-        (("yolo", tmp_path / "none.yaml", "--out", tmp_path / "out"), "none.yaml"),
-    ):
-        done = call(*words)
-        assert done.returncode == 2
-        assert expected in done.stderr
-        assert len(done.stderr.splitlines()) == 1
-    assert not os.path.exists(tmp_path / "out")
+    out = tmp_path / "out"
+    assert f"cannot write {taken}" in refusal(command, "yolo", yolo, "--out", taken)
+    assert "val.txt" in refusal(command, "voc", voc, "--out", out)  # although train can be read
+    assert "cannot read config" in refusal(command, "yolo", tmp_path / "none.yaml", "--out", out)
+    assert not out.exists()
+
+
+def test_a_mistake_is_one_line_and_exit_code_2(voc, tmp_path):
+    words = [sys.executable, "scripts/to_coco.py", "voc", str(voc), "--out", str(tmp_path)]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ")
+    assert len(done.stderr.splitlines()) == 1
