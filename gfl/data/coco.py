@@ -140,9 +140,9 @@ def _read_images(entries: list[Any], path: str) -> tuple[np.ndarray, np.ndarray,
             raise UserError(f"{path}: image id {entry['id']} needs a 'file_name' and a size of at least 1 x 1")
         if abs(entry["id"]) >= HUGE**2:
             raise UserError(f"{path}: image id {entry['id']} is beyond what 63 bits hold")
-        check_file_name(entry["file_name"], f"{path}: image id {entry['id']}")
         ids.append(entry["id"])
         names.append(entry["file_name"])
+        check_file_name(entry["file_name"], f"{path}: image id {entry['id']}")
         sizes.append((entry["height"], entry["width"]))
     if len(set(ids)) < len(ids):
         raise UserError(f"{path}: image id {Counter(ids).most_common(1)[0][0]} occurs twice; ids must be unique")
@@ -156,7 +156,7 @@ def check_file_name(name: str, who: str) -> None:
     images elsewhere; they are followed. Since ``link/..`` is not the folder the link stands in, no ``..`` is harmless.
     """
     if os.path.isabs(name) or ".." in name.split("/") or "\0" in name:
-        raise UserError(f"{who}: file name {_shorten(name)} leads out of the image folder; write it relative to that")
+        raise UserError(f"{who}: file name {name!r:.80} leads out of the image folder; write it relative to that")
 
 
 def _check_files(root: str, file_names: np.ndarray, path: str) -> None:

@@ -83,7 +83,7 @@ def number(text: str | None, where: str, what: str) -> float:
     except ValueError:
         value = math.nan
     if not math.isfinite(value):
-        raise UserError(f"{where}: {what} must be a number, not {shorten(text)}")
+        raise UserError(f"{where}: {what} must be a number, not {text!r:.80}")
     return value
 
 
@@ -162,8 +162,3 @@ def read_lines(path: Path) -> list[tuple[int, str]]:
 
 def is_image(path: str | os.PathLike) -> bool:
     return os.path.splitext(path)[1].lower() in SUFFIXES
-
-
-def shorten(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."

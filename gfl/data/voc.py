@@ -28,7 +28,6 @@ from gfl.data.other_formats import (
     image_sizes,
     number,
     read_lines,
-    shorten,
 )
 from gfl.errors import UserError
 
@@ -68,7 +67,7 @@ def _listed(path: Path) -> list[str]:
     for line, name in read_lines(path):
         check_file_name(name, f"{path} line {line}")
         if name in lines:
-            raise UserError(f"{path} line {line}: {shorten(name)} stands in line {lines[name]} already; take one out")
+            raise UserError(f"{path} line {line}: {name!r:.80} stands in line {lines[name]} already; take one out")
         lines[name] = line
     if not lines:
         raise UserError(f"{path} lists no images")
@@ -125,8 +124,8 @@ def _annotated_size(node: ElementTree.Element, xml: Path, image: Path) -> tuple[
 
 def _read_object(node: ElementTree.Element, where: str, size: tuple[int, int], zero_based: bool) -> Box:
     name = (node.findtext("name") or "").strip()
-    if not name:
-        raise UserError(f"{where} has no <name>")
+    if not name or not name.isprintable():
+        raise UserError(f"{where}: <name> must be a class name, not {name!r:.80}")
     where = f"{where} ({name})"
     x1, y1, x2, y2 = (number(node.findtext(f"bndbox/{tag}"), where, f"<{tag}>") for tag in CORNERS)
     first = 0 if zero_based else 1

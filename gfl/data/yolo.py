@@ -22,7 +22,6 @@ from gfl.data.other_formats import (
     is_image,
     number,
     read_lines,
-    shorten,
 )
 from gfl.errors import UserError
 from gfl.yaml_file import read_yaml
@@ -58,17 +57,18 @@ def _class_names(tree: dict[str, Any], path: Path) -> dict[int, str]:
     if not isinstance(names, dict) or not names or set(names) != set(range(len(names))):
         raise UserError(f"{path}: names must be a list of class names, or give one for each of 0, 1, 2 ...")
     for index, name in names.items():
-        if isinstance(name, bool) or not isinstance(name, str | int):  # YAML reads no, off and yes as false and true
-            raise UserError(f"{path}: names: class {index} must be a text, not {shorten(name)}; put it in quotes")
+        # YAML reads no, off and yes as false and true.
+        if isinstance(name, bool) or not isinstance(name, str | int) or not str(name).isprintable():
+            raise UserError(f"{path}: names: class {index} must be a text, not {name!r:.80}; put it in quotes")
     if tree.get("nc", len(names)) != len(names):
-        raise UserError(f"{path}: nc is {shorten(tree['nc'])}, but there are {len(names)} names")
+        raise UserError(f"{path}: nc is {tree['nc']!r:.80}, but there are {len(names)} names")
     return {index: str(names[index]) for index in range(len(names))}
 
 
 def _root(tree: dict[str, Any], path: Path) -> Path:
     told = tree.get("path") or "."
     if not isinstance(told, str):
-        raise UserError(f"{path}: path must be a folder, not {shorten(told)}")
+        raise UserError(f"{path}: path must be a folder, not {told!r:.80}")
     root = path.parent / told
     if not root.is_dir():
         raise UserError(f"{path}: path: no folder {root}; say with --root where the data set is")
@@ -78,7 +78,7 @@ def _root(tree: dict[str, Any], path: Path) -> Path:
 def _read_split(name: str, told: Any, root: Path, path: Path, num_classes: int, progress: Progress) -> Split:
     entries = told if isinstance(told, list) else [told]
     if not all(isinstance(entry, str) for entry in entries):
-        raise UserError(f"{path}: {name} must be a folder, a text file, or a list of them, not {shorten(told)}")
+        raise UserError(f"{path}: {name} must be a folder, a text file, or a list of them, not {told!r:.80}")
     images = [image for entry in entries for image in _images(_resolve(entry, root, f"{path}: {name}"), root)]
     if not images:
         raise UserError(f"{path}: {name}: no images in {', '.join(entries)}")
@@ -111,7 +111,7 @@ def _images(source: Path, root: Path) -> list[Path]:
         # Lines are relative to the file they stand in, or else to the data set.
         found = [path for path in (source.parent / name, root / name) if path.is_file()]
         if not found:
-            raise UserError(f"{source} line {line}: there is no image {shorten(name)}; bring it there or take it out")
+            raise UserError(f"{source} line {line}: there is no image {name!r:.80}; bring it there or take it out")
         images.append(Path(os.path.abspath(found[0])))
     return images
 
