@@ -28,7 +28,6 @@ class Box(NamedTuple):
     category: Hashable  # a key of the categories given to `coco_tree`
     xyxy: tuple[float, float, float, float]  # pixels from the outer corner of the first pixel, within the image
     crowd: bool = False  # for evaluation to ignore and training to leave out
-    cut_at: str = ""  # where it is written, if it reached beyond the image
 
 
 class Picture(NamedTuple):
@@ -87,26 +86,37 @@ def number(text: str | None, where: str, what: str) -> float:
     return value
 
 
-def fit(category: Hashable, xyxy: Sequence[float], size: tuple[int, int], where: str, *, crowd: bool = False) -> Box:
-    """A box cut to its image of `size` (width, height).
+class Oddities:
+    """Where boxes are written that could not be taken as they are."""
 
-    Raises `UserError` naming `where` for a box that is empty or wholly outside.
-    """
-    (x1, y1, x2, y2), (width, height) = xyxy, size
-    if not (x1 < x2 and y1 < y2):
-        raise UserError(f"{where}: the box is {x2 - x1:g} x {y2 - y1:g} pixels; correct it or take it out")
-    inside = max(x1, 0.0), max(y1, 0.0), min(x2, float(width)), min(y2, float(height))
+    def __init__(self) -> None:
+        self.cut: list[str] = []  # reached beyond the image
+        self.unusable: list[str] = []  # empty, or wholly outside
+
+    def notes(self) -> tuple[str, ...]:
+        told = (("reached beyond their image and were cut to it", self.cut),)
+        told += (("are empty or outside their image and were left out", self.unusable),)
+        return tuple(f"{len(where)} boxes {what}, the first: {where[0]}" for what, where in told if where)
+
+
+def fit(
+    category: Hashable,
+    xyxy: Sequence[float],
+    size: tuple[int, int],
+    where: str,
+    oddities: Oddities,
+    *,
+    crowd: bool = False,
+) -> list[Box]:
+    """The box cut to its image of `size` (width, height), or none if nothing is left; `oddities` hears of either."""
+    x1, y1, x2, y2 = xyxy
+    inside = max(x1, 0.0), max(y1, 0.0), min(x2, float(size[0])), min(y2, float(size[1]))
     if not (inside[0] < inside[2] and inside[1] < inside[3]):
-        corners = ", ".join(f"{value:g}" for value in xyxy)
-        raise UserError(f"{where}: the box {corners} lies outside its image of {width} x {height}; correct it")
-    moved = max(abs(new - old) for new, old in zip(inside, xyxy, strict=True))
-    return Box(category, inside, crowd, where if moved > ROUNDING else "")
-
-
-def cut_note(pictures: Sequence[Picture]) -> tuple[str, ...]:
-    """What to tell about boxes that reached beyond their image."""
-    cut = [box.cut_at for picture in pictures for box in picture.boxes if box.cut_at]
-    return (f"{len(cut)} boxes reached beyond their image and were cut to it, the first: {cut[0]}",) if cut else ()
+        oddities.unusable.append(where)
+        return []
+    if max(abs(new - old) for new, old in zip(inside, xyxy, strict=True)) > ROUNDING:
+        oddities.cut.append(where)
+    return [Box(category, inside, crowd)]
 
 
 def coco_tree(split: Split, categories: Mapping[Hashable, str]) -> dict[str, Any]:

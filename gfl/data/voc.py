@@ -20,10 +20,10 @@ from gfl.data.coco import check_file_name
 from gfl.data.other_formats import (
     SUFFIXES,
     Box,
+    Oddities,
     Picture,
     Progress,
     Split,
-    cut_note,
     fit,
     image_sizes,
     number,
@@ -40,9 +40,10 @@ def read_voc(root: Path, split: str, *, zero_based: bool = False, progress: Prog
     Raises `UserError` naming the file, and the line or object, for whatever cannot be used.
     """
     names = _listed(root / "ImageSets" / "Main" / f"{split}.txt")
-    pictures = [_read_picture(root, name, zero_based) for name in progress(sorted(names))]
-    notes = cut_note(pictures)
-    if notes and not zero_based:
+    oddities = Oddities()
+    pictures = [_read_picture(root, name, zero_based, oddities) for name in progress(sorted(names))]
+    notes = oddities.notes()
+    if oddities.cut and not zero_based:
         notes += ("if corners of 0 are among them, these files may count from 0: then convert with --zero-based",)
     return Split(split, root / "JPEGImages", sorted(pictures), notes)
 
@@ -74,7 +75,7 @@ def _listed(path: Path) -> list[str]:
     return list(lines)
 
 
-def _read_picture(root: Path, name: str, zero_based: bool) -> Picture:
+def _read_picture(root: Path, name: str, zero_based: bool, oddities: Oddities) -> Picture:
     xml = root / "Annotations" / f"{name}.xml"
     node = _parse(xml)
     folder = root / "JPEGImages"
@@ -85,8 +86,9 @@ def _read_picture(root: Path, name: str, zero_based: bool) -> Picture:
         raise UserError(f"{xml}: there is {what} in {folder}; leave one image there for it")
     size = _annotated_size(node, xml, found[0])
     boxes = [
-        _read_object(entry, f"{xml}: object {position}", size, zero_based)
+        box
         for position, entry in enumerate(node.iterfind("object"), 1)
+        for box in _read_object(entry, f"{xml}: object {position}", size, zero_based, oddities)
     ]
     return Picture(found[0].relative_to(folder).as_posix(), *size, boxes)
 
@@ -122,7 +124,9 @@ def _annotated_size(node: ElementTree.Element, xml: Path, image: Path) -> tuple[
     )
 
 
-def _read_object(node: ElementTree.Element, where: str, size: tuple[int, int], zero_based: bool) -> Box:
+def _read_object(
+    node: ElementTree.Element, where: str, size: tuple[int, int], zero_based: bool, oddities: Oddities
+) -> list[Box]:
     name = (node.findtext("name") or "").strip()
     if not name or not name.isprintable():
         raise UserError(f"{where}: <name> must be a class name, not {name!r:.80}")
@@ -130,4 +134,4 @@ def _read_object(node: ElementTree.Element, where: str, size: tuple[int, int], z
     x1, y1, x2, y2 = (number(node.findtext(f"bndbox/{tag}"), where, f"<{tag}>") for tag in CORNERS)
     first = 0 if zero_based else 1
     difficult = number(node.findtext("difficult", "0"), where, "<difficult>") != 0
-    return fit(name, (x1 - first, y1 - first, x2, y2), size, where, crowd=difficult)
+    return fit(name, (x1 - first, y1 - first, x2, y2), size, where, oddities, crowd=difficult)

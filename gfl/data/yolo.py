@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from gfl.data.other_formats import (
+    Oddities,
     Picture,
     Progress,
     Split,
-    cut_note,
     fit,
     image_sizes,
     is_image,
@@ -89,8 +89,9 @@ def _read_split(name: str, told: Any, root: Path, path: Path, num_classes: int, 
         wanted = _label_file(images[0])
         raise UserError(f"{path}: {name}: none of its {len(images)} images has labels; {wanted} would be the first's")
     folder = Path(os.path.commonpath([image.parent for image in images]))
-    pictures = [_read_picture(image, folder, num_classes) for image in progress(sorted(images))]
-    return Split(name, folder, sorted(pictures), cut_note(pictures))
+    oddities = Oddities()
+    pictures = [_read_picture(image, folder, num_classes, oddities) for image in progress(sorted(images))]
+    return Split(name, folder, sorted(pictures), oddities.notes())
 
 
 def _resolve(entry: str, root: Path, where: str) -> Path:
@@ -126,7 +127,7 @@ def _label_file(image: Path) -> Path:
     return Path(*parts)
 
 
-def _read_picture(image: Path, folder: Path, num_classes: int) -> Picture:
+def _read_picture(image: Path, folder: Path, num_classes: int, oddities: Oddities) -> Picture:
     size, _ = image_sizes(image)
     labels = _label_file(image)
     boxes = []
@@ -134,7 +135,7 @@ def _read_picture(image: Path, folder: Path, num_classes: int) -> Picture:
         where = f"{labels} line {line}"
         index, corners = _read_object(text.split(), where, num_classes)
         pixels = [value * size[axis % 2] for axis, value in enumerate(corners)]
-        boxes.append(fit(index, pixels, size, where))
+        boxes += fit(index, pixels, size, where, oddities)
     return Picture(image.relative_to(folder).as_posix(), *size, boxes)
 
 
