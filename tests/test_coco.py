@@ -272,3 +272,61 @@ def test_a_missing_image_folder_is_named(coco_set, refusal):
 def test_the_tree_of_a_good_json_is_returned_as_it_is(coco_set):
     made = coco_set()
     assert read_coco_json(made.annotations) == made.tree == json.loads(Path(made.annotations).read_text())
+
+
+# File names stay in the image folder
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "/etc/hostname",
+        "//etc/hostname",
+        "../outside.png",
+        "..",
+        "a/../../outside.png",
+        "a/../000.png",  # harmless only as long as a is no link
+        "./../outside.png",
+        "000.png\0",  # numpy would take it for 000.png
+        "\0",
+        "000.png\0.jpg",
+    ],
+)
+def test_a_file_name_that_leads_out_of_the_image_folder_is_refused(coco_set, refusal, name):
+    made = coco_set([(60, 40), (50, 30)])
+    (Path(made.images) / "a").mkdir()
+    (Path(made.images).parent / "outside.png").write_bytes(made.file(0).read_bytes())
+    made.tree["images"][1]["file_name"] = name
+    message = refusal(made.save().load)
+    assert message.startswith(f"{made.annotations}: image id 893: ")
+    assert "leads out of the image folder" in message
+
+
+@pytest.mark.parametrize("name", ["a/b.png", "./a//b.png", "...png", "a/..b.png", "b..", " \u00e9 .png", "C:\\b.png"])
+def test_odd_names_within_the_folder_are_read(coco_set, name):
+    made = coco_set()
+    (Path(made.images) / "a").mkdir()
+    made.file(0).rename(Path(made.images) / name)
+    made.tree["images"][0]["file_name"] = name
+    assert image_path(made.save().load(), 0).is_file()
+
+
+def test_links_are_the_users_own_doing_and_followed(coco_set, tmp_path):
+    made = coco_set([(60, 40), (50, 30)])
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    made.file(0).rename(elsewhere / "photo.png")
+    made.file(0).symlink_to(elsewhere / "photo.png")  # a file
+    made.file(1).rename(elsewhere / "001.png")
+    (Path(made.images) / "linked").symlink_to(elsewhere)  # a folder
+    made.tree["images"][1]["file_name"] = "linked/001.png"
+    assert len(made.save().load()) == 2
+    (tmp_path / "images").symlink_to(made.images)  # the image folder itself
+    assert len(load_coco(made.annotations, str(tmp_path / "images"))) == 2
+
+
+def test_a_file_name_that_no_disk_can_hold_is_a_missing_image(coco_set, refusal):
+    made = coco_set()
+    for name in ("\ud800.png", "x" * 5000, ""):
+        made.tree["images"][0]["file_name"] = name
+        assert "1 of its 1 images are not in" in refusal(made.save().load)

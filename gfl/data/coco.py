@@ -142,10 +142,21 @@ def _read_images(entries: list[Any], path: str) -> tuple[np.ndarray, np.ndarray,
             raise UserError(f"{path}: image id {entry['id']} is beyond what 63 bits hold")
         ids.append(entry["id"])
         names.append(entry["file_name"])
+        check_file_name(entry["file_name"], f"{path}: image id {entry['id']}")
         sizes.append((entry["height"], entry["width"]))
     if len(set(ids)) < len(ids):
         raise UserError(f"{path}: image id {Counter(ids).most_common(1)[0][0]} occurs twice; ids must be unique")
     return np.array(ids, np.int64), np.array(names), np.array(sizes, np.int64).reshape(-1, 2)
+
+
+def check_file_name(name: str, who: str) -> None:
+    """Raises `UserError` for a name that leads, or could lead, out of the folder it is relative to.
+
+    Only the name is judged, as it comes with the json. Links on the disk are the user's own doing, who may well keep
+    images elsewhere; they are followed. Since ``link/..`` is not the folder the link stands in, no ``..`` is harmless.
+    """
+    if os.path.isabs(name) or ".." in name.split("/") or "\0" in name:
+        raise UserError(f"{who}: file name {name!r:.80} leads out of the image folder; write it relative to that")
 
 
 def _check_files(root: str, file_names: np.ndarray, path: str) -> None:

@@ -1,0 +1,117 @@
+"""Turn a data set in Pascal VOC's or YOLO's layout into COCO-format json, which everything here reads."""
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the repository, also when called from elsewhere
+
+EXAMPLE = (
+    "example: python scripts/to_coco.py voc data/VOC2012 --out data/VOC2012/coco\n"
+    "another: python scripts/to_coco.py yolo data/coco8/data.yaml --out data/coco8/coco"
+)
+
+
+def parse_args() -> argparse.Namespace:
+    style = {"formatter_class": argparse.RawDescriptionHelpFormatter, "epilog": EXAMPLE}
+    parser = argparse.ArgumentParser(
+        description=f"{__doc__} The images stay where they are. A json that is there and says something else is left "
+        "alone.",
+        **style,
+    )
+    layouts = parser.add_subparsers(dest="layout", required=True)
+    voc = layouts.add_parser("voc", help="Annotations/*.xml, JPEGImages/, ImageSets/Main/<split>.txt", **style)
+    voc.add_argument("source", metavar="FOLDER", type=Path, help="the folder with those three")
+    voc.add_argument(
+        "--classes",
+        metavar="NAME",
+        nargs="+",
+        help="the classes in this order (default: those that occur in any of the splits, by name)",
+    )
+    voc.add_argument(
+        "--zero-based",
+        action="store_true",
+        help="corners are edges counted from 0, as many tools write them, not VOC's own pixels counted from 1",
+    )
+    yolo = layouts.add_parser("yolo", help="data.yaml, labels/*.txt beside images/", **style)
+    yolo.add_argument("source", metavar="FILE", type=Path, help="the data.yaml")
+    yolo.add_argument(
+        "--root", metavar="FOLDER", type=Path, help="what train and val are relative to, instead of its path: key"
+    )
+    for layout, kind in ((voc, "files of ImageSets/Main"), (yolo, "keys of the data.yaml")):
+        layout.add_argument(
+            "--splits", metavar="NAME", nargs="+", default=["train", "val"], help=f"{kind} (default: train val)"
+        )
+        layout.add_argument(
+            "--out", metavar="FOLDER", type=Path, required=True, help="where instances_<split>.json are written"
+        )
+    return parser.parse_args()
+
+
+ARGS = parse_args() if __name__ == "__main__" else None  # before the heavy imports, so that --help answers at once
+
+import os
+import shlex
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from tqdm import tqdm
+
+from gfl.data.other_formats import Split, coco_tree, write_split
+from gfl.data.voc import class_names, read_voc
+from gfl.data.yolo import read_yolo
+from gfl.errors import run
+
+
+def main(args: argparse.Namespace) -> None:
+    names = tuple(dict.fromkeys(args.splits))
+    if args.layout == "voc":
+        splits = [read_voc(args.source, name, zero_based=args.zero_based, progress=progress) for name in names]
+        categories = class_names(splits, args.classes)
+    else:
+        splits, categories = read_yolo(args.source, names, root=args.root, progress=progress)
+    trees = [coco_tree(split, categories) for split in splits]  # all of them before the first is written
+    files = [args.out / f"instances_{split.name}.json" for split in splits]
+    for split, tree, file in zip(splits, trees, files, strict=True):
+        write_split(file, tree)
+        report(split, file)
+    print(f"classes   {len(categories)}: {', '.join(f'{i} {name}' for i, name in enumerate(categories.values(), 1))}")
+    suggest({split.name: (file, split.folder) for split, file in zip(splits, files, strict=True)})
+
+
+def progress(images: Sequence[Any]) -> Iterable[Any]:
+    return tqdm(images, unit="image", disable=None, leave=False)  # on a terminal only
+
+
+def report(split: Split, file: Path) -> None:
+    empty = sum(not picture.boxes for picture in split.pictures)
+    crowd = sum(box.crowd for box in split.boxes)
+    counts = f"{len(split.pictures)} images ({empty} without objects), {len(split.boxes)} boxes"
+    print(f"written   {file}: {counts}" + (f" ({crowd} difficult, as crowd)" if crowd else ""))
+    for note in split.notes:
+        print(f"note      {note}")
+
+
+def suggest(found: dict[str, tuple[Path, Path]]) -> None:
+    """The commands that come next, by split: the json and the folder of its images."""
+    for file, images in found.values():
+        print(f"next: python scripts/doctor.py {quote(file)} {quote(images)}")
+    train = next((name for name in ("train", "trainval") if name in found), None)
+    val = next((name for name in ("val", "test") if name in found), None)
+    if train and val:
+        overrides = [
+            f"data.{role}.{key}={quote(path)}"
+            for role, name in (("train", train), ("val", val))
+            for key, path in zip(("annotations", "images"), found[name], strict=True)
+        ]
+        print(f"then: python train.py configs/finetune.yaml {' '.join(overrides)}")
+
+
+def quote(path: Path) -> str:
+    """For the shell, and relative to the current folder where it lies below."""
+    near = os.path.relpath(path)
+    return shlex.quote(str(path) if near.startswith("..") else near)
+
+
+if __name__ == "__main__":
+    run(main, ARGS)
