@@ -1,6 +1,7 @@
 """One process or many: the few collective operations the program needs. With one process each is the identity."""
 
 import os
+from collections.abc import Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -26,6 +27,23 @@ def is_main() -> bool:
     return rank() == 0
 
 
+def _starts_before(environment: Mapping[str, str]) -> str:
+    """How often torchrun has started the processes before: what those wrote into its store is not for these to read.
+
+    Raises `UserError` for nodes that share torchrun's own store, since each of them counts for itself: without a
+    common number, processes would look for those of the last start, and wait for ever (pytorch issue 135712).
+    """
+    if environment.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return ""  # each start has its own store
+    if environment.get("GROUP_WORLD_SIZE") == "1":
+        return environment.get("TORCHELASTIC_RESTART_COUNT", "")
+    if environment.get("TORCHELASTIC_MAX_RESTARTS", "0") != "0":
+        raise UserError(
+            "torchrun --max-restarts over several nodes needs TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 set on each"
+        )
+    return ""
+
+
 @contextmanager
 def process_group():
     """Join the group that torchrun describes in the environment, if any, and yield this process's device.
@@ -42,7 +60,10 @@ def process_group():
     if "WORLD_SIZE" not in os.environ:
         yield device
         return
-    dist.init_process_group("nccl" if cuda else "gloo", device_id=device if cuda else None)
+    store, rank, world = next(dist.rendezvous("env://"))
+    store = dist.PrefixStore(f"start{_starts_before(os.environ)}", store)
+    backend, device_id = ("nccl", device) if cuda else ("gloo", None)
+    dist.init_process_group(backend, store=store, rank=rank, world_size=world, device_id=device_id)
     try:
         yield device
     except RuntimeError as error:

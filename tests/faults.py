@@ -59,9 +59,9 @@ def write_config(folder: Path, *, workers: int = 1, norm_eval: bool = False) -> 
 class Training:
     """A running train.py, alone or under a launcher; what it prints goes to a file."""
 
-    def __init__(self, *words: object, launcher: list[str] = ONE_PROCESS) -> None:
+    def __init__(self, *words: object, launcher: list[str] = ONE_PROCESS, **environment: str) -> None:
         self.output = tempfile.TemporaryFile("w+")  # noqa: SIM115, as long as the process
-        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        environment = os.environ | {"OMP_NUM_THREADS": "1"} | environment
         self.process = subprocess.Popen(
             [*launcher, "train.py", *map(str, words)],
             cwd=ROOT,
@@ -237,7 +237,8 @@ def nodes(folder: Path, rng: random.Random, count: int, processes: int, workers:
         run, step, victim = folder / f"run_{number}", rng.randint(1, 14), rng.randint(0, 1)
         meet = f"--rdzv_backend=c10d --rdzv_endpoint=127.0.0.1:{free_port()} --rdzv_id=run{number}".split()
         launcher = [*LAUNCHER, "--nnodes=2", "--nproc_per_node=1", "--max-restarts=3", *meet]
-        trainings = [Training(config, f"run_dir={run}", "--resume", launcher=launcher) for _ in range(2)]
+        own_stores = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}  # see gfl/distributed.py
+        trainings = [Training(config, f"run_dir={run}", "--resume", launcher=launcher, **own_stores) for _ in range(2)]
         main = next_to_print(trainings, f"step {step:>6}/")
         send(ranks(trainings[victim].process.pid)[0], signal.SIGKILL)
         codes = [training.end() for training in trainings]
