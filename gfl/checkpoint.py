@@ -8,7 +8,7 @@ import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from gfl.config import Config, config_from_dict, config_to_dict, merge, parse_ov
 from gfl.errors import UserError
 from gfl.files import file_digest, temporary, write_json
 from gfl.model.detector import Detector, build_detector
+from gfl.typed import at_least
 
 FORMAT = "gfl-1"
 LAST, PREVIOUS, BEST = "last.pt", "previous.pt", "best.pt"
@@ -27,10 +28,10 @@ TRAINING = {"progress", "optimizer", "scaler"}  # what --resume needs besides; a
 class Progress(NamedTuple):
     """Where a run stands: `step` steps of epoch `epoch` (from 0) are done."""
 
-    epoch: int = 0
-    step: int = 0
+    epoch: Annotated[int, at_least(0)] = 0
+    step: Annotated[int, at_least(0)] = 0
     best: float = -1.0  # the best AP so far
-    steps_per_epoch: int = 0  # what `step` counts against
+    steps_per_epoch: Annotated[int, at_least(0)] = 0  # what `step` counts against
 
 
 def save_checkpoint(

@@ -27,7 +27,7 @@ ROWS = [
     {"gfl.quality", "gfl.assign", "gfl.model.head", "gfl.postprocess", "gfl.data.loader"},
     {"gfl.criterion", "gfl.model.detector"},
     {"gfl.checkpoint", "gfl.coco_eval", "gfl.convert"},
-    {"gfl.predictions"},
+    {"gfl.predictions", "gfl.resume"},
     {"gfl.analysis"},
     {"gfl.plots"},
 ]
