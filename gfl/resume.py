@@ -54,8 +54,8 @@ def restore(
 
 def _read_progress(tree: Any, path: Path) -> Progress:
     progress = build(Progress, tree, f"progress in {path}")
-    if missing := Progress._fields[len(tree) :] if len(tree) < len(Progress._fields) else ():
-        raise UserError(f"progress in {path} lacks {len(missing)} of {', '.join(Progress._fields)}: it is damaged")
+    if missing := [field for field in Progress._fields if field not in tree]:
+        raise UserError(f"progress in {path} lacks {', '.join(missing)}; it is damaged")
     if progress.step > progress.steps_per_epoch:
         raise UserError(f"progress in {path}: step {progress.step} is beyond the epoch's {progress.steps_per_epoch}")
     return progress
@@ -93,10 +93,11 @@ def _fits(entry: Any, parameter: Tensor, keys: set[str]) -> bool:
         return False
     # SGD without momentum has None for its buffer.
     shapes = {key: torch.Size() if key == "step" else parameter.shape for key in keys if entry[key] is not None}
-    return all(_is_plain(entry[key], shape) for key, shape in shapes.items())
+    kept = all(_is_finite(entry[key], shape) for key, shape in shapes.items())
+    return kept and all((entry[key] >= 0).all() for key in keys & {"step", "exp_avg_sq"})
 
 
-def _is_plain(value: Any, shape: torch.Size) -> bool:
+def _is_finite(value: Any, shape: torch.Size) -> bool:
     return (
         isinstance(value, Tensor)
         and (value.shape, value.dtype, value.layout) == (shape, torch.float32, torch.strided)

@@ -66,10 +66,10 @@ def run_case(kind: str, seed: int, number: int, folder: Path) -> Outcome:
     mutation = write(folder, rng)
     told: list[str] = []
 
-    def attempt(function: Callable, *args):
+    def attempt(function: Callable, *args, **kwargs):
         """Programs call `function` from their top; None where it refuses its input."""
         try:
-            return function(*args)
+            return function(*args, **kwargs)
         except UserError as error:
             told.append(str(error))
 

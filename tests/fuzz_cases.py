@@ -20,7 +20,15 @@ from gfl.coco_eval import coco_metrics, detect, metrics_table
 from gfl.config import Config, config_from_dict, config_to_dict, load_config, save_config
 from gfl.criterion import build_criterion
 from gfl.data.coco import CocoData, load_coco
-from gfl.data.loader import CocoDataset, TrainSampler, build_eval_loader, build_train_loader, collate, train_candidates
+from gfl.data.loader import (
+    CocoDataset,
+    Sample,
+    TrainSampler,
+    build_eval_loader,
+    build_train_loader,
+    collate,
+    train_candidates,
+)
 from gfl.model.detector import Detector, build_detector
 from gfl.optim import autocast_dtype, build_optimizer, learning_rate, set_learning_rate
 from gfl.predictions import read_truth
@@ -52,7 +60,9 @@ def coco_tree() -> dict[str, Any]:
             {"id": 900 - 7 * n, "file_name": f"{n}.png", "width": width, "height": height}
             for n, (width, height) in enumerate([(60, 40), (50, 30), (40, 40)])
         ],
-        "categories": [{"id": i, "name": name, "supercategory": "thing"} for i, name in [(7, "é"), (90, "b"), (3, "c")]],
+        "categories": [
+            {"id": i, "name": name, "supercategory": "thing"} for i, name in [(7, "é"), (90, "b"), (3, "c")]
+        ],
         "annotations": [
             {"id": number, "image_id": image, "category_id": category, "bbox": box, **more}
             for number, (image, category, box, more) in enumerate(boxes, start=1)
@@ -94,7 +104,8 @@ def check_annotations(folder: Path, attempt: Attempt) -> None:
     small = config_from_dict({"data": {"short_side": [32, 64], "long_side": 64}}, "fuzz").data
     dataset = CocoDataset(data, small, training=True)
     samples = [attempt(dataset.__getitem__, (0, index)) for index in range(len(data))]
-    collate([sample for sample in samples if sample] or [attempt(lambda: None)] * 0) if any(samples) else None
+    if read := [sample for sample in samples if sample]:
+        collate(read)
 
 
 # Configs
@@ -102,7 +113,8 @@ def check_annotations(folder: Path, attempt: Attempt) -> None:
 SYNTAX = [
     "a: &a {x: 1}\nmodel: {<<: *a}",
     "optim: &o {lr: 0.1}\nmodel: *o",
-    "x: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(f"x{n}: &{chr(98 + n)} [{f'*{chr(97 + n)}, ' * 9}]\n" for n in range(9)),
+    "x: &a [x, x, x, x, x, x, x, x, x]\n"
+    + "".join(f"x{n}: &{chr(98 + n)} [{f'*{chr(97 + n)}, ' * 9}]\n" for n in range(9)),
     "data:\n  augment: &a [{name: Blur, p: *a}]",
     "data:\n  augment: [&a {name: Blur, p: *a}]",
     "data: &a {augment: [{name: Blur, p: *a}]}",
@@ -151,7 +163,7 @@ SYNTAX = [
     "base: other.yaml",
     "base: [other.yaml, other.yaml, other.yaml]",
     "base: .",
-    "base: /",
+    "base: ./",
     "base: ''",
     'base: "a\\0b"',
     'base: "\\ud800"',
@@ -173,7 +185,10 @@ SYNTAX = [
 @cache
 def whole_config() -> dict[str, Any]:
     """Every key, on the small set."""
-    augment = [{"name": "HueSaturationValue", "hue_shift_limit": [-5, 5], "p": 0.5}, {"name": "RandomCrop", "height": 16}]
+    augment = [
+        {"name": "HueSaturationValue", "hue_shift_limit": [-5, 5], "p": 0.5},
+        {"name": "RandomCrop", "height": 16},
+    ]
     augment[1] |= {"width": 16}
     tree = {"data": {"augment": augment}, "model": {"points": {"offset": [0.5] * 5}}, "seed": 3}
     tree["model"] |= {"backbone": {"name": "resnet18", "weights": "none"}, "head": {"quality": "dgqp"}}
@@ -199,11 +214,6 @@ def write_configs(folder: Path, rng: random.Random) -> str:
         content, done = mutate_bytes(yaml.safe_dump(tree, sort_keys=False).encode(), rng)
     (folder / "config.yaml").write_bytes(content)
     return done
-
-
-@cache
-def small_set(folder: Path) -> CocoData:
-    return load_coco(str(folder / "instances.json"), str(folder / "images"))
 
 
 def check_configs(folder: Path, attempt: Attempt) -> None:
@@ -334,6 +344,4 @@ def check_checkpoints(folder: Path, attempt: Attempt) -> None:
 def detect_on(model: Detector, config: Config) -> None:
     image = np.zeros((64, 64, 3), np.uint8)
     none = np.zeros((0, 4), np.float32), np.zeros(0, np.int64)
-    from gfl.data.loader import Sample
-
     detect(model, collate([Sample(image, *none, 1, (64, 64))]), config.eval)

@@ -84,7 +84,9 @@ def _replace_more(container: Any, key: Any, rng: random.Random) -> None:
     if isinstance(value, (int, float)):
         container[key] = rng.choice([-value, value * 1000, str(value), [value], float(value), rng.choice(NUMBERS)])
     elif isinstance(value, str):
-        container[key] = rng.choice([value.upper(), value[:-1], value + "\x00", value + " ", [value], rng.choice(TEXTS)])
+        container[key] = rng.choice(
+            [value.upper(), value[:-1], value + "\x00", value + " ", [value], rng.choice(TEXTS)]
+        )
     else:
         container[key] = rng.choice([type(value)(), {"0": value}, [value], str(value)[:200], list(value)])
     return None
@@ -134,7 +136,10 @@ def mutate_bytes(content: bytes, rng: random.Random, *, near: int = 1000) -> tup
             ("bit flipped", before + bytes([content[place] ^ 1 << rng.randrange(8)]) + content[place + 1 :]),
             ("zeros", before + bytes(len(middle)) + after),
             ("bytes that are no UTF-8", before + rng.choice([b"\xff\xfe", b"\xc3\x28", b"\xed\xa0\x80"]) + after),
-            ("brackets", before + rng.choice([b"[", b"}", b'"', b"{", b"]", b":", b",", b"\t", b"&a ", b"*a "]) + after),
+            (
+                "brackets",
+                before + rng.choice([b"[", b"}", b'"', b"{", b"]", b":", b",", b"\t", b"&a ", b"*a "]) + after,
+            ),
             ("digits", before + b"9" * 5000 + after),
             ("byte order mark", b"\xef\xbb\xbf" + content),
             ("line twice", before + middle + b"\n".join([after.partition(b"\n")[0]] * 3) + after),

@@ -101,7 +101,7 @@ class Augmentation:
         try:
             result = {"bboxes": boxes_xyxy, "rows": rows} | self._compose(image=image, **given)
         except Exception as error:  # a transform may raise anything, such as for a crop larger than the image
-            raise UserError(f"data.augment: {type(error).__name__}: {' '.join(str(error).split())}") from None
+            raise UserError(f"data.augment: {type(error).__name__}: {_line(error)}") from None
         image, rows = result["image"], np.asarray(result["rows"], np.int64)
         if image.dtype != np.uint8 or image.shape[2:] != (3,):
             raise UserError(
@@ -136,4 +136,10 @@ def _build_transform(albumentations: Any, entry: dict[str, Any]) -> Any:
     try:
         return transform(**arguments)
     except (TypeError, ValueError) as error:
-        raise UserError(f"data.augment: {name}: {' '.join(str(error).split())}") from None
+        raise UserError(f"data.augment: {name}: {_line(error)}") from None
+
+
+def _line(error: Exception) -> str:
+    """What a library says, in one line of moderate length."""
+    text = " ".join(str(error).split())
+    return text if len(text) <= 240 else text[:237] + "..."
