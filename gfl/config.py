@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 import yaml
 
 from gfl.errors import UserError
-from gfl.typed import Check, above, at_least, between, build, describe, shown
+from gfl.typed import Check, above, at_least, between, build, describe, is_text, shown
 from gfl.yaml_file import parse_yaml, read_yaml
 
 # Limits of sizes are far beyond use; what is more is a slip of the keyboard, and told before memory runs out.
@@ -271,20 +271,26 @@ def parse_overrides(overrides: Iterable[str]) -> dict[str, Any]:
     return tree
 
 
-def _read_with_bases(path: Path, inheriting: tuple[str, ...] = ()) -> dict[str, Any]:
-    real = os.path.realpath(path)
+def _read_with_bases(
+    path: Path, inheriting: tuple[str, ...] = (), known: dict[str, dict[str, Any]] | None = None
+) -> dict[str, Any]:
+    """`known` holds what was read already: files that share bases would be read again and again."""
+    real, known = os.path.realpath(path), {} if known is None else known
     if real in inheriting:
         raise UserError(f"{path}: inherits from itself through `base`")
+    if real in known:
+        return known[real]
     tree = read_yaml(path)
     base = tree.pop("base", None)
     build(Config, tree, str(path))  # here, so that an error names the file the key stands in
     bases = [] if base is None else base if isinstance(base, list) else [base]
-    if not all(isinstance(name, str) for name in bases):
+    if not all(isinstance(name, str) and is_text(name) for name in bases):
         raise UserError(f"{path}: base must be the path of a config or a list of them, not {describe(base)}")
     inherited: dict[str, Any] = {}
     for name in bases:  # of several, a later one overrides the earlier
-        inherited = merge(inherited, _read_with_bases(path.parent / name, (*inheriting, real)))
-    return merge(inherited, tree)
+        inherited = merge(inherited, _read_with_bases(path.parent / name, (*inheriting, real), known))
+    known[real] = merge(inherited, tree)
+    return known[real]
 
 
 def merge(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:

@@ -116,10 +116,7 @@ def check_plain(tree: Any, source: str) -> None:
         elif isinstance(value, list):
             stack += [(key, entry, depth + 1) for entry in value]
         elif type(value) not in (str, int, float, bool, type(None)):
-            hint = "put text in quotes"
-            raise UserError(
-                f"{source}: {shown(key)} is {describe(value)}, neither number, text, list nor section; {hint}"
-            )
+            raise UserError(f"{source}: {shown(key)} is {describe(value)}, which no key takes; put text in quotes")
 
 
 def _checked(value: Any, check: Check, source: str, key: str) -> Any:

@@ -43,6 +43,9 @@ class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         if isinstance(node, yaml.MappingNode):
             keys = Counter((key.tag, key.value) for key, _ in node.value if isinstance(key, yaml.ScalarNode))
+            if any(key.tag == "tag:yaml.org,2002:merge" for key, _ in node.value):
+                problem = "merge keys (<<) are not read here; write a config that both name as their base"
+                raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
             if twice := [value for (_, value), count in keys.items() if count > 1]:
                 problem = f"key {shorten(twice[0])} occurs twice"
                 raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)

@@ -110,11 +110,15 @@ def check_annotations(folder: Path, attempt: Attempt) -> None:
 
 # Configs
 
+LAUGHS = "seed: 1\na0: &a0 [x, x, x, x, x, x, x, x, x]\n"
+LAUGHS += "".join(f"a{n + 1}: &a{n + 1} [{', '.join([f'*a{n}'] * 9)}]\n" for n in range(9))
 SYNTAX = [
     "a: &a {x: 1}\nmodel: {<<: *a}",
     "optim: &o {lr: 0.1}\nmodel: *o",
-    "x: &a [x, x, x, x, x, x, x, x, x]\n"
-    + "".join(f"x{n}: &{chr(98 + n)} [{f'*{chr(97 + n)}, ' * 9}]\n" for n in range(9)),
+    LAUGHS,
+    LAUGHS + "optim: {lr: *a9}",
+    LAUGHS + "data: {augment: [{name: Blur, p: *a9}]}",
+    LAUGHS.replace("[x, x, x, x, x, x, x, x, x]", "{x: 1}").replace("[*", "{<<: [*").replace("]\n", "]}\n"),
     "data:\n  augment: &a [{name: Blur, p: *a}]",
     "data:\n  augment: [&a {name: Blur, p: *a}]",
     "data: &a {augment: [{name: Blur, p: *a}]}",
@@ -187,9 +191,8 @@ def whole_config() -> dict[str, Any]:
     """Every key, on the small set."""
     augment = [
         {"name": "HueSaturationValue", "hue_shift_limit": [-5, 5], "p": 0.5},
-        {"name": "RandomCrop", "height": 16},
+        {"name": "RandomCrop", "height": 16, "width": 16},
     ]
-    augment[1] |= {"width": 16}
     tree = {"data": {"augment": augment}, "model": {"points": {"offset": [0.5] * 5}}, "seed": 3}
     tree["model"] |= {"backbone": {"name": "resnet18", "weights": "none"}, "head": {"quality": "dgqp"}}
     return config_to_dict(config_from_dict(tree, "fuzz"))
