@@ -6,6 +6,7 @@ Beside each of a run lies a `.json` with its size and SHA-256, so that one cut o
 import contextlib
 import json
 import os
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -128,7 +129,9 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     """The checkpoint as plain data, on the CPU; raises `UserError` if it is missing, damaged or something else."""
     try:
         _check_proof(path)
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about what is in the file; it would stand above the one line
+            state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except UserError:
         raise
     except OSError as error:

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -134,7 +135,7 @@ def _ground_truth(path: str) -> COCO:
             "iscrowd": int(entry.get("iscrowd") or 0),
         }
         for number, entry in enumerate(tree["annotations"], start=1)
-        for box in [entry["bbox"] if np.isfinite(entry["bbox"]).all() else [0, 0, 0, 0]]  # NaN would match anything
+        for box in [_truth_box(entry["bbox"])]
     ]
     truth = COCO()
     images, categories = ([{"id": entry["id"]} for entry in tree[key]] for key in ("images", "categories"))
@@ -142,6 +143,11 @@ def _ground_truth(path: str) -> COCO:
     with contextlib.redirect_stdout(io.StringIO()):
         truth.createIndex()
     return truth
+
+
+def _truth_box(bbox: list[float]) -> list[float]:
+    """NaN and infinity become a box that nothing matches; pycocotools would let anything match them."""
+    return bbox if all(map(math.isfinite, bbox)) else [0, 0, 0, 0]
 
 
 def _figure(value: float) -> float | None:

@@ -20,9 +20,6 @@ Side = Annotated[int, between(1, 2**15)]  # pixels
 NotNegative = Annotated[float, at_least(0)]
 Probability = Annotated[float, Check("in [0, 1]", lambda value: 0 <= value <= 1)]
 
-PATH = Check("a path, whose names have at most 255 bytes", lambda text: _can_be_a_path(text))
-FilePath = Annotated[str, PATH]
-
 P3_TO_P7 = (8, 16, 32, 64, 128)  # strides
 
 
@@ -46,6 +43,9 @@ def _is_size_or_range(side: int | tuple[int, ...]) -> bool:
 
 def _can_be_a_path(text: str) -> bool:
     return len(os.fsencode(text)) < 4096 and all(len(os.fsencode(name)) <= 255 for name in text.split("/"))
+
+
+FilePath = Annotated[str, Check("a path, whose names have at most 255 bytes", _can_be_a_path)]
 
 
 @dataclass(frozen=True)
@@ -271,9 +271,7 @@ def parse_overrides(overrides: Iterable[str]) -> dict[str, Any]:
     return tree
 
 
-def _read_with_bases(
-    path: Path, inheriting: tuple[str, ...] = (), known: dict[str, dict[str, Any]] | None = None
-) -> dict[str, Any]:
+def _read_with_bases(path: Path, inheriting: tuple[str, ...] = (), known: dict | None = None) -> dict[str, Any]:
     """`known` holds what was read already: files that share bases would be read again and again."""
     real, known = os.path.realpath(path), {} if known is None else known
     if real in inheriting:

@@ -91,8 +91,9 @@ def _size(group: Any) -> int | None:
 def _fits(entry: Any, parameter: Tensor, keys: set[str]) -> bool:
     if not isinstance(entry, dict) or entry.keys() != keys:
         return False
-    # SGD without momentum has None for its buffer.
-    shapes = {key: torch.Size() if key == "step" else parameter.shape for key in keys if entry[key] is not None}
+    shapes = {key: torch.Size() if key == "step" else parameter.shape for key in keys}
+    if entry.get("momentum_buffer", 0) is None:  # SGD without momentum
+        return True
     kept = all(_is_finite(entry[key], shape) for key, shape in shapes.items())
     return kept and all((entry[key] >= 0).all() for key in keys & {"step", "exp_avg_sq"})
 

@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 import torch
 import yaml
-from mutators import hostile, mutate_bytes, mutate_tree, with_raw
+from mutators import SYNTAX, hostile, mutate_bytes, mutate_tree, with_raw
 from torch import nn
 
 from gfl import checkpoint as checkpoints
@@ -37,10 +37,6 @@ from gfl.resume import restore
 Attempt = Callable[..., Any]  # calls a function with arguments; None where it refuses its input
 
 ROOT = Path(__file__).resolve().parent.parent
-HARMLESS_WARNINGS = [
-    "This DataLoader will create",  # worth knowing, and of torch
-]
-
 # Annotations
 
 
@@ -109,81 +105,6 @@ def check_annotations(folder: Path, attempt: Attempt) -> None:
 
 
 # Configs
-
-LAUGHS = "seed: 1\na0: &a0 [x, x, x, x, x, x, x, x, x]\n"
-LAUGHS += "".join(f"a{n + 1}: &a{n + 1} [{', '.join([f'*a{n}'] * 9)}]\n" for n in range(9))
-SYNTAX = [
-    "a: &a {x: 1}\nmodel: {<<: *a}",
-    "optim: &o {lr: 0.1}\nmodel: *o",
-    LAUGHS,
-    LAUGHS + "optim: {lr: *a9}",
-    LAUGHS + "data: {augment: [{name: Blur, p: *a9}]}",
-    LAUGHS.replace("[x, x, x, x, x, x, x, x, x]", "{x: 1}").replace("[*", "{<<: [*").replace("]\n", "]}\n"),
-    "data:\n  augment: &a [{name: Blur, p: *a}]",
-    "data:\n  augment: [&a {name: Blur, p: *a}]",
-    "data: &a {augment: [{name: Blur, p: *a}]}",
-    "&a model: *a",
-    "&a {model: *a}",
-    "model: &m {backbone: *m}",
-    "? [model, optim]\n: 1",
-    "? {a: 1}\n: 1",
-    "{[1]: 1, [1]: 2}",
-    "optim: {lr: 2001-99-99}",
-    "optim: {lr: 2001-01-01}",
-    "seed: !!int forty",
-    "seed: !!int ''",
-    "optim: {lr: !!float x}",
-    "data: {keep_empty: !!bool maybe}",
-    "run_dir: !!timestamp soon",
-    "run_dir: !!binary x",
-    "run_dir: !!str [1]",
-    "run_dir: !!python/name:os.system",
-    "run_dir: !!python/object/apply:os.system [ls]",
-    "optim: !!set {lr, batch}",
-    "optim: !!omap [lr: 0.1]",
-    "optim: !!pairs [lr: 0.1]",
-    "data: {augment: [{name: Blur, p: !!set {a}}]}",
-    "data: {augment: [{name: Blur, p: 2001-01-01}]}",
-    "data: {augment: [{1: 2, name: Blur}]}",
-    "data: {augment: [{name: Blur, 1: 2, z: 3}]}",
-    "seed: 0x" + "f" * 6000,
-    "seed: 0b" + "1" * 40000,
-    "seed: " + "1:" * 3000 + "1",
-    "seed: 9" * 2,
-    "---\nseed: 1\n---\nseed: 2",
-    "%YAML 9.9\n---\nseed: 1",
-    "%TAG ! tag:x,2000:\n---\n!foo {seed: 1}",
-    "seed: *nothing",
-    "seed: |\n  7",
-    "=: 1",
-    "<<: 1",
-    "<<: {seed: 3}",
-    "<<: [{seed: 3}, {seed: 4}]\nseed: 5",
-    "optim: {<<: {lr: 0.1}, <<: {lr: 0.2}}",
-    "base: {lr: 1}",
-    "base: config.yaml",
-    "base: [config.yaml, other.yaml]",
-    "base: ./../case/config.yaml",
-    "base: other.yaml",
-    "base: [other.yaml, other.yaml, other.yaml]",
-    "base: .",
-    "base: ./",
-    "base: ''",
-    'base: "a\\0b"',
-    'base: "\\ud800"',
-    "base: " + "x" * 300,
-    "base: " + "x/" * 3000,
-    "base: [[other.yaml]]",
-    'run_dir: "a\\0b"',
-    'run_dir: "\\ud800"',
-    "run_dir: " + "x" * 300,
-    'model: {backbone: {weights: "\\ud800"}}',
-    "seed: 1\nseed: 2",
-    "\ufeffseed: 1",
-    "optim:\n\tlr: 1",
-    "\x00",
-    "seed: \x85 1",
-]
 
 
 @cache

@@ -229,7 +229,8 @@ def _is_number(value: Any) -> bool:
 
 def _called(entry: dict[str, Any], position: int) -> str:
     """An annotation's id, or where it stands."""
-    return shorten(entry["id"]) if "id" in entry else f"number {position}"
+    number = entry.get("id", f"number {position}")
+    return str(number) if _is_number(number) or "id" not in entry else shorten(number)
 
 
 def _visible_box(bbox: list[float], image_height: int, image_width: int) -> tuple[float, float, float, float] | None:
