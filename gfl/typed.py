@@ -150,7 +150,7 @@ def describe(value: Any) -> str:
 def shown(value: Any, most: int = 80) -> str:
     """A name or value in a line: text as it is, unless it is long or cannot be printed."""
     text = str(value) if isinstance(value, (str, Path)) else shorten(value)
-    return text if len(text) <= most and text.isprintable() else shorten(text)
+    return text if 0 < len(text) <= most and text.isprintable() else shorten(text)
 
 
 def shorten(value: Any, most: int = 80) -> str:

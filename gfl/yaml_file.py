@@ -54,6 +54,6 @@ class _Loader(yaml.SafeLoader):
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
         try:
             return super().construct_object(node, deep)
-        except (ValueError, KeyError, TypeError, AttributeError):  # what PyYAML's own conversions run into
+        except (ValueError, LookupError, TypeError, AttributeError):  # what PyYAML's own conversions run into
             problem = f"{shorten(node.value)} is not of the type {node.tag.rpartition(':')[-1]}"
             raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark) from None

@@ -1,5 +1,6 @@
 """Damage for inputs: hostile values and bytes, drawn from a `random.Random`, so that a seed repeats each case."""
 
+import copy
 import random
 from typing import Any
 
@@ -24,7 +25,7 @@ CONTAINERS = [[], {}, [[]], [None], {"a": {}}, [1, 2, 3, 4], {"": 0}, ["a", 1, N
 def hostile(rng: random.Random) -> Any:
     """A value that some code will not expect."""
     kind = rng.choice([NUMBERS, NOT_NUMBERS, TEXTS, CONTAINERS, list(RAW)])
-    return rng.choice(kind)
+    return copy.deepcopy(rng.choice(kind))  # which may be changed further
 
 
 def hostile_tensor(rng: random.Random, tensor: torch.Tensor) -> Any:

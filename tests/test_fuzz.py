@@ -147,6 +147,7 @@ def test_fields_that_nobody_reads_may_hold_anything(coco):
         ("data: {augment: [{name: Blur, p: 2001-01-01}]}", "which no key takes"),
         ("optim: {lr: 2001-99-99}", "is not of the type timestamp"),
         ("seed: !!int forty", "is not of the type int"),
+        ("seed: !!int ''", "is not of the type int"),
         ("data: {keep_empty: !!bool maybe}", "is not of the type bool"),
         ("run_dir: !!timestamp soon", "is not of the type timestamp"),
         ("seed: " + "9" * 5000, "is not of the type int"),

@@ -12,6 +12,7 @@ import cv2
 import numpy as np
 
 from gfl.errors import UserError
+from gfl.typed import shorten, shown
 
 cv2.setNumThreads(0)  # loader processes are the parallelism; OpenCV's own threads would fight with them
 
@@ -129,10 +130,12 @@ def _build_transform(albumentations: Any, entry: dict[str, Any]) -> Any:
     name = arguments.pop("name", None)
     transform = getattr(albumentations, name, None) if isinstance(name, str) else None
     if not isinstance(transform, type) or not issubclass(transform, albumentations.BasicTransform):
-        raise UserError(f"data.augment: {name!r} is not an albumentations transform; write {{name: ToGray, p: 0.1}}")
+        raise UserError(
+            f"data.augment: {shorten(name)} is not an albumentations transform; write {{name: ToGray, p: 0.1}}"
+        )
     # albumentations itself only warns about an argument it does not know.
     if unknown := arguments.keys() - inspect.signature(transform.__init__).parameters:
-        raise UserError(f"data.augment: {name} takes no argument {', '.join(sorted(unknown))}")
+        raise UserError(f"data.augment: {name} takes no argument {', '.join(sorted(map(shown, unknown))[:3])}")
     try:
         return transform(**arguments)
     except (TypeError, ValueError) as error:
