@@ -39,10 +39,8 @@ from gfl.checkpoint import (
     BEST,
     LAST,
     PREVIOUS,
-    TRAINING,
     Progress,
     find_checkpoint,
-    load_model_state,
     newest_checkpoint,
     read_checkpoint,
     save_checkpoint,
@@ -57,6 +55,7 @@ from gfl.guard import FiniteGuard, memory_advice
 from gfl.log import RunLog
 from gfl.model.detector import build_detector, normalize_images
 from gfl.optim import autocast_dtype, build_optimizer, learning_rate, set_learning_rate
+from gfl.resume import restore
 from gfl.structures import Batch
 from gfl.summary import run_summary
 
@@ -130,28 +129,17 @@ class Trainer:
     def _restore(self, path: Path) -> None:
         """Load model, optimiser and position; a changed config is told, one that does not fit is refused."""
         state = read_checkpoint(path)
-        if not state.keys() >= TRAINING:
-            raise UserError(f"{path} holds weights only, as conversion writes them; --resume cannot go on from it")
+        self.progress = restore(
+            state,
+            path,
+            model=self.model,
+            optimizer=self.optimizer,
+            scaler=self.scaler,
+            config=self.config,
+            class_names=self.train_data.class_names,
+            steps_per_epoch=self.sampler.steps_per_epoch,
+        )
         self.changes = config_differences(state["config"], self.config)
-        self.progress = Progress(**state["progress"])
-        fresh, saved = self.optimizer.state_dict()["param_groups"], state["optimizer"]
-        if tuple(state["class_names"]) != self.train_data.class_names:
-            raise UserError(f"{path} was trained on other classes than {self.train_data.annotations} has")
-        if self.progress.steps_per_epoch != self.sampler.steps_per_epoch:
-            raise UserError(
-                f"{path} has {self.progress.steps_per_epoch} steps per epoch, not {self.sampler.steps_per_epoch}: "
-                "optim.batch or the training data changed; start a new run_dir"
-            )
-        if state["config"]["optim"]["name"] != self.config.optim.name or (
-            [len(group["params"]) for group in fresh] != [len(group["params"]) for group in saved["param_groups"]]
-        ):
-            raise UserError(
-                f"{path} was trained with another optim.name, bias factor or frozen_stages; --resume cannot change it"
-            )
-        load_model_state(self.model, state, path)
-        self.optimizer.load_state_dict({"state": saved["state"], "param_groups": fresh})
-        if state["scaler"]:  # empty where the run was not in fp16
-            self.scaler.load_state_dict(state["scaler"])
 
     def describe(self) -> str:
         """What the run will do, and where it goes on."""

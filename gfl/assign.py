@@ -10,6 +10,7 @@ from gfl.boxes import box_area, box_iou, boxes_to_distances
 from gfl.config import AssignConfig
 from gfl.errors import UserError
 from gfl.structures import Assignment, PointGrid, Targets
+from gfl.typed import shorten
 
 MIN_INSIDE = 0.01  # pixels by which a positive point must lie within its box
 
@@ -181,5 +182,5 @@ ASSIGNERS: dict[str, Callable[[AssignConfig], Callable[..., Assignment]]] = {
 def build_assigner(config: AssignConfig) -> Callable[[PointGrid, Targets, Tensor], Assignment]:
     """The assigner that the config names; raises `UserError` for one that does not exist."""
     if config.kind not in ASSIGNERS:
-        raise UserError(f"assign.kind: {config.kind!r} does not exist; available: {', '.join(ASSIGNERS)}")
+        raise UserError(f"assign.kind: {shorten(config.kind)} does not exist; available: {', '.join(ASSIGNERS)}")
     return ASSIGNERS[config.kind](config)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from gfl.config import HeadConfig
 from gfl.errors import UserError
 from gfl.losses import distribution_focal_loss, gaussian_loss
+from gfl.typed import shorten
 
 ANCHOR_SCALE = 8.0  # side of the square that anchor deltas start from, in strides
 DELTA_STDS = (0.1, 0.1, 0.2, 0.2)  # of x, y, width, height
@@ -147,7 +148,9 @@ BOX_REPRESENTATIONS = {
 def build_box_repr(head: HeadConfig, *, decode: str = "expectation") -> BoxRepresentation:
     """The representation that the config names; raises `UserError` for one that does not exist or fit `decode`."""
     if head.box not in BOX_REPRESENTATIONS:
-        raise UserError(f"model.head.box: {head.box!r} does not exist; available: {', '.join(BOX_REPRESENTATIONS)}")
+        raise UserError(
+            f"model.head.box: {shorten(head.box)} does not exist; available: {', '.join(BOX_REPRESENTATIONS)}"
+        )
     if decode == "peak" and head.box != "general":
         raise UserError(f"eval.decode: peak needs the distributions of box: general; box: {head.box} predicts none")
     return BOX_REPRESENTATIONS[head.box](head, decode == "peak")

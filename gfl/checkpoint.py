@@ -6,9 +6,10 @@ Beside each of a run lies a `.json` with its size and SHA-256, so that one cut o
 import contextlib
 import json
 import os
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,7 @@ from gfl.config import Config, config_from_dict, config_to_dict, merge, parse_ov
 from gfl.errors import UserError
 from gfl.files import file_digest, temporary, write_json
 from gfl.model.detector import Detector, build_detector
+from gfl.typed import at_least, check_plain, describe, is_text, shorten, shown
 
 FORMAT = "gfl-1"
 LAST, PREVIOUS, BEST = "last.pt", "previous.pt", "best.pt"
@@ -27,10 +29,10 @@ TRAINING = {"progress", "optimizer", "scaler"}  # what --resume needs besides; a
 class Progress(NamedTuple):
     """Where a run stands: `step` steps of epoch `epoch` (from 0) are done."""
 
-    epoch: int = 0
-    step: int = 0
+    epoch: Annotated[int, at_least(0)] = 0
+    step: Annotated[int, at_least(0)] = 0
     best: float = -1.0  # the best AP so far
-    steps_per_epoch: int = 0  # what `step` counts against
+    steps_per_epoch: Annotated[int, at_least(0)] = 0  # what `step` counts against
 
 
 def save_checkpoint(
@@ -114,11 +116,11 @@ def _check_proof(path: Path) -> None:
     try:
         written = json.loads(_proof_path(path).read_text(encoding="utf-8"))
         size, digest = written["bytes"], written["sha256"]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return
     found = path.stat().st_size
     if found != size:
-        raise UserError(f"{path} has {found} bytes, but {size} were written: it is cut off or altered")
+        raise UserError(f"{path} has {found} bytes, but {shorten(size)} were written: it is cut off or altered")
     if _proof(path)["sha256"] != digest:
         raise UserError(f"{path} is not as it was written: its SHA-256 differs from that in {_proof_path(path).name}")
 
@@ -127,7 +129,9 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     """The checkpoint as plain data, on the CPU; raises `UserError` if it is missing, damaged or something else."""
     try:
         _check_proof(path)
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about what is in the file; it would stand above the one line
+            state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except UserError:
         raise
     except OSError as error:
@@ -139,7 +143,25 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
             f"{path} is not a checkpoint of this program (format {FORMAT!r}), or lacks parts; "
             "scripts/convert_checkpoint.py reads those of other programs"
         )
+    _check_weights(state, path)
     return state
+
+
+def _check_weights(state: dict[str, Any], path: Path) -> None:
+    """Raises `UserError` for parts that are not of the types that are written; values are not looked at."""
+    model, config, names = state["model"], state["config"], state["class_names"]
+    if not isinstance(model, dict) or not all(isinstance(name, str) and _is_dense(model[name]) for name in model):
+        raise UserError(f"{path}: its model is not named tensors in memory; it is damaged")
+    if not isinstance(config, dict):
+        raise UserError(f"{path}: its config is {describe(config)}, not a section with keys; it is damaged")
+    check_plain(config, f"config in {path}")
+    named = isinstance(names, list) and names and all(isinstance(name, str) and is_text(name) for name in names)
+    if not named or len(set(names)) < len(names):
+        raise UserError(f"{path}: its class_names are {describe(names)}, not a list of different names; it is damaged")
+
+
+def _is_dense(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.layout == torch.strided and value.device.type == "cpu"
 
 
 def newest_checkpoint(run_dir: Path) -> tuple[Path | None, list[str]]:
@@ -164,7 +186,7 @@ def newest_checkpoint(run_dir: Path) -> tuple[Path | None, list[str]]:
 def load_model_state(model: nn.Module, state: dict[str, Any], path: Path, *, assign: bool = False) -> None:
     """Fill `model` from a checkpoint, or with `assign` make the checkpoint's tensors the model's own.
 
-    Raises `UserError` naming tensors that do not fit.
+    Raises `UserError` naming tensors that do not fit or hold NaN or infinity.
     """
     own, saved = model.state_dict(), state["model"]
     kind = {name: (tensor.shape, tensor.dtype) for name, tensor in own.items()}
@@ -172,8 +194,13 @@ def load_model_state(model: nn.Module, state: dict[str, Any], path: Path, *, ass
     wrong += [name for name in saved if name not in own]
     if wrong:
         raise UserError(
-            f"{path} is of another model: {len(wrong)} tensors differ, first {wrong[0]}; "
+            f"{path} is of another model: {len(wrong)} tensors differ, first {shown(wrong[0])}; "
             "use the config it was trained with"
+        )
+    if broken := [name for name in saved if not saved[name].isfinite().all()]:
+        raise UserError(
+            f"{path} has numbers that are not finite in {len(broken)} tensors, first {broken[0]}; it is damaged, or "
+            "training diverged: use an earlier checkpoint"
         )
     model.load_state_dict(saved, assign=assign)
 
@@ -198,6 +225,9 @@ def load_detector(path: Path, overrides: Iterable[str] = ()) -> tuple[Detector, 
     config = config_from_dict(merge(state["config"], parse_overrides(overrides)), f"config in {checkpoint}")
     class_names = tuple(state["class_names"])
     with torch.device("meta"):  # no random weights only to replace them; the file's pages are read as they are used
-        model = build_detector(config, len(class_names), pretrained=False)
+        try:
+            model = build_detector(config, len(class_names), pretrained=False)
+        except UserError as error:
+            raise UserError(f"config in {checkpoint}: {error}") from None
     load_model_state(model, state, checkpoint, assign=True)
     return model.eval(), config, class_names, checkpoint

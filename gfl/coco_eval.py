@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -129,17 +130,24 @@ def _ground_truth(path: str) -> COCO:
             "id": number,
             "image_id": entry["image_id"],
             "category_id": entry["category_id"],
-            "bbox": entry["bbox"],
-            "area": entry["bbox"][2] * entry["bbox"][3] if entry.get("area") is None else entry["area"],
+            "bbox": box,
+            "area": box[2] * box[3] if entry.get("area") is None else entry["area"],
             "iscrowd": int(entry.get("iscrowd") or 0),
         }
         for number, entry in enumerate(tree["annotations"], start=1)
+        for box in [_truth_box(entry["bbox"])]
     ]
     truth = COCO()
-    truth.dataset = {"images": tree["images"], "categories": tree["categories"], "annotations": annotations, "info": {}}
+    images, categories = ([{"id": entry["id"]} for entry in tree[key]] for key in ("images", "categories"))
+    truth.dataset = {"images": images, "categories": categories, "annotations": annotations, "info": {}}
     with contextlib.redirect_stdout(io.StringIO()):
         truth.createIndex()
     return truth
+
+
+def _truth_box(bbox: list[float]) -> list[float]:
+    """NaN and infinity become a box that nothing matches; pycocotools would let anything match them."""
+    return bbox if all(map(math.isfinite, bbox)) else [0, 0, 0, 0]
 
 
 def _figure(value: float) -> float | None:

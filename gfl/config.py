@@ -1,6 +1,7 @@
 """Typed configuration: frozen dataclasses filled from YAML files that inherit, then from the command line. Strict."""
 
 import dataclasses
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,10 +10,13 @@ from typing import Annotated, Any, Literal
 import yaml
 
 from gfl.errors import UserError
-from gfl.typed import Check, above, at_least, build, describe
+from gfl.typed import Check, above, at_least, between, build, describe, is_text, shown
 from gfl.yaml_file import parse_yaml, read_yaml
 
-Count = Annotated[int, at_least(1)]
+# Limits of sizes are far beyond use; what is more is a slip of the keyboard, and told before memory runs out.
+Count = Annotated[int, between(1, 10**6)]
+Width = Annotated[int, between(1, 8192)]  # channels
+Side = Annotated[int, between(1, 2**15)]  # pixels
 NotNegative = Annotated[float, at_least(0)]
 Probability = Annotated[float, Check("in [0, 1]", lambda value: 0 <= value <= 1)]
 
@@ -20,7 +24,7 @@ P3_TO_P7 = (8, 16, 32, 64, 128)  # strides
 
 
 def _doubles_from_8(strides: tuple[int, ...]) -> bool:
-    return len(strides) >= 3 and strides == tuple(8 * 2**level for level in range(len(strides)))
+    return 3 <= len(strides) <= 10 and strides == tuple(8 * 2**level for level in range(len(strides)))
 
 
 def _rises(values: tuple) -> bool:
@@ -34,13 +38,20 @@ def _are_fractions(offset: float | tuple[float, ...]) -> bool:
 
 def _is_size_or_range(side: int | tuple[int, ...]) -> bool:
     sides = (side,) if isinstance(side, int) else side
-    return len(sides) in (1, 2) and 0 < sides[0] <= sides[-1]
+    return len(sides) in (1, 2) and 0 < sides[0] <= sides[-1] <= 2**15
+
+
+def _can_be_a_path(text: str) -> bool:
+    return len(os.fsencode(text)) < 4096 and all(len(os.fsencode(name)) <= 255 for name in text.split("/"))
+
+
+FilePath = Annotated[str, Check("a path, whose names have at most 255 bytes", _can_be_a_path)]
 
 
 @dataclass(frozen=True)
 class BackboneConfig:
     name: Literal["resnet18", "resnet34", "resnet50", "resnet101", "resnext101_32x4d"] = "resnet50"
-    weights: str = "torchvision"  # "torchvision" downloads ImageNet's, "none" is from scratch, else a file
+    weights: FilePath = "torchvision"  # "torchvision" downloads ImageNet's, "none" is from scratch, else a file
     frozen_stages: Literal[-1, 0, 1, 2, 3, 4] = 1  # -1 nothing, 0 the stem, 1 also the first stage, ...
     norm_eval: bool = True  # BatchNorm keeps its running statistics
     dcn: Literal["none", "v1", "v2"] = "none"  # deformable convolutions
@@ -49,7 +60,7 @@ class BackboneConfig:
 
 @dataclass(frozen=True)
 class FPNConfig:
-    channels: Count = 256
+    channels: Width = 256
     extra_relu: bool = False  # between P6 and P7, as in FCOS
 
 
@@ -58,20 +69,20 @@ class DGQPConfig:
     """GFLv2's quality predictor, for `quality: dgqp`."""
 
     topk: Count = 4  # largest probabilities it sees of each side
-    hidden: Count = 64
+    hidden: Width = 64
     add_mean: bool = True  # it also sees their mean
 
 
 @dataclass(frozen=True)
 class HeadConfig:
     # GroupNorm's 32 groups need two channels each: one alone has no deviation on a 1 x 1 map.
-    channels: Annotated[int, Check("a multiple of 32 from 64 on", lambda n: n >= 64 and n % 32 == 0)] = 256
-    num_convs: Count = 4
+    channels: Annotated[int, Check("a multiple of 32 from 64 to 8192", lambda n: 64 <= n <= 8192 and n % 32 == 0)] = 256
+    num_convs: Annotated[int, between(1, 100)] = 4
     conv_bias: bool = False  # of the towers' convolutions, as in FCOS
     quality: str = "joint"  # gfl/quality.py
     dgqp: DGQPConfig = field(default_factory=DGQPConfig)
     box: str = "general"  # gfl/box_repr.py
-    reg_max: Count = 16
+    reg_max: Annotated[int, between(1, 1000)] = 16
     delta: Annotated[float, above(0)] = 1.0
 
 
@@ -110,8 +121,8 @@ class LossConfig:
 
 @dataclass(frozen=True)
 class SplitConfig:
-    annotations: str = ""  # COCO-format json
-    images: str = ""  # the folder its file names are relative to
+    annotations: FilePath = ""  # COCO-format json
+    images: FilePath = ""  # the folder its file names are relative to
 
 
 @dataclass(frozen=True)
@@ -120,12 +131,12 @@ class DataConfig:
     val: SplitConfig = field(default_factory=SplitConfig)
     # One size, or a range [low, high] of which each training image draws one.
     short_side: Annotated[int | tuple[int, ...], Check("a size or a range [low, high]", _is_size_or_range)] = 800
-    long_side: Count = 1333
-    eval_short_side: Annotated[int, at_least(0)] = 0  # in evaluation; 0: the highest short_side
+    long_side: Side = 1333
+    eval_short_side: Annotated[int, between(0, 2**15)] = 0  # in evaluation; 0: the highest short_side
     flip: Probability = 0.5
     augment: tuple[dict[str, Any], ...] = ()  # albumentations transforms: [{name: ..., arguments}]
     keep_empty: bool = False  # train on images without boxes as well
-    workers: Annotated[int, at_least(0)] = 4  # loader processes per training process
+    workers: Annotated[int, between(0, 1000)] = 4  # loader processes per training process
 
     @property
     def short_sides(self) -> tuple[int, int]:
@@ -188,7 +199,7 @@ class Config:
     optim: OptimConfig = field(default_factory=OptimConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
     log: LogConfig = field(default_factory=LogConfig)
-    run_dir: str = "runs/gfl"
+    run_dir: FilePath = "runs/gfl"
     save_interval: Count = 1000  # steps between checkpoints within an epoch; there is always one after it
     seed: Annotated[int, at_least(0)] = 0
 
@@ -237,7 +248,7 @@ def config_differences(before: Mapping[str, Any], config: Config) -> list[str]:
         return entries
 
     old, new = flat(before), flat(config_to_dict(config))
-    return [f"{key}: {old.get(key)} -> {new[key]}" for key in new if old.get(key) != new[key]]
+    return [f"{key}: {shown(old.get(key))} -> {shown(new[key])}" for key in new if old.get(key) != new[key]]
 
 
 def parse_overrides(overrides: Iterable[str]) -> dict[str, Any]:
@@ -261,19 +272,24 @@ def parse_overrides(overrides: Iterable[str]) -> dict[str, Any]:
     return tree
 
 
-def _read_with_bases(path: Path, inheriting: tuple[Path, ...] = ()) -> dict[str, Any]:
-    if path.resolve() in inheriting:
+def _read_with_bases(path: Path, inheriting: tuple[str, ...] = (), known: dict | None = None) -> dict[str, Any]:
+    """`known` holds what was read already: files that share bases would be read again and again."""
+    real, known = os.path.realpath(path), {} if known is None else known
+    if real in inheriting:
         raise UserError(f"{path}: inherits from itself through `base`")
+    if real in known:
+        return known[real]
     tree = read_yaml(path)
     base = tree.pop("base", None)
     build(Config, tree, str(path))  # here, so that an error names the file the key stands in
     bases = [] if base is None else base if isinstance(base, list) else [base]
-    if not all(isinstance(name, str) for name in bases):
+    if not all(isinstance(name, str) and is_text(name) for name in bases):
         raise UserError(f"{path}: base must be the path of a config or a list of them, not {describe(base)}")
     inherited: dict[str, Any] = {}
     for name in bases:  # of several, a later one overrides the earlier
-        inherited = merge(inherited, _read_with_bases(path.parent / name, (*inheriting, path.resolve())))
-    return merge(inherited, tree)
+        inherited = merge(inherited, _read_with_bases(path.parent / name, (*inheriting, real), known))
+    known[real] = merge(inherited, tree)
+    return known[real]
 
 
 def merge(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from gfl.config import HeadConfig
 from gfl.errors import UserError
 from gfl.losses import quality_focal_loss
 from gfl.structures import HeadOutput
+from gfl.typed import shorten
 
 GUIDE_POWER = 1.5  # of the measure, in the weights of guided rows
 
@@ -188,7 +189,9 @@ QUALITIES = {
 def build_quality(head: HeadConfig, *, beta: float) -> Quality:
     """The row that the config names; raises `UserError` for one that does not exist or fit."""
     if head.quality not in QUALITIES:
-        raise UserError(f"model.head.quality: {head.quality!r} does not exist; available: {', '.join(QUALITIES)}")
+        raise UserError(
+            f"model.head.quality: {shorten(head.quality)} does not exist; available: {', '.join(QUALITIES)}"
+        )
     return QUALITIES[head.quality](head, beta)
 
 

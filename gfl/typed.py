@@ -2,15 +2,21 @@
 
 import dataclasses
 import difflib
+import itertools
 import math
+import reprlib
 import types
 import typing
+import unicodedata
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar
 
 from gfl.errors import UserError
 
 T = TypeVar("T")
+
+MOST_VALUES, DEEPEST = 100_000, 50  # of plain data; references inside it can make more of a few lines
 
 
 class Check(NamedTuple):
@@ -22,6 +28,10 @@ class Check(NamedTuple):
 
 def at_least(low: float) -> Check:
     return Check(f"at least {low}", lambda value: value >= low)
+
+
+def between(low: float, high: float) -> Check:
+    return Check(f"at least {low} and at most {high}", lambda value: low <= value <= high)
 
 
 def above(low: float) -> Check:
@@ -45,7 +55,7 @@ def build(cls: type[T], tree: Any, source: str, prefix: str = "") -> T:
         if key not in hints:
             close = difflib.get_close_matches(str(key), hints, n=1)
             hint = f"did you mean {prefix}{close[0]}?" if close else f"known here: {', '.join(hints)}"
-            raise UserError(f"{source}: unknown key {prefix}{key}; {hint}")
+            raise UserError(f"{source}: unknown key {prefix}{shown(key)}; {hint}")
         values[key] = _convert(hints[key], value, source, f"{prefix}{key}")
     return cls(**values)
 
@@ -72,13 +82,41 @@ def _convert(hint: Any, value: Any, source: str, key: str) -> Any:
 
 def _plain(hint: type, value: Any, source: str, key: str) -> Any:
     if hint is float and type(value) is int:
-        return float(value)
+        value = float(value) if abs(value) < 10**300 else math.inf
     if type(value) is not hint:
         wanted = {float: "a number", int: "a whole number", bool: "true or false", str: "text", dict: "a mapping"}[hint]
         raise UserError(f"{source}: {key} must be {wanted}, not {describe(value)}{_number_hint(hint, value)}")
     if hint is float and not math.isfinite(value):
         raise UserError(f"{source}: {key} must be finite, not {value}")
+    if hint is int and abs(value) >= 2**63:
+        raise UserError(f"{source}: {key} must be a whole number that 63 bits hold, not {describe(value)}")
+    if hint is str and not is_text(value):
+        raise UserError(f"{source}: {key} must be text without control characters, not {describe(value)}")
+    if hint is dict and not all(isinstance(entry, str) for entry in value):
+        raise UserError(f"{source}: {key} must have text as its keys, not {describe(value)}")
     return value
+
+
+def is_text(value: str) -> bool:
+    """Whether it can be printed and written: neither control characters nor halves of surrogate pairs."""
+    return not any(unicodedata.category(character) in ("Cc", "Cs") for character in value)
+
+
+def check_plain(tree: Any, source: str) -> None:
+    """Raises `UserError` unless `tree` is numbers, text, lists and mappings, of a size that can be copied and shown."""
+    stack, count = [("", tree, 0)], 0
+    while stack:
+        key, value, depth = stack.pop()
+        count += 1
+        if count > MOST_VALUES or depth > DEEPEST:
+            raise UserError(f"{source}: nested more than {DEEPEST} deep, or more than {MOST_VALUES} values, or endless")
+        if isinstance(value, dict):
+            stack += [(name, entry, depth + 1) for name, entry in value.items()]
+            stack += [("a key", name, depth + 1) for name in value]
+        elif isinstance(value, list):
+            stack += [(key, entry, depth + 1) for entry in value]
+        elif type(value) not in (str, int, float, bool, type(None)):
+            raise UserError(f"{source}: {shown(key)} is {describe(value)}, which no key takes; put text in quotes")
 
 
 def _checked(value: Any, check: Check, source: str, key: str) -> Any:
@@ -96,6 +134,8 @@ def _number_hint(hint: type, value: Any) -> str:
         number = float(value)
     except ValueError:
         return ""
+    if not math.isfinite(number):
+        return ""
     mantissa, _, exponent = value.lower().partition("e")
     if not exponent:
         return f"; write {number}"
@@ -104,4 +144,34 @@ def _number_hint(hint: type, value: Any) -> str:
 
 def describe(value: Any) -> str:
     """A value as an error shows it."""
-    return "nothing" if value is None else f"{value!r} ({type(value).__name__})"
+    return "nothing" if value is None else f"{shorten(value)} ({type(value).__name__})"
+
+
+def shown(value: Any, most: int = 80) -> str:
+    """A name or value in a line: text as it is, unless it is long or cannot be printed."""
+    text = str(value) if isinstance(value, (str, Path)) else shorten(value)
+    return text if 0 < len(text) <= most and text.isprintable() else shorten(text)
+
+
+def shorten(value: Any, most: int = 80) -> str:
+    """`repr` in one line, cut off, at little cost for values of any size and depth."""
+    text = " ".join(_REPR.repr(value).split())
+    return text if len(text) <= most else text[: most - 3] + "..."
+
+
+class _Repr(reprlib.Repr):
+    def repr_dict(self, x: dict, level: int) -> str:
+        """In the order of its keys, the first of which tell most."""
+        if level <= 0:
+            return "{...}"
+        first = itertools.islice(x.items(), self.maxdict)
+        entries = [f"{self.repr1(key, level - 1)}: {self.repr1(value, level - 1)}" for key, value in first]
+        return "{" + ", ".join(entries + ["..."] * (len(x) > self.maxdict)) + "}"
+
+    def repr_int(self, x: int, level: int) -> str:
+        """Beyond 4300 digits Python's own `repr` is an error."""
+        return repr(x) if abs(x) < 10**40 else "a number of more than 40 digits"
+
+
+_REPR = _Repr()
+_REPR.maxlevel, _REPR.maxstring, _REPR.maxother = 4, 80, 80

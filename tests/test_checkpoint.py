@@ -367,6 +367,6 @@ def test_a_config_that_this_version_does_not_know_is_named_with_its_file(tmp_pat
     tree = config_to_dict(SMALL)
     tree["optim"]["nesterov"] = True
     path = tmp_path / "last.pt"
-    contents = dict.fromkeys(WEIGHTS | TRAINING) | {"format": FORMAT, "config": tree, "class_names": ["a"]}
+    contents = dict.fromkeys(WEIGHTS | TRAINING) | {"model": {}, "format": FORMAT, "config": tree, "class_names": ["a"]}
     torch.save(contents, path)
     assert f"config in {path}: unknown key optim.nesterov" in refusal(load_detector, path)

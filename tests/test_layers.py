@@ -29,7 +29,7 @@ ROWS = [
     {"gfl.quality", "gfl.assign", "gfl.model.head", "gfl.postprocess", "gfl.data.loader"},
     {"gfl.criterion", "gfl.model.detector"},
     {"gfl.checkpoint", "gfl.coco_eval", "gfl.convert", "gfl.summary"},
-    {"gfl.predictions", "gfl.guard"},
+    {"gfl.predictions", "gfl.guard", "gfl.resume"},
     {"gfl.analysis"},
     {"gfl.plots"},
 ]

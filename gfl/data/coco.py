@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from gfl.errors import UserError
+from gfl.typed import is_text, shorten, shown
 
 MIN_SIDE = 1.0  # pixels; a smaller box is degenerate, as in the reference
 HUGE = 2**31  # no coordinate is as large
@@ -93,6 +94,10 @@ def read_coco_json(path: str) -> dict[str, Any]:
         ) from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not valid json: {error}") from None
+    except ValueError:  # all that is left of them
+        raise UserError(f"{path}: not valid json: a number has thousands of digits") from None
+    except RecursionError:
+        raise UserError(f"{path}: not valid json: nested too deeply") from None
     for key in ("images", "categories"):
         if not isinstance(tree, dict) or not isinstance(tree.get(key), list) or not tree[key]:
             raise UserError(f"{path}: not a COCO-format json: it needs a non-empty list {key!r}")
@@ -105,7 +110,13 @@ def category_names(categories: Sequence[dict[str, Any]], path: str) -> dict[int,
     """Category id -> name by rising id; names that occur twice carry their id, so that each names one class."""
     for entry in categories:
         if not isinstance(entry, dict) or type(entry.get("id")) is not int or not isinstance(entry.get("name"), str):
-            raise UserError(f"{path}: category {entry!r} needs a whole number 'id' and a text 'name'")
+            raise UserError(f"{path}: category {shorten(entry)} needs a whole number 'id' and a text 'name'")
+        if abs(entry["id"]) >= HUGE**2:
+            raise UserError(f"{path}: category id {shorten(entry['id'])} is beyond what 63 bits hold")
+        if not is_text(entry["name"]):
+            raise UserError(
+                f"{path}: category id {entry['id']}: its name has control characters: {shorten(entry['name'])}"
+            )
     ids = Counter(entry["id"] for entry in categories)
     if twice := [category for category, count in ids.items() if count > 1]:
         raise UserError(f"{path}: category id {twice[0]} occurs twice; ids must be unique")
@@ -135,11 +146,11 @@ def _read_images(entries: list[Any], path: str) -> tuple[np.ndarray, np.ndarray,
     for entry in entries:
         fields = ("id", "width", "height")
         if not isinstance(entry, dict) or any(type(entry.get(key)) is not int for key in fields):
-            raise UserError(f"{path}: image {_shorten(entry)} needs whole numbers 'id', 'width' and 'height'")
+            raise UserError(f"{path}: image {shorten(entry)} needs whole numbers 'id', 'width' and 'height'")
         if not isinstance(entry.get("file_name"), str) or not all(0 < entry[side] < HUGE for side in fields[1:]):
-            raise UserError(f"{path}: image id {entry['id']} needs a 'file_name' and a size of at least 1 x 1")
+            raise UserError(f"{path}: image id {shorten(entry['id'])} needs a 'file_name' and a size of at least 1 x 1")
         if abs(entry["id"]) >= HUGE**2:
-            raise UserError(f"{path}: image id {entry['id']} is beyond what 63 bits hold")
+            raise UserError(f"{path}: image id {shorten(entry['id'])} is beyond what 63 bits hold")
         ids.append(entry["id"])
         names.append(entry["file_name"])
         check_file_name(entry["file_name"], f"{path}: image id {entry['id']}")
@@ -181,7 +192,7 @@ def _read_boxes(
             continue
         box = _visible_box(entry["bbox"], *sizes[row])
         if box is None:
-            degenerate.append(entry.get("id", f"number {position}"))
+            degenerate.append(_called(entry, position))
             continue
         rows.append(row)
         boxes.append(box)
@@ -208,18 +219,29 @@ def _check_annotation(
 ) -> tuple[int, int]:
     """Row of the image and label of one annotation."""
     if not isinstance(entry, dict):
-        raise UserError(f"{path}: annotation number {position} is not a mapping: {_shorten(entry)}")
-    who = f"{path}: annotation {entry.get('id', f'number {position}')}"
+        raise UserError(f"{path}: annotation number {position} is not a mapping: {shorten(entry)}")
+    who = f"{path}: annotation {_called(entry, position)}"
     if type(entry.get("image_id")) is not int or entry["image_id"] not in row_of:
-        raise UserError(f"{who}: image_id {entry.get('image_id')!r} is not among the json's images")
+        raise UserError(f"{who}: image_id {shorten(entry.get('image_id'))} is not among the json's images")
     if type(entry.get("category_id")) is not int or entry["category_id"] not in label_of:
-        raise UserError(f"{who}: category_id {entry.get('category_id')!r} is not among the json's categories")
+        raise UserError(f"{who}: category_id {shorten(entry.get('category_id'))} is not among the json's categories")
     box = entry.get("bbox")
-    if not isinstance(box, list) or len(box) != 4 or not all(type(value) in (int, float) for value in box):
-        raise UserError(f"{who}: bbox must be four numbers [x, y, width, height], not {_shorten(box)}")
-    if entry.get("iscrowd") not in (None, 0, 1) or type(entry.get("area", 0.0)) not in (int, float, type(None)):
+    if not isinstance(box, list) or len(box) != 4 or not all(map(_is_number, box)):
+        raise UserError(f"{who}: bbox must be four numbers [x, y, width, height], not {shorten(box)}")
+    if entry.get("iscrowd") not in (None, 0, 1) or not (entry.get("area") is None or _is_number(entry["area"])):
         raise UserError(f"{who}: iscrowd must be 0 or 1 and area a number, where they are given")
     return row_of[entry["image_id"]], label_of[entry["category_id"]]
+
+
+def _is_number(value: Any) -> bool:
+    """Also NaN and infinity; a whole number only where a float can hold it."""
+    return type(value) is float or (type(value) is int and abs(value) < HUGE**2)
+
+
+def _called(entry: dict[str, Any], position: int) -> str:
+    """An annotation's id, or where it stands."""
+    number = entry.get("id", f"number {position}")
+    return str(number) if _is_number(number) or "id" not in entry else shorten(number)
 
 
 def _visible_box(bbox: list[float], image_height: int, image_width: int) -> tuple[float, float, float, float] | None:
@@ -232,12 +254,7 @@ def _visible_box(bbox: list[float], image_height: int, image_width: int) -> tupl
 
 
 def _some(items: Sequence[Any], most: int = 3) -> str:
-    return ", ".join(map(str, items[:most])) + (f" and {len(items) - most} more" if len(items) > most else "")
-
-
-def _shorten(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."
+    return ", ".join(map(shown, items[:most])) + (f" and {len(items) - most} more" if len(items) > most else "")
 
 
 def image_path(data: CocoData, index: int) -> Path:

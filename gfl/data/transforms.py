@@ -12,6 +12,7 @@ import cv2
 import numpy as np
 
 from gfl.errors import UserError
+from gfl.typed import shorten, shown
 
 cv2.setNumThreads(0)  # loader processes are the parallelism; OpenCV's own threads would fight with them
 
@@ -101,7 +102,7 @@ class Augmentation:
         try:
             result = {"bboxes": boxes_xyxy, "rows": rows} | self._compose(image=image, **given)
         except Exception as error:  # a transform may raise anything, such as for a crop larger than the image
-            raise UserError(f"data.augment: {type(error).__name__}: {' '.join(str(error).split())}") from None
+            raise UserError(f"data.augment: {type(error).__name__}: {_line(error)}") from None
         image, rows = result["image"], np.asarray(result["rows"], np.int64)
         if image.dtype != np.uint8 or image.shape[2:] != (3,):
             raise UserError(
@@ -129,11 +130,19 @@ def _build_transform(albumentations: Any, entry: dict[str, Any]) -> Any:
     name = arguments.pop("name", None)
     transform = getattr(albumentations, name, None) if isinstance(name, str) else None
     if not isinstance(transform, type) or not issubclass(transform, albumentations.BasicTransform):
-        raise UserError(f"data.augment: {name!r} is not an albumentations transform; write {{name: ToGray, p: 0.1}}")
+        raise UserError(
+            f"data.augment: {shorten(name)} is not an albumentations transform; write {{name: ToGray, p: 0.1}}"
+        )
     # albumentations itself only warns about an argument it does not know.
     if unknown := arguments.keys() - inspect.signature(transform.__init__).parameters:
-        raise UserError(f"data.augment: {name} takes no argument {', '.join(sorted(unknown))}")
+        raise UserError(f"data.augment: {name} takes no argument {', '.join(sorted(map(shown, unknown))[:3])}")
     try:
         return transform(**arguments)
     except (TypeError, ValueError) as error:
-        raise UserError(f"data.augment: {name}: {' '.join(str(error).split())}") from None
+        raise UserError(f"data.augment: {name}: {_line(error)}") from None
+
+
+def _line(error: Exception) -> str:
+    """What a library says, in one line of moderate length."""
+    text = " ".join(str(error).split())
+    return text if len(text) <= 240 else text[:237] + "..."
