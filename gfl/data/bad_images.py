@@ -18,7 +18,7 @@ class BadImage(UserError):
 
 
 def tell_bad_images(replaced: Mapping[str, str], run_dir: Path) -> None:
-    """Print, and keep as json in the run folder, the images that were replaced in any process and before any interruption.
+    """Print, and keep as json in the run folder, what was replaced in any process, and before interruptions.
 
     All processes call it, each with its own file names and reasons; only the main one prints and writes.
     """
