@@ -179,7 +179,8 @@ def batches(loader: DataLoader) -> Iterator[Batch]:
 
     The first bad image that was replaced is told; `loader.dataset.bad` names all so far, with reasons.
     """
-    for loaded in _watched(loader):
+    in_processes = getattr(loader, "num_workers", 0) > 0
+    for loaded in _watched(loader) if in_processes else loader:
         if isinstance(loaded, UserError):
             # A new one: raising `loaded` itself would tie this frame, and with it the processes, into a cycle.
             raise UserError(str(loaded))
@@ -201,16 +202,22 @@ def _watched(loader: Iterable) -> Iterator:
         # here, when batches no longer come.
         signal.signal(signal.SIGCHLD, handler)
         yield from iterator
-    except RuntimeError as error:
-        if not str(error).startswith("DataLoader worker (pid"):  # an error inside a process, with its traceback
-            raise
-        reason = str(error)
-    else:
         return
+    except (RuntimeError, ConnectionError, FileNotFoundError, EOFError) as error:
+        if not _is_death(error):
+            raise
     raise UserError(
-        f"a loader process died ({reason}), most likely because memory, or shared memory (/dev/shm), ran out; lower "
-        "data.workers, then run the command again, training with --resume"
+        "a loader process died, most likely because memory, or shared memory (/dev/shm), ran out; lower data.workers, "
+        "then run the command again, training with --resume"
     )
+
+
+def _is_death(error: Exception) -> bool:
+    """Whether a loader process is gone, as opposed to one that reports an error, with its traceback."""
+    if isinstance(error, RuntimeError):
+        return str(error).startswith(("DataLoader worker (pid", "Pin memory thread exited"))
+    # While it dies, its socket goes first, from which this process fetches the memory of a batch.
+    return "in DataLoader worker process" not in str(error)
 
 
 class _Mended(NamedTuple):
