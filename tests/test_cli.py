@@ -433,7 +433,6 @@ def test_fine_tuning_keeps_classes_by_name_and_resumes_without_its_start(trained
 
 def test_a_start_that_does_not_fit_is_one_line(trained, config, tmp_path):
     common = ["train.py", config, f"run_dir={tmp_path / 'run'}"]
-    assert "model.weights: no checkpoint" in refuse(*common, f"model.weights={tmp_path}")
     message = refuse(*common, f"model.weights={trained}", "model.head.num_convs=2")
     assert message.endswith("add to the command: model.head.num_convs=1")
     assert not (tmp_path / "run").exists()
