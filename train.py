@@ -48,9 +48,11 @@ from gfl.checkpoint import (
 from gfl.coco_eval import coco_metrics, run_detector, sample_pictures
 from gfl.config import Config, config_differences, load_config, save_config
 from gfl.criterion import build_criterion
+from gfl.data.bad_images import tell_bad_images
 from gfl.data.coco import load_coco
 from gfl.data.loader import TrainSampler, batches, build_eval_loader, build_train_loader, train_candidates
 from gfl.errors import Interrupted, UserError, run
+from gfl.finetune import load_initial_weights
 from gfl.guard import FiniteGuard, memory_advice
 from gfl.log import RunLog
 from gfl.model.detector import build_detector, normalize_images
@@ -78,8 +80,10 @@ class Trainer:
         self.checkpoint = self._find_checkpoint(resume)
         self._build_data()
         torch.manual_seed(config.seed)
-        num_classes = len(self.train_data.class_names)
-        self.model = build_detector(config, num_classes, pretrained=self.checkpoint is None).to(device)
+        class_names, fresh = self.train_data.class_names, self.checkpoint is None
+        imagenet = fresh and config.model.weights == "none"
+        self.model = build_detector(config, len(class_names), pretrained=imagenet).to(device)
+        self.start = load_initial_weights(self.model, config, class_names) if fresh else ""
         self.memory_format = torch.channels_last if config.optim.channels_last else torch.contiguous_format
         self.model.to(memory_format=self.memory_format)
         self.criterion = build_criterion(config, self.model.quality, self.model.box_repr)
@@ -148,6 +152,8 @@ class Trainer:
             text.append(f"resume   {self.checkpoint} is complete, nothing is left to train")
         elif self.checkpoint:
             text.append(f"resume   {self.checkpoint}: epoch {self.progress.epoch + 1}, step {self.progress.step}")
+        if self.start:
+            text.append(f"weights  {self.start}")
         text += [f"warning  {problem}" for problem in self.damaged]
         text += [f"changed  {change}" for change in self.changes]
         return "\n".join(text)
@@ -175,8 +181,10 @@ class Trainer:
                 self.save(LAST)
         finally:
             self.log.close()
+        tell_bad_images(self.train_loader.dataset.bad, self.run_dir)
         if distributed.is_main():
-            print(f"done: best AP {max(self.progress.best, 0):.3f}\nnext: python eval.py {self.run_dir}")
+            best = f"{self.progress.best:.3f}" if self.progress.best >= 0 else "-"
+            print(f"done: best AP {best}\nnext: python eval.py {self.run_dir}")
 
     def train_epoch(self, epoch: int) -> None:
         """The steps of one epoch, from the step a resumed run stands at."""
@@ -235,6 +243,7 @@ class Trainer:
             return
         self.save(LAST)
         self.log.close()  # the progress bar goes before anything is printed
+        tell_bad_images(self.train_loader.dataset.bad, self.run_dir)
         distributed.share_from_main(None)  # wait for it: torchrun gives the last process little time after the first
         if distributed.is_main():
             done = f"step {self.progress.step} of epoch {self.progress.epoch + 1}"
@@ -266,8 +275,8 @@ class Trainer:
         self.log.evaluation(
             self.progress.epoch + 1, metrics, sample_pictures(self.val_data, results, self.config.log.images)
         )
-        if (metrics["AP"] or 0.0) > self.progress.best:
-            self.progress = self.progress._replace(best=metrics["AP"] or 0.0)
+        if metrics["AP"] is not None and metrics["AP"] > self.progress.best:  # None: no box to find, so none is best
+            self.progress = self.progress._replace(best=metrics["AP"])
             self.save(BEST)
 
     def until_asked(self) -> Iterator[Batch]:

@@ -95,6 +95,8 @@ class PointsConfig:
 
 @dataclass(frozen=True)
 class ModelConfig:
+    # A checkpoint of this program, or a run folder, that training starts from; backbone.weights are then not read.
+    weights: FilePath = "none"
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     fpn: FPNConfig = field(default_factory=FPNConfig)
     head: HeadConfig = field(default_factory=HeadConfig)
@@ -137,6 +139,8 @@ class DataConfig:
     augment: tuple[dict[str, Any], ...] = ()  # albumentations transforms: [{name: ..., arguments}]
     keep_empty: bool = False  # train on images without boxes as well
     workers: Annotated[int, between(0, 1000)] = 4  # loader processes per training process
+    # A training image that is damaged or of another size than the json says. In evaluation it always stops the program.
+    on_bad_image: Literal["stop", "skip"] = "stop"  # skip: another image in its place
 
     @property
     def short_sides(self) -> tuple[int, int]:

@@ -85,7 +85,8 @@ class RunLog:
         self._record(overall | {name: value for name, value in per_class.items() if value is not None})
         for number, picture in enumerate(pictures):
             self.writer.add_image(f"val/{number}", picture, self.step, dataformats="HWC")
-        figures = "  ".join(f"{name.removeprefix('val/')} {value:.3f}" for name, value in overall.items())
+        told = {name: value for name, value in metrics.items() if name != "per_class"}
+        figures = "  ".join(f"{name} {'-' if value is None else f'{value:.3f}'}" for name, value in told.items())
         self._print(f"epoch {self.epoch:>3}  val  {figures}")
         self._since += time.perf_counter() - self._last_step  # evaluation is no training time
 

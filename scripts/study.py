@@ -51,6 +51,7 @@ from functools import partial
 import torch
 from tqdm import tqdm
 
+from gfl.checkpoint import BEST, LAST, find_checkpoint
 from gfl.criterion import build_criterion
 from gfl.errors import UserError, run
 from gfl.files import write_text
@@ -109,8 +110,11 @@ def check_rows(path: str, runs: list[Run]) -> None:
 def check_weights(runs: list[Run], scale: str | None) -> None:
     """Before hours of training: the file that rows start from, which a scale may need made first."""
     for each in runs:
-        weights = each.config.model.backbone.weights
-        if weights not in ("none", "torchvision") and not Path(weights).is_file():
+        model = each.config.model
+        whole = model.weights != "none"  # which may be a run folder, as a backbone's may not
+        weights = model.weights if whole else model.backbone.weights
+        found = find_checkpoint(Path(weights), *((BEST, LAST) if whole else ()))
+        if weights not in ("none", "torchvision") and not found:
             where = (
                 f"the head of {scale}, or of its base, says how it is made"
                 if scale

@@ -1,5 +1,6 @@
 """The command line, end to end, in real processes on a tiny set of soft shapes."""
 
+import contextlib
 import json
 import os
 import shlex
@@ -392,3 +393,151 @@ def test_evaluation_refuses_other_classes(trained, shapes, tmp_path):
     tree["annotations"] = []
     (tmp_path / "three.json").write_text(json.dumps(tree))
     assert "cross" in refuse("eval.py", trained, "--data", tmp_path / "three.json", shapes / "val")
+
+
+# Starting from a checkpoint
+
+
+def renamed(shapes: Path, path: Path, split: str, names: dict[str, str]) -> Path:
+    """The json of a split with other class names, and ids in reverse so that labels are others too."""
+    tree = json.loads((shapes / "annotations" / f"instances_{split}.json").read_text())
+    for entry in tree["categories"]:
+        entry["name"], entry["id"] = names.get(entry["name"], entry["name"]), 100 - entry["id"]
+    for entry in tree["annotations"]:
+        entry["category_id"] = 100 - entry["category_id"]
+    path.write_text(json.dumps(tree))
+    return path
+
+
+def test_fine_tuning_keeps_classes_by_name_and_resumes_without_its_start(trained, config, shapes, tmp_path):
+    shutil.copy(trained / "last.pt", tmp_path / "start.pt")
+    words = [
+        f"data.{split}.annotations={renamed(shapes, tmp_path / f'{split}.json', split, {'ring': 'donut'})}"
+        for split in ("train", "val")
+    ]
+    common = ["train.py", "configs/finetune.yaml", config, *words, f"model.weights={tmp_path / 'start.pt'}"]
+    # With a rate of next to nothing, what was taken over is still there afterwards.
+    common += ["optim.lr=1.0e-12", "optim.weight_decay=0.0", "model.backbone.weights=torchvision"]
+    common += [f"run_dir={tmp_path / 'run'}"]
+    printed = succeed(*common, "optim.epochs=1")
+    start = tmp_path / "start.pt"
+    assert f"weights  {start}: 3 of 4 classes kept (cross, ellipse, rectangle), fresh: donut" in printed
+    before, after = weights(start), weights(tmp_path / "run" / "last.pt")
+    torch.testing.assert_close(after["head.cls_out.weight"][[0, 2, 3]], before["head.cls_out.weight"][[3, 1, 0]])
+    torch.testing.assert_close(after["head.reg_out.weight"], before["head.reg_out.weight"])
+    start.unlink()
+    printed = succeed(*common, "optim.epochs=2", "--resume")
+    assert "weights  " not in printed
+    assert [record["epoch"] for record in records(tmp_path / "run", "val/AP")] == [1, 2]
+
+
+def test_a_start_that_does_not_fit_is_one_line(trained, config, tmp_path):
+    common = ["train.py", config, f"run_dir={tmp_path / 'run'}"]
+    message = refuse(*common, f"model.weights={trained}", "model.head.num_convs=2")
+    assert message.endswith("add to the command: model.head.num_convs=1")
+    assert not (tmp_path / "run").exists()
+    assert "data.train.annotations" in refuse("train.py", "configs/finetune.yaml", f"run_dir={tmp_path / 'run'}")
+
+
+# Loaders and shards
+
+
+def loader_of(pid: int) -> int:
+    """The first loader process of a program; it leads a process group of its own."""
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        for child in map(int, children):
+            with contextlib.suppress(ProcessLookupError):
+                if os.getpgid(child) == child:
+                    return child
+        time.sleep(0.01)
+    raise AssertionError("no loader process")
+
+
+def kill_a_loader(*words: object, after: str = "") -> str:
+    """Run a program, kill its loader process once a line begins with `after`, and return what stands on stderr."""
+    command, environment = [sys.executable, *map(str, words)], os.environ | {"OMP_NUM_THREADS": "1"}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, cwd=ROOT, env=environment, **pipes) as run:
+        while after and not run.stdout.readline().startswith(after):
+            assert run.poll() is None
+        os.kill(loader_of(run.pid), signal.SIGKILL)
+        _, told = run.communicate(timeout=120)
+        assert run.returncode == 2, told
+        return told
+
+
+def test_a_killed_loader_process_ends_training_in_one_line_and_resume_loses_nothing(config, trained, tmp_path):
+    command = ["train.py", config, f"run_dir={tmp_path}"]
+    told = kill_a_loader(*command, after="epoch   1  step      1/")
+    assert told.startswith("error: a loader process died")
+    assert len(told.splitlines()) == 1
+    assert "data.workers" in told
+    assert "--resume" in told
+    succeed(*command, "--resume")
+    ours, theirs = weights(tmp_path / "last.pt"), weights(trained / "last.pt")
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_a_killed_loader_process_ends_evaluation_in_one_line(trained, shapes, tmp_path):
+    data = [shapes / "annotations" / "instances_train.json", shapes / "train"]
+    told = kill_a_loader("eval.py", trained, "--data", *data, "--out", tmp_path)
+    assert told.startswith("error: a loader process died")
+    assert len(told.splitlines()) == 1
+    assert not (tmp_path / "metrics.json").exists()
+
+
+def cut(shapes: Path, path: Path, split: str, *, images: int = 100, annotations: int = 10_000) -> list[str]:
+    """Overrides for a split of its first images, and of the first annotations of those."""
+    tree = json.loads((shapes / "annotations" / f"instances_{split}.json").read_text())
+    tree["images"] = tree["images"][:images]
+    kept = {image["id"] for image in tree["images"]}
+    tree["annotations"] = [entry for entry in tree["annotations"] if entry["image_id"] in kept][:annotations]
+    path.write_text(json.dumps(tree))
+    return [f"data.{split}.annotations={path}", f"data.{split}.images={shapes / split}"]
+
+
+def test_two_processes_share_one_image_to_train_on_and_one_box_to_find(config, shapes, tmp_path):
+    """A class without examples has no figure; the second process has nothing to evaluate."""
+    words = cut(shapes, tmp_path / "train.json", "train", images=1)
+    words += cut(shapes, tmp_path / "val.json", "val", images=1, annotations=1)
+    run = tmp_path / "run"
+    printed = succeed("train.py", config, *words, f"run_dir={run}", launcher=TWO_PROCESSES)
+    assert "2 epochs x 1 = 2" in printed
+    figures = records(run, "val/AP")[-1]
+    assert len([key for key in figures if key.startswith("val_class/")]) == 1
+    assert (run / "best.pt").is_file()
+    table = succeed("eval.py", run, launcher=TWO_PROCESSES).splitlines()
+    assert sum(line.split()[1:] == ["-", "-"] for line in table) == 3
+
+
+@pytest.mark.parametrize("launcher", [ONE_PROCESS, TWO_PROCESSES], ids=["one", "two"])
+def test_bad_training_images_are_replaced_and_listed_and_a_split_without_boxes_has_no_figures(
+    launcher, config, shapes, tmp_path
+):
+    folder, run = shutil.copytree(shapes / "train", tmp_path / "train"), tmp_path / "run"
+    bad = sorted(folder.iterdir())[::3]
+    for path in bad:
+        path.write_bytes(b"not a picture")
+    words = [f"run_dir={run}", "data.on_bad_image=skip", f"data.train.images={folder}"]
+    words += cut(shapes, tmp_path / "val.json", "val", annotations=0)
+    printed = succeed("train.py", config, *words, launcher=launcher)
+    listed = json.loads((run / "bad_images.json").read_text())
+    assert set(listed) == {path.name for path in bad}
+    assert f"bad      {len(bad)} training images were replaced" in printed
+    assert all(f"bad      image {path} is damaged" in printed for path in bad)
+    assert "warning  image " in printed
+    assert "epoch   2  val  AP -  AP50 -" in printed
+    assert "done: best AP -" in printed
+    assert not (run / "best.pt").exists()
+    assert any((run / "tensorboard").iterdir())
+    assert "last.pt on" in succeed("eval.py", run)
+
+
+def test_a_bad_training_image_stops_a_run_that_was_not_told_to_go_on(config, shapes, tmp_path):
+    folder = shutil.copytree(shapes / "train", tmp_path / "train")
+    path = sorted(folder.iterdir())[0]
+    path.write_bytes(b"not a picture")
+    words = ["train.py", config, f"run_dir={tmp_path / 'run'}", f"data.train.images={folder}"]
+    assert f"image {path} is damaged" in refuse(*words)

@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parent.parent
 ROWS = [
     {"gfl", "gfl.data", "gfl.model", "gfl.errors", "gfl.structures", "gfl.stop"},
     {"gfl.typed", "gfl.boxes", "gfl.distributed", "gfl.torch_file", "gfl.files", "gfl.draw"},
-    {"gfl.yaml_file"},
+    {"gfl.yaml_file", "gfl.data.bad_images"},
     {
         "gfl.config",
         "gfl.losses",
@@ -29,7 +29,7 @@ ROWS = [
     {"gfl.quality", "gfl.assign", "gfl.model.head", "gfl.postprocess", "gfl.data.loader"},
     {"gfl.criterion", "gfl.model.detector"},
     {"gfl.checkpoint", "gfl.coco_eval", "gfl.convert", "gfl.summary"},
-    {"gfl.predictions", "gfl.guard", "gfl.resume"},
+    {"gfl.predictions", "gfl.guard", "gfl.resume", "gfl.finetune"},
     {"gfl.analysis"},
     {"gfl.plots"},
 ]

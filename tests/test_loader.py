@@ -1,13 +1,18 @@
 """Batches: the same for any number of workers and processes, and every image where and as often as it should be."""
 
 import gc
+import json
 import multiprocessing
+import os
+import signal
 
 import numpy as np
 import pytest
 import torch
+from torch.utils.data import _utils
 
 from gfl.config import DataConfig
+from gfl.data.bad_images import tell_bad_images
 from gfl.data.loader import (
     CocoDataset,
     Sample,
@@ -350,3 +355,137 @@ def test_an_error_ends_the_loaders_processes(damaged, refusal):
     loader = build_eval_loader(damaged[0], config(workers=2))
     refusal(list, batches(loader))
     assert set(multiprocessing.active_children()) <= before
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_loader_process_that_is_killed_is_one_line(data, refusal, training, monkeypatch):
+    """Whichever is first: a batch whose memory is gone with its process, or one that never comes."""
+    monkeypatch.setattr(_utils, "MP_STATUS_CHECK_INTERVAL", 0.2)
+    before, handler = set(multiprocessing.active_children()), signal.getsignal(signal.SIGCHLD)
+    sampler = TrainSampler(np.arange(5), data.sizes, batch=1)
+    settings = config(workers=1)
+    loader = build_train_loader(data, settings, sampler, seed=0) if training else build_eval_loader(data, settings)
+    iterator = batches(loader)
+    next(iterator)
+    (worker,) = set(multiprocessing.active_children()) - before
+    os.kill(worker.pid, signal.SIGKILL)
+    message = refusal(list, iterator)
+    assert all(expected in message for expected in ("loader process died", "memory", "data.workers", "--resume"))
+    del iterator
+    gc.collect()
+    assert set(multiprocessing.active_children()) <= before
+    assert signal.getsignal(signal.SIGCHLD) == handler
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("kind", [RuntimeError, FileNotFoundError])
+def test_a_bug_in_a_loader_process_is_no_dead_process(data, workers, kind, monkeypatch):
+    def fail(*_):
+        raise kind("a bug")
+
+    monkeypatch.setattr(CocoDataset, "__getitem__", fail)
+    with pytest.raises(kind, match="a bug"):
+        list(batches(build_eval_loader(data, config(workers=workers))))
+
+
+# Bad images, replaced
+
+
+def skipping(data, *, workers=0, seed=3, rank=0, world=1, first_step=0, epoch=1):
+    """The loader of an epoch that replaces bad images, two per batch."""
+    sampler = TrainSampler(np.arange(5), data.sizes, batch=2, seed=seed, rank=rank, world=world)
+    sampler.epoch, sampler.first_step = epoch, first_step
+    settings = config(short_side=(32, 64), workers=workers, on_bad_image="skip")
+    return build_train_loader(data, settings, sampler, seed=seed)
+
+
+def ids(loader):
+    return [batch.image_ids.tolist() for batch in batches(loader)]
+
+
+def test_bad_images_are_replaced_counted_and_told_once(damaged, capsys):
+    data, path = damaged
+    loader = skipping(data)
+    planned = [[int(data.image_ids[index]) for _, index in keys] for keys in loader.batch_sampler]
+    planned, taken, bad = np.array(planned), np.array(ids(loader)), data.image_ids[3]
+    assert (planned == bad).any()
+    assert not (taken == bad).any()
+    assert ((taken == planned) | (planned == bad)).all()
+    assert list(loader.dataset.bad) == [path.name]
+    assert f"image {path} is damaged" in loader.dataset.bad[path.name]
+    ids(loader)
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith(f"warning  image {path} is damaged")
+
+
+@pytest.mark.parametrize("epoch", range(3))
+def test_what_replaces_an_image_depends_on_seed_and_key_only(damaged, epoch):
+    data, _ = damaged
+    whole = [tensors(batch) for batch in batches(skipping(data, epoch=epoch))]
+    with_workers = [tensors(batch) for batch in batches(skipping(data, epoch=epoch, workers=2))]
+    resumed = [tensors(batch) for batch in batches(skipping(data, epoch=epoch, first_step=1))]
+    for one, other in zip(whole, with_workers, strict=True):
+        assert_same(one, other)
+    for one, other in zip(whole[1:], resumed, strict=True):
+        assert_same(one, other)
+    shared = [ids(skipping(data, epoch=epoch, rank=rank, world=2)) for rank in range(2)]
+    assert [first + second for first, second in zip(*shared, strict=True)] == [part[5].tolist() for part in whole]
+
+
+def test_replacements_change_with_epoch_and_seed_and_come_from_the_candidates(damaged):
+    data, _ = damaged
+    sizes = data.sizes
+
+    def replacement(epoch, seed):
+        sampler = TrainSampler(np.array([0, 1, 3]), sizes, batch=3, seed=seed)
+        sampler.epoch = epoch
+        loader = build_train_loader(data, config(on_bad_image="skip"), sampler, seed=seed)
+        (keys,) = loader.batch_sampler
+        (batch,) = batches(loader)
+        return int(batch.image_ids[[index for _, index in keys].index(3)])
+
+    taken = {(epoch, seed): replacement(epoch, seed) for epoch in range(6) for seed in range(2)}
+    assert set(taken.values()) == {int(data.image_ids[0]), int(data.image_ids[1])}
+    assert [taken[epoch, 0] for epoch in range(6)] != [taken[epoch, 1] for epoch in range(6)]
+
+
+def test_a_wrong_size_is_replaced_and_a_folder_of_bad_images_stops(coco_set, refusal):
+    made = coco_set(SIZES, BOXES)
+    data = made.load()
+    made.file(0).write_bytes(made.file(1).read_bytes())
+    loader = skipping(data)
+    ids(loader)
+    assert "the json says 60 x 40" in loader.dataset.bad["000.png"]
+    for number in range(5):
+        made.file(number).unlink()
+    message = refusal(ids, skipping(data))
+    assert "nothing but bad images, 5 in a row" in message
+
+
+def test_an_augmentation_that_fails_is_no_bad_image(data, refusal):
+    sampler = TrainSampler(np.arange(5), data.sizes, batch=1)
+    augment = ({"name": "RandomCrop", "height": 1000, "width": 1000, "p": 1.0},)
+    loader = build_train_loader(data, config(augment=augment, on_bad_image="skip"), sampler, seed=0)
+    assert refusal(ids, loader).startswith("data.augment")
+
+
+def test_evaluation_stops_at_a_bad_image_and_says_why(damaged, refusal):
+    data, path = damaged
+    message = refusal(ids, build_eval_loader(data, config(on_bad_image="skip")))
+    assert f"image {path} is damaged" in message
+    assert "data.on_bad_image=skip is for training" in message
+
+
+def test_the_list_of_bad_images_outlives_the_program(tmp_path, capsys):
+    tell_bad_images({}, tmp_path)
+    assert not list(tmp_path.iterdir())
+    assert capsys.readouterr().out == ""
+    tell_bad_images({"a.png": "image a.png is damaged"}, tmp_path)
+    tell_bad_images({"a.png": "image a.png is damaged", "b.png": "cannot read image b.png"}, tmp_path)
+    tell_bad_images({}, tmp_path)
+    listed = json.loads((tmp_path / "bad_images.json").read_text())
+    assert listed == {"a.png": "image a.png is damaged", "b.png": "cannot read image b.png"}
+    assert [len(call.splitlines()) for call in capsys.readouterr().out.split("bad      2")] == [2, 3, 3]
+    (tmp_path / "bad_images.json").write_text("[1]")
+    tell_bad_images({"a.png": "image a.png is damaged"}, tmp_path)
+    assert json.loads((tmp_path / "bad_images.json").read_text()) == {"a.png": "image a.png is damaged"}

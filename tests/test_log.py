@@ -60,7 +60,7 @@ def test_an_evaluation_is_recorded_without_the_figures_that_are_not_there(tmp_pa
     log.evaluation(3, METRICS, [])
     log.close()
     assert records(tmp_path)[-1] == {"step": 20, "epoch": 3, "val/AP": 0.5, "val/AP50": 0.75, "val_class/disc": 0.5}
-    assert capsys.readouterr().out.splitlines()[-1] == "epoch   3  val  AP 0.500  AP50 0.750"
+    assert capsys.readouterr().out.splitlines()[-1] == "epoch   3  val  AP 0.500  AP50 0.750  APS -"
 
 
 def test_tensorboard_gets_the_same_scalars_and_the_pictures(tmp_path):

@@ -15,7 +15,7 @@ from gfl.model.detector import build_detector
 from gfl.optim import build_optimizer, learning_rate, set_learning_rate
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
-NOT_PUBLISHED = {"gfl_r18_bccd", "gfl_r18_coco128", "gfl_r18_shapes", "gfl_r18_shapes_spread"}  # from scratch
+NOT_PUBLISHED = {"gfl_r18_bccd", "gfl_r18_coco128", "gfl_r18_shapes", "gfl_r18_shapes_spread", "finetune"}
 OTHERS = {"atss_r50_fpn_1x_coco", "fcos_r50_fpn_1x_coco"}  # tests/test_convert.py has what they must be
 STEPS_PER_EPOCH = -(-117_266 // 16)  # train2017 has as many images with boxes
 

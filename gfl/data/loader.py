@@ -2,14 +2,16 @@
 
 import os
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
 
 from gfl.config import DataConfig
+from gfl.data.bad_images import BadImage
 from gfl.data.coco import CocoData, image_path
 from gfl.data.transforms import Augmentation, flip, keep_ratio_size, read_image, resize
 from gfl.errors import UserError
@@ -17,6 +19,7 @@ from gfl.points import SIZE_DIVISOR
 from gfl.structures import Batch, Targets
 
 Key = tuple[int, int]  # epoch, index of the image
+MOST_SPARES = 100  # images tried in place of a bad one, before the whole folder counts as bad
 
 
 class Sample(NamedTuple):
@@ -142,18 +145,24 @@ class TrainSampler:
 def build_train_loader(
     data: CocoData, config: DataConfig, sampler: TrainSampler, *, seed: int, pin_memory: bool = False
 ) -> DataLoader:
-    """Batches of `data` in the order of `sampler`."""
+    """Batches of `data` in the order of `sampler`; with ``on_bad_image: skip`` it may put one image for another."""
     dataset = CocoDataset(data, config, training=True, seed=seed)
-    return _loader(dataset, sampler, config.workers, pin_memory)
+    guarded = _Guarded(dataset, spares=sampler.candidates if config.on_bad_image == "skip" else None)
+    return _loader(guarded, sampler, config.workers, pin_memory)
 
 
 def build_eval_loader(
     data: CocoData, config: DataConfig, *, batch: int = 1, rank: int = 0, world: int = 1, pin_memory: bool = False
 ) -> DataLoader:
-    """Every image of `data` exactly once over all processes: each takes every `world`-th, none is repeated."""
+    """Every image of `data` exactly once over all processes: each takes every `world`-th, none is repeated.
+
+    A bad image is an error whatever ``on_bad_image`` says: figures without it would not be the split's.
+    """
     keys = [(0, index) for index in range(rank, len(data), world)]
     batches = [keys[start : start + batch] for start in range(0, len(keys), batch)]
-    return _loader(CocoDataset(data, config, training=False), batches, config.workers, pin_memory)
+    why = "; data.on_bad_image=skip is for training, figures must not miss an image"
+    guarded = _Guarded(CocoDataset(data, config, training=False), why=why if config.on_bad_image == "skip" else "")
+    return _loader(guarded, batches, config.workers, pin_memory)
 
 
 def train_candidates(data: CocoData, *, keep_empty: bool) -> np.ndarray:
@@ -166,30 +175,100 @@ def train_candidates(data: CocoData, *, keep_empty: bool) -> np.ndarray:
 
 
 def batches(loader: DataLoader) -> Iterator[Batch]:
-    """The loader's batches; an error in a loader process arrives as the `UserError` it was, in one line."""
-    for batch in loader:
-        if isinstance(batch, UserError):
-            # A new one: raising `batch` itself would tie this frame, and with it the processes, into a cycle.
-            raise UserError(str(batch))
-        yield batch
+    """The loader's batches; an error in a loader process arrives as the `UserError` it was, in one line.
+
+    The first bad image that was replaced is told; `loader.dataset.bad` names all so far, with reasons.
+    """
+    in_processes = getattr(loader, "num_workers", 0) > 0
+    for loaded in _watched(loader) if in_processes else loader:
+        if isinstance(loaded, UserError):
+            # A new one: raising `loaded` itself would tie this frame, and with it the processes, into a cycle.
+            raise UserError(str(loaded))
+        if isinstance(loaded, _Mended):
+            if not loader.dataset.bad:
+                reason = next(iter(loaded.bad.values()))
+                tqdm.write(f"warning  {reason}; training goes on with others in place of such images")
+            loader.dataset.bad |= loaded.bad
+            loaded = loaded.batch
+        yield loaded
+
+
+def _watched(loader: Iterable) -> Iterator:
+    """What `loader` yields; raises `UserError` where one of its processes has died."""
+    handler = signal.getsignal(signal.SIGCHLD)
+    try:
+        iterator = iter(loader)
+        # Torch's handler would raise wherever the program just stands, even while it saves; without it the death shows
+        # here, when batches no longer come.
+        signal.signal(signal.SIGCHLD, handler)
+        yield from iterator
+        return
+    except (RuntimeError, ConnectionError, FileNotFoundError, EOFError) as error:
+        if not _is_death(error):
+            raise
+    raise UserError(
+        "a loader process died, most likely because memory, or shared memory (/dev/shm), ran out; lower data.workers, "
+        "then run the command again, training with --resume"
+    )
+
+
+def _is_death(error: Exception) -> bool:
+    """Whether a loader process is gone, as opposed to one that reports an error, with its traceback."""
+    if isinstance(error, RuntimeError):
+        return str(error).startswith(("DataLoader worker (pid", "Pin memory thread exited"))
+    # While it dies, its socket goes first, from which this process fetches the memory of a batch.
+    return "in DataLoader worker process" not in str(error)
+
+
+class _Mended(NamedTuple):
+    """A batch in which other images stand for bad ones."""
+
+    batch: Batch
+    bad: dict[str, str]  # file name -> what is wrong with it
 
 
 class _Guarded(Dataset):
-    """Turns a `UserError` into a value, since the loader would wrap the exception in its process's traceback."""
+    """Turns a `UserError` into a value, since the loader would wrap the exception in its process's traceback.
 
-    def __init__(self, dataset: CocoDataset) -> None:
-        self.dataset = dataset
+    Args:
+        spares: indices of the images that may take a bad one's place; None where none may.
+        why: why not, the end of the error's message.
+    """
 
-    def __getitems__(self, keys: list[Key]) -> Batch | UserError:
+    def __init__(self, dataset: CocoDataset, *, spares: np.ndarray | None = None, why: str = "") -> None:
+        self.dataset, self.spares, self.why = dataset, spares, why
+        self.bad: dict[str, str] = {}  # of the batches that the main process has seen: file name -> reason
+
+    def __getitems__(self, keys: list[Key]) -> Batch | _Mended | UserError:
+        bad: dict[str, str] = {}
         try:
-            return collate([self.dataset[key] for key in keys])
+            batch = collate([self._sample(key, bad) for key in keys])
         except UserError as error:
             return error
+        return _Mended(batch, bad) if bad else batch
+
+    def _sample(self, key: Key, bad: dict[str, str]) -> Sample:
+        """The sample of `key`, or of the first of its spares that is good; `bad` gains what was not."""
+        for candidate in self._in_turn(key):
+            try:
+                return self.dataset[candidate]
+            except BadImage as error:
+                if self.spares is None:
+                    raise BadImage(f"{error}{self.why}") from None
+                bad[str(self.dataset.data.file_names[candidate[1]])] = reason = str(error)
+        raise UserError(f"data.on_bad_image=skip found nothing but bad images, {len(bad)} in a row; the last: {reason}")
+
+    def _in_turn(self, key: Key) -> Iterator[Key]:
+        """`key`, then its spares: a pure function of the seed and the key, as all else in a sample."""
+        yield key
+        rng = np.random.default_rng((self.dataset.seed, *key, 1))
+        for index in rng.permutation(self.spares)[:MOST_SPARES]:
+            yield key[0], int(index)
 
 
-def _loader(dataset: CocoDataset, batch_sampler: Sequence | TrainSampler, workers: int, pin_memory: bool) -> DataLoader:
+def _loader(dataset: _Guarded, batch_sampler: Sequence | TrainSampler, workers: int, pin_memory: bool) -> DataLoader:
     return DataLoader(
-        _Guarded(dataset),
+        dataset,
         batch_sampler=batch_sampler,
         num_workers=workers,
         collate_fn=_identity,

@@ -11,6 +11,7 @@ from typing import Any
 import cv2
 import numpy as np
 
+from gfl.data.bad_images import BadImage
 from gfl.errors import UserError
 from gfl.typed import shorten, shown
 
@@ -24,20 +25,20 @@ def read_image(path: Path, size: tuple[int, int] | None = None) -> np.ndarray:
         size: (height, width) the json states. If only the file's unrotated pixels fit, the annotations were made
             on those and they are returned.
 
-    Raises `UserError` for a file that is missing, damaged or of another size.
+    Raises `BadImage` for a file that is missing, damaged or of another size.
     """
     try:
         data = np.frombuffer(path.read_bytes(), np.uint8)
     except OSError as error:
-        raise UserError(f"cannot read image {path}: {error.strerror}") from None
+        raise BadImage(f"cannot read image {path}: {error.strerror}") from None
     for flags in (cv2.IMREAD_COLOR_RGB, cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION):
         image = _decode(data, flags)
         if image is None:
-            raise UserError(f"image {path} is damaged or of an unknown format; restore it or leave it out")
+            raise BadImage(f"image {path} is damaged or of an unknown format; restore it or leave it out")
         if size is None or image.shape[:2] == tuple(size):
             return image
     height, width = image.shape[:2]
-    raise UserError(
+    raise BadImage(
         f"image {path} is {width} x {height} but the json says {size[1]} x {size[0]}; its boxes would not fit: "
         "correct the json's width and height or the file"
     )

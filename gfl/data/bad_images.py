@@ -1,0 +1,38 @@
+"""Images that cannot be used, and the list of those that training replaced (``data.on_bad_image: skip``)."""
+
+import contextlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from gfl.distributed import gather_to_main
+from gfl.errors import UserError
+from gfl.files import write_json
+
+FILE = "bad_images.json"  # in the run folder, if there were any
+MOST_LINES = 20  # printed of a list
+
+
+class BadImage(UserError):
+    """An image file that is missing, damaged or of another size than the json says."""
+
+
+def tell_bad_images(replaced: Mapping[str, str], run_dir: Path) -> None:
+    """Print, and keep as json in the run folder, what was replaced in any process, and before interruptions.
+
+    All processes call it, each with its own file names and reasons; only the main one prints and writes.
+    """
+    gathered = gather_to_main(dict(replaced))
+    if gathered is None:
+        return
+    path, bad = run_dir / FILE, {}
+    with contextlib.suppress(OSError, ValueError, TypeError):  # there is none yet, or somebody has changed it
+        bad |= json.loads(path.read_text(encoding="utf-8"))
+    for part in gathered:
+        bad |= part
+    if not bad:
+        return
+    write_json(path, bad)
+    print(f"bad      {len(bad)} training images were replaced by others (data.on_bad_image=skip): {path}")
+    for reason in list(bad.values())[:MOST_LINES]:
+        print(f"bad      {reason}")
