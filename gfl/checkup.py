@@ -4,6 +4,7 @@ import shutil
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 from tqdm import tqdm
 
 from gfl.config import Config, config_to_dict
@@ -15,7 +16,7 @@ from gfl.fit import THOROUGH, class_counts, class_findings, fit_findings, fit_st
 
 MOST_CLASSES = 12  # in the terminal; of more, the rarest
 
-VERDICTS = ("fine", "warnings: training takes it", "unusable: training refuses it or would stop on it")
+VERDICTS = ("fine", "training takes it", "training refuses it or would stop on it")  # by exit code
 Split = tuple[CocoData | None, dict[int, Picture]]
 
 
@@ -55,9 +56,8 @@ def check_up(
 
 
 def _decode(data: CocoData, split: str, progress: bool) -> dict[int, Picture]:
-    with tqdm(
-        total=len(set(data.file_names.tolist())), desc=split, unit="image", disable=None if progress else True
-    ) as bar:
+    files = len(np.unique(data.file_names))
+    with tqdm(total=files, desc=split, unit="image", disable=None if progress else True) as bar:  # None: terminal only
         return look_at_all(data, on_pictures=bar.update)
 
 
@@ -109,7 +109,7 @@ def _fit_lines(checked: dict[str, Any], width: int) -> list[str]:
     side = max(side) if isinstance(side, list) else side
     low, middle, high = sizes["quantiles_px"].values()
     lines = [
-        f"fit  images of short side {side} and long side {data['long_side']} at most, assign.kind {config['assign']['kind']}",
+        f"fit  short side {side} and long side {data['long_side']} at most, assign.kind {config['assign']['kind']}",
         *table(_restored(checked["findings"]["fit"]), width),
         f"  object sizes, square root of the area: median {middle:.0f} px, 5% below {low:.0f}, 5% above {high:.0f}; "
         f"in the files {sizes['under_8_px_in_file']:,} under 8 px",
@@ -124,9 +124,8 @@ def _fit_lines(checked: dict[str, Any], width: int) -> list[str]:
             "sides beyond reg_max": [beyond.get(stride, "-") for stride in targets["points_by_stride"]],
         }
         lines += ["  " + f"{name:<22}" + "".join(f"{value:>10}" for value in values) for name, values in rows.items()]
-        lines += [
-            f"  reg_max {targets['recommended_reg_max']} holds 99.9% of the sides; the config has {targets['reg_max']}"
-        ]
+        wanted, present = targets["recommended_reg_max"], targets["reg_max"]
+        lines.append(f"  reg_max {wanted} holds 99.9% of the sides; the config has {present}")
     return [*lines, ""]
 
 

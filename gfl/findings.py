@@ -36,17 +36,16 @@ def exit_code(findings: Iterable[Finding]) -> int:
 
 
 def table(findings: Sequence[Finding], width: int) -> list[str]:
-    """One line of at most `width` characters per finding, errors first; names come last and give way."""
+    """One line of about `width` characters per finding, errors first; names come last and give way."""
     if not findings:
         return []
     what_width = max(len(found.what) for found in findings)
-    advice_width = max(len(found.advice) for found in findings)
     lines = []
     for found in sorted(findings, key=lambda found: -LEVELS.index(found.level)):
-        line = f"  {found.level:<7} {found.count:>7}  {found.what:<{what_width}}  {found.advice:<{advice_width}}"
-        room = width - len(line) - 2
-        line += "  " + first_of(found.items, room) if found.items and room >= 8 else ""
-        lines.append(printable(line.rstrip())[:width])
+        line = f"  {found.level:<7} {found.count:>7}  {found.what:<{what_width}}  {found.advice}"
+        room = width - len(line) - 3
+        line += f" ({first_of(found.items, room)})" if found.items and room >= 6 else ""
+        lines.append(printable(line.rstrip()))
     return lines
 
 

@@ -1,4 +1,4 @@
-"""Whether the data fit the config, from the json alone: distances to learn, object sizes, points per object, classes."""
+"""Whether data fit the config, from the json alone: distances to learn, object sizes, points per object, classes."""
 
 from typing import Any, NamedTuple
 
@@ -98,8 +98,9 @@ def target_statistics(learned: RegressionTargets, config: Config) -> dict[str, A
 
 def object_sizes(data: CocoData, config: Config) -> tuple[np.ndarray, np.ndarray]:
     """(A,) square roots of the boxes' areas: in pixels of the file, and of the network's input in evaluation."""
-    resized = np.array([_size_in_eval(*size, config) for size in data.sizes.tolist()]).reshape(-1, 2)
-    scale = np.sqrt((resized / data.sizes).prod(axis=1))
+    sizes, kind = np.unique(data.sizes, axis=0, return_inverse=True)
+    resized = np.array([_size_in_eval(*size, config) for size in sizes.tolist()])
+    scale = np.sqrt((resized / sizes).prod(axis=1))[kind.reshape(-1)]
     width, height = (data.boxes_xyxy[:, 2:] - data.boxes_xyxy[:, :2]).T
     in_file = np.sqrt(width * height)
     return in_file, in_file * np.repeat(scale, np.diff(data.offsets))
@@ -110,15 +111,14 @@ def fit_statistics(data: CocoData, config: Config, *, most_boxes: int) -> dict[s
     learned = regression_targets(data, config, most_boxes=most_boxes)
     finest = config.model.points.strides[0]
     in_file, in_input = object_sizes(data, config)
+    quantiles = ("0.05", "0.5", "0.95") if len(in_file) else ()
     return {
         "sizes": {
             "objects": len(in_file),
             "under_8_px_in_file": int((in_file < 8).sum()),
             "finest_stride": finest,
             "under_finest_stride": int((in_input < finest).sum()),
-            "quantiles_px": {
-                q: float(np.quantile(in_input, float(q))) for q in ("0.05", "0.5", "0.95") if len(in_file)
-            },
+            "quantiles_px": {q: float(np.quantile(in_input, float(q))) for q in quantiles},
         },
         "assigned": {
             "images": learned.images,
@@ -143,7 +143,7 @@ def _small_objects(sizes: dict[str, Any]) -> list[Finding]:
     count, stride = sizes["under_finest_stride"], sizes["finest_stride"]
     level = "warning" if count > NOTABLE_SMALL * sizes["objects"] else "ok"
     what = f"objects ({count / sizes['objects']:.1%}) under the finest stride, {stride} px"
-    return [Finding(level, count, what, "raise data.short_side" if level == "warning" else "few")] if count else []
+    return [Finding(level, count, what, "raise data.short_side" if level == "warning" else "")] if count else []
 
 
 def _without_points(assigned: dict[str, Any], objects: int) -> list[Finding]:
@@ -153,9 +153,7 @@ def _without_points(assigned: dict[str, Any], objects: int) -> list[Finding]:
     for key, what in (("without_point", "that no point learns"), (f"under_{FEW}_points", f"with under {FEW} points")):
         count = assigned[key]
         level = "warning" if key == "without_point" and count > NOTABLE * looked else "ok"
-        advice = (
-            "raise data.short_side, or try assign.kind" if level == "warning" else "few" if count < looked / 10 else ""
-        )
+        advice = "raise data.short_side or change assign.kind" if level == "warning" else ""
         if count:
             found.append(Finding(level, count, f"objects{sample} ({count / looked:.1%}) {what}", advice))
     return found
@@ -167,7 +165,7 @@ def _sides_beyond(targets: dict[str, Any], config: Config) -> list[Finding]:
     share, wanted = targets["share_beyond"], targets["recommended_reg_max"]
     level = "warning" if share > NOTABLE else "ok"
     what = f"sides ({share:.1%}) beyond reg_max {targets['reg_max']}, up to {targets['largest']:.0f} strides"
-    advice = f"model.head.reg_max={wanted} holds 99.9%" if wanted > targets["reg_max"] else "few"
+    advice = f"model.head.reg_max={wanted} holds 99.9%" if wanted > targets["reg_max"] else ""
     return [Finding(level, round(share * targets["points"] * 4), what, advice)]
 
 
@@ -180,7 +178,7 @@ def class_counts(data: CocoData) -> dict[str, int]:
 def class_findings(data: CocoData, split: str) -> list[Finding]:
     """Classes that the split has no box of."""
     without = [name for name, count in class_counts(data).items() if not count]
-    advice = {"train": "nothing to learn; leave them out of both jsons", "val": "no AP; the mean is over the others"}
+    advice = {"train": "leave them out of both jsons", "val": "AP is the mean of the others"}
     return finding("warning", f"classes without {split} boxes", advice[split], without)
 
 

@@ -64,12 +64,10 @@ def compare_categories(train: CocoData, val: CocoData) -> list[Finding]:
     try:
         ids = _match_classes(names, train.class_names, val.annotations)
     except UserError as error:
-        missing = [f"without {name}" for name in train.class_names if name not in val.class_names]
-        extra = [f"with {name}" for name in val.class_names if name not in train.class_names]
-        names = (*missing, *extra)
-        return [
-            Finding("error", len(names), "classes that only one split has", "same in both jsons", names, (str(error),))
-        ]
+        only = [f"without {name}" for name in train.class_names if name not in val.class_names]
+        only += [f"with {name}" for name in val.class_names if name not in train.class_names]
+        what, reasons = "classes that only one split has", (str(error),)
+        return [Finding("error", len(only), what, "take the same in both jsons", tuple(only), reasons)]
     pairs = zip(train.class_names, train.category_ids, ids, strict=True)
     moved = [f"{name} {before} -> {after}" for name, before, after in pairs if before != after]
     return finding("warning", "classes with another id in val", "matched by name; check one by eye", moved)
@@ -80,16 +78,11 @@ def _check_categories(entries: list[Any], path: str, found: list[Finding]) -> li
     refused = _refusals(entries, lambda entry, position: category_names([entry], path))
     found += _on_entries("error", "categories without a whole id or a name", "correct them", entries, refused)
     sound = [entry for position, entry in enumerate(entries) if position not in refused]
-    found += finding("error", "category ids that occur twice", "give each its own", _twice(e["id"] for e in sound))
-    found += finding(
-        "warning", "class names that occur twice", "a class each; rename or merge", _twice(e["name"] for e in sound)
-    )
-    found += finding(
-        "warning",
-        "names that are no class",
-        "leave them out of both jsons",
-        [name for name in names if name.strip().lower() in PLACEHOLDERS],
-    )
+    ids, names = [entry["id"] for entry in sound], [entry["name"] for entry in sound]
+    nothings = [name for name in names if name.strip().lower() in PLACEHOLDERS]
+    found += finding("error", "category ids that occur twice", "give each its own", _twice(ids))
+    found += finding("warning", "class names that occur twice", "a class each; rename or merge", _twice(names))
+    found += finding("warning", "names that are no class", "leave them out of both jsons", nothings)
     return _first_of_each(sound)
 
 
@@ -98,16 +91,13 @@ def _check_images(entries: list[Any], path: str, root: str, found: list[Finding]
     refused = _refusals(entries, lambda entry, position: _read_images([entry], path))
     found += _on_entries("error", "image entries without id, file_name or size", "correct them", entries, refused)
     sound = [entry for position, entry in enumerate(entries) if position not in refused]
-    found += finding("error", "image ids that occur twice", "give each its own", _twice(e["id"] for e in sound))
-    found += finding(
-        "warning", "files listed twice", "boxes are split over them; merge", _twice(e["file_name"] for e in sound)
-    )
+    ids, names = [entry["id"] for entry in sound], [entry["file_name"] for entry in sound]
+    found += finding("error", "image ids that occur twice", "give each its own", _twice(ids))
+    found += finding("warning", "files listed twice", "merge their boxes", _twice(names))
     sound = _first_of_each(sound)
     absent = _absent_files(sound, path, root)
-    names = [sound[position]["file_name"] for position in absent]
-    found += finding(
-        "error", "images that are not in the folder", "bring them or leave them out", names, [*absent.values()]
-    )
+    names, reasons = [sound[position]["file_name"] for position in absent], [*absent.values()]
+    found += finding("error", "images that are not in the folder", "bring them or leave them out", names, reasons)
     return [entry for position, entry in enumerate(sound) if position not in absent]
 
 
@@ -167,9 +157,8 @@ def _on_refused(entries: list[Any], refused: dict[int, str], path: str, categori
 
 def _shifted(entries: list[Any], categories: set[int]) -> str:
     """Advice where all category ids would be known if they were one higher or lower."""
-    used = {
-        entry.get("category_id") for entry in entries if isinstance(entry, dict) and _is_whole(entry.get("category_id"))
-    }
+    given = [entry.get("category_id") for entry in entries if isinstance(entry, dict)]
+    used = {category for category in given if _is_whole(category)}
     for shift, direction in ((1, "low"), (-1, "high")):
         if used and {category + shift for category in used} <= categories:
             return f"all ids seem one too {direction}"
