@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import multiprocessing
 import os
 import signal
 import sys
@@ -112,12 +113,15 @@ def look_at_all(data: CocoData, *, on_pictures: Callable[[int], object] = lambda
         _Files(data, rows), batch_size=CHUNK, num_workers=cores, collate_fn=list, worker_init_fn=_leave_ctrl_c_to_main
     )
     found: list[Picture] = []
+    others = set(multiprocessing.active_children())
     try:
         for pictures in loader:
             found += pictures
             on_pictures(len(pictures))
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
+    except BaseException as error:
+        for process in set(multiprocessing.active_children()) - others:
+            process.terminate()  # or the loader gives each some seconds to finish
+        if not isinstance(error, RuntimeError) or "DataLoader worker" not in str(error):
             raise
         path = image_path(data, rows[len(found)])
         raise UserError(f"a process died decoding {path} or one of the images after it; look at that file") from None
