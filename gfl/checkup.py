@@ -92,7 +92,7 @@ def report(checked: dict[str, Any], width: int | None = None) -> str:
     lines += _fit_lines(checked, width) + _class_lines(checked["splits"], width)
     counts = [sum(e["level"] == level for part in checked["findings"].values() for e in part) for level in LEVELS]
     code = checked["exit_code"]
-    return "\n".join([*lines, f"{counts[2]} errors, {counts[1]} warnings: {VERDICTS[code]} (exit code {code})"])
+    return "\n".join([*lines, f"errors {counts[2]}, warnings {counts[1]}: {VERDICTS[code]} (exit code {code})"])
 
 
 def _restored(entries: list[dict[str, Any]]) -> list[Finding]:
@@ -111,8 +111,8 @@ def _fit_lines(checked: dict[str, Any], width: int) -> list[str]:
     lines = [
         f"fit  short side {side} and long side {data['long_side']} at most, assign.kind {config['assign']['kind']}",
         *table(_restored(checked["findings"]["fit"]), width),
-        f"  object sizes, square root of the area: median {middle:.0f} px, 5% below {low:.0f}, 5% above {high:.0f}; "
-        f"in the files {sizes['under_8_px_in_file']:,} under 8 px",
+        f"  object sizes (square root of the area): median {middle:.0f} px, 5% under {low:.0f}, 5% over {high:.0f}",
+        f"  objects under 8 px in the files: {sizes['under_8_px_in_file']:,}",
         f"  points per object: {assigned['mean_points']:.1f} on average over {assigned['objects']:,} objects of "
         f"{assigned['images']:,} images",
     ]

@@ -52,43 +52,54 @@ def test_a_clean_set_has_no_findings(clean):
     assert json.loads(json.dumps(checked, allow_nan=False)) == json.loads(json.dumps(checked))
 
 
-def change(tree, **changes):
-    """Set fields of annotation 0, adding entries that the cases below need."""
-    tree["annotations"][0] |= changes
+def add(kind, **changes):
+    """Append a copy of the first entry with other fields, under a new id."""
+    return lambda tree: tree[kind].append(tree[kind][0] | {"id": 5} | changes)
 
 
-JSON_CASES = {
-    "no image id": (lambda t: t["images"].append({"id": "x"}), "error", "image entries without id, file_name or size", ["number 2"]),
-    "image id twice": (lambda t: t["images"].append(t["images"][0]), "error", "image ids that occur twice", [900]),
-    "file twice": (lambda t: t["images"].append(t["images"][0] | {"id": 5}), "warning", "files listed twice", ["000.png"]),
-    "missing": (lambda t: t["images"].append(t["images"][0] | {"id": 5, "file_name": "no"}), "error", "images that are not in the folder", ["no"]),
-    "outside": (lambda t: t["images"].append(t["images"][0] | {"id": 5, "file_name": "\0"}), "error", "images that are not in the folder", ["\0"]),
-    "bad category": (lambda t: t["categories"].append({"id": 3}), "error", "categories without a whole id or a name", [3]),
-    "category id twice": (lambda t: t["categories"].append({"id": 1, "name": "emu"}), "error", "category ids that occur twice", [1]),
-    "class name twice": (lambda t: t["categories"].append({"id": 3, "name": "cat"}), "warning", "class names that occur twice", ["cat"]),
-    "placeholder": (lambda t: t["categories"].append({"id": 0, "name": "Background"}), "warning", "names that are no class", ["Background"]),
-    "unused": (lambda t: t["categories"].append({"id": 9, "name": "emu"}), "warning", "classes without train boxes", ["emu"]),
-    "group": (lambda t: t["categories"].extend([{"id": 0, "name": "pet"}, {"id": 4, "name": "cow", "supercategory": "pet"}]), "warning", "classes that only name a group", ["pet"]),
-    "unknown image": (lambda t: change(t, image_id=4), "error", "annotations with unknown image_id", [1]),
-    "unknown category": (lambda t: change(t, category_id=40), "error", "annotations with unknown category_id", [1]),
-    "bad box": (lambda t: change(t, bbox=[1, 2, 3]), "error", "annotations whose bbox is not four numbers", [1]),
-    "bad crowd": (lambda t: change(t, iscrowd=3), "error", "annotations with a wrong iscrowd or area", [1]),
-    "no mapping": (lambda t: t["annotations"].append(7), "error", "unusable annotations", ["number 2"]),
-    "no annotation id": (lambda t: change(t, id=None), "warning", "annotations without a whole id", ["number 0"]),
-    "annotation id twice": (lambda t: change(t, id=2), "warning", "annotation ids that occur twice", [2]),
-    "copy": (lambda t: t["annotations"].append(t["annotations"][0] | {"id": 3}), "warning", "annotations that repeat another", [3]),
-    "degenerate": (lambda t: t["annotations"].append(t["annotations"][0] | {"id": 3, "bbox": [1, 1, 0.5, 9]}), "warning", "boxes under 1 px or outside the image", [3]),
-    "nan": (lambda t: t["annotations"].append(t["annotations"][0] | {"id": 3, "bbox": [1, 1, float("nan"), 9]}), "warning", "boxes under 1 px or outside the image", [3]),
-    "reaching out": (lambda t: change(t, bbox=[-2, 10, 40, 40]), "warning", "boxes that reach outside the image", [1]),
-    "crowd": (lambda t: t["annotations"].append(t["annotations"][0] | {"id": 3, "iscrowd": 1, "bbox": [1, 1, 99, 99]}), "ok", "crowd boxes", [3]),
-    "no boxes": (lambda t: t.update(annotations=[]), "error", "boxes to learn or to find", []),
-    "no annotations": (lambda t: t.pop("annotations"), "error", "annotations", []),
-}  # fmt: skip
+def change(**changes):
+    """Set fields of the first annotation."""
+    return lambda tree: tree["annotations"][0].update(changes)
 
 
-@pytest.mark.parametrize("case", JSON_CASES)
-def test_a_fault_of_the_json_is_found_and_judged_as_load_coco_does(case, clean):
-    spoil, level, what, items = JSON_CASES[case]
+def add_group(tree):
+    tree["categories"] += [{"id": 0, "name": "pet"}, {"id": 4, "name": "cow", "supercategory": "pet"}]
+
+
+BOX = "annotations"
+DEGENERATE = "boxes under 1 px or outside the image"
+ABSENT = "images that are not in the folder"
+JSON_CASES = [
+    (add("images", id="x"), "error", "image entries without id, file_name or size", ["number 2"]),
+    (add("images", id=900), "error", "image ids that occur twice", [900]),
+    (add("images"), "warning", "files listed twice", ["000.png"]),
+    (add("images", file_name="no"), "error", ABSENT, ["no"]),
+    (add("images", file_name="\0"), "error", ABSENT, ["\0"]),
+    (add("categories", name=3), "error", "categories without a whole id or a name", [5]),
+    (add("categories", id=1, name="emu"), "error", "category ids that occur twice", [1]),
+    (add("categories"), "warning", "class names that occur twice", ["cat"]),
+    (add("categories", name="Background"), "warning", "names that are no class", ["Background"]),
+    (add("categories", name="emu"), "warning", "classes without train boxes", ["emu"]),
+    (add_group, "warning", "classes that only name a group", ["pet"]),
+    (change(image_id=4), "error", "annotations with unknown image_id", [1]),
+    (change(category_id=40), "error", "annotations with unknown category_id", [1]),
+    (change(bbox=[1, 2, 3]), "error", "annotations whose bbox is not four numbers", [1]),
+    (change(iscrowd=3), "error", "annotations with a wrong iscrowd or area", [1]),
+    (lambda tree: tree[BOX].append(7), "error", "unusable annotations", ["number 2"]),
+    (change(id=None), "warning", "annotations without a whole id", ["number 0"]),
+    (change(id=2), "warning", "annotation ids that occur twice", [2]),
+    (add(BOX), "warning", "annotations that repeat another", [5]),
+    (add(BOX, bbox=[1, 1, 0.5, 9]), "warning", DEGENERATE, [5]),
+    (add(BOX, bbox=[1, 1, float("nan"), 9]), "warning", DEGENERATE, [5]),
+    (change(bbox=[-2, 10, 40, 40]), "warning", "boxes that reach outside the image", [1]),
+    (add(BOX, iscrowd=1, bbox=[1, 1, 99, 99]), "ok", "crowd boxes", [5]),
+    (lambda tree: tree.update(annotations=[]), "error", "boxes to learn or to find", []),
+    (lambda tree: tree.pop(BOX), "error", "annotations", []),
+]
+
+
+@pytest.mark.parametrize(("spoil", "level", "what", "items"), JSON_CASES)
+def test_a_fault_of_the_json_is_found_and_judged_as_load_coco_does(spoil, level, what, items, clean):
     made = clean()
     spoil(made.tree)
     checked = check(made.save())
@@ -104,7 +115,7 @@ def test_a_fault_of_the_json_is_found_and_judged_as_load_coco_does(case, clean):
         assert (checked["exit_code"] == 2) == (not data.has_annotations or not len(data.labels))
 
 
-@pytest.mark.parametrize("seed", range(300))
+@pytest.mark.parametrize("seed", range(120))
 def test_what_load_coco_refuses_is_an_error_and_nothing_else(seed, clean):
     rng = np.random.default_rng(seed)
     made = clean()
@@ -253,7 +264,7 @@ def test_faults_of_the_files_are_findings(clean):
     assert "damaged" in checked["findings"]["train"][0]["reasons"][0]
 
 
-def test_rotated_and_corrupt_files_are_findings(clean, monkeypatch):
+def test_rotated_and_corrupt_files_are_findings(clean):
     data = clean().load()
     rotated = {
         0: pictures.Picture(rotation="unrotated"),
@@ -296,18 +307,16 @@ def test_the_report_fits_the_terminal_and_shows_no_control_characters(clean):
     assert lines[-1].endswith("(exit code 1)")
 
 
-def test_the_command_ends_with_0_1_or_2(clean, tmp_path):
+def test_the_command_ends_with_the_code_of_the_worst_finding(clean, tmp_path):
     made = clean()
 
     def doctor(*words):
         command = [sys.executable, ROOT / "scripts/doctor.py", made.annotations, made.images, *words]
         return subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=300)
 
-    settings = ["data.short_side=128", "data.long_side=256"]
-    fine = doctor(*settings, "--json", tmp_path / "out.json")
-    assert (fine.returncode, fine.stderr) == (0, "")
-    assert json.loads((tmp_path / "out.json").read_text())["exit_code"] == 0
-    assert doctor(*settings, "model.head.reg_max=1").returncode == 1
+    warned = doctor("data.short_side=128", "model.head.reg_max=1", "--json", tmp_path / "out.json")
+    assert (warned.returncode, warned.stderr) == (1, "")
+    assert json.loads((tmp_path / "out.json").read_text())["exit_code"] == 1
     Path(made.annotations).write_text("{")
     unreadable = doctor()
     assert unreadable.returncode == 2
