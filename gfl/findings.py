@@ -50,16 +50,13 @@ def table(findings: Sequence[Finding], width: int) -> list[str]:
 
 
 def first_of(items: Sequence[str | int], room: int = 60) -> str:
-    """As many of the items as `room` characters hold, at least one, and how many more there are."""
-    text = ""
-    for number, item in enumerate(items):
-        longer = f"{text}, {item}" if text else str(item)
-        rest = len(items) - number - 1
-        end = f" +{rest}" if rest else ""
-        if text and len(longer) + len(end) > room:
-            return f"{text} +{rest + 1}"
-        text = longer
-    return printable(text if len(text) <= room else text[: room - 3] + "...")
+    """As many of the items as `room` characters hold, the first of them cut if need be, and how many more there are."""
+    for count in range(min(len(items), room), 0, -1):
+        end = f" +{len(items) - count}" if count < len(items) else ""
+        text = ", ".join(map(str, items[:count]))
+        if len(text) + len(end) <= room:
+            return printable(text + end)
+    return printable(text[: max(room - len(end) - 3, 0)] + "..." + end) if items else ""
 
 
 def printable(text: str) -> str:

@@ -19,6 +19,7 @@ from gfl.data.coco import read_coco_json
 from gfl.data.doctor import examine
 from gfl.data.pictures import look_at, look_at_all
 from gfl.errors import UserError
+from gfl.findings import first_of
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIG = Config(data=DataConfig(short_side=128, long_side=256))
@@ -305,6 +306,21 @@ def test_the_report_fits_the_terminal_and_shows_no_control_characters(clean):
     assert all(line.isprintable() for line in lines)
     assert any("warning" in line and "e?[2Jmu" in line for line in lines)
     assert lines[-1].endswith("(exit code 1)")
+
+
+@pytest.mark.parametrize(
+    ("items", "room", "text"),
+    [
+        ([7, 8, 9], 7, "7, 8, 9"),
+        ([7, 8, 9], 6, "7 +2"),
+        ([70, 80, 90], 9, "70, 80 +1"),
+        (["a" * 20, "b"], 12, "aaaaaa... +1"),
+        (["a" * 20], 10, "aaaaaaa..."),
+        ([], 9, ""),
+    ],
+)
+def test_names_give_way_to_the_room_there_is(items, room, text):
+    assert first_of(items, room) == text
 
 
 def test_the_command_ends_with_the_code_of_the_worst_finding(clean, tmp_path):
