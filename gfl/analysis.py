@@ -1,4 +1,4 @@
-"""What predictions and data say beyond AP: scores against IoU, targets in strides, shapes of the side distributions.
+"""What predictions say beyond AP: scores against IoU, shapes and spreads of the side distributions.
 
 numpy arrays; n detections of a whole split, N bins per side, sides in the order left, top, right, bottom.
 """
@@ -9,21 +9,13 @@ import numpy as np
 import torch
 from scipy import stats
 
-from gfl.assign import build_assigner
 from gfl.box_repr import highest_mode
-from gfl.boxes import boxes_to_distances
-from gfl.config import Config
-from gfl.data.coco import CocoData
-from gfl.data.transforms import keep_ratio_size
-from gfl.points import SIZE_DIVISOR, make_point_grid, points_in_images
 from gfl.predictions import Predictions
-from gfl.structures import Targets
 
 SHAPES = ("sharp", "between", "flat", "two peaks")
 SHARP, FLAT = 0.9, 0.5  # least mass of a sharp side's best stride, most of a flat side's
 SECOND_PEAK = 0.2  # least mass outside the highest mode of a side with two peaks
 DEEP = 0.5  # the valley before the second peak is at most this share of its height
-TAIL = 0.001  # share of sides that may exceed the recommended reg_max
 QUANTILES = 10  # of the calibration curve
 
 
@@ -42,57 +34,6 @@ def score_statistics(found: Predictions) -> dict[str, Any]:
         "spearman": rank_correlation(found.scores, found.iou),
         "detections_on_objects": int(on_object.sum()),
         "spearman_on_objects": rank_correlation(found.scores[on_object], found.iou[on_object]),
-    }
-
-
-def regression_targets(data: CocoData, config: Config) -> tuple[np.ndarray, np.ndarray]:
-    """What the box branch learns on a split: distances (m, 4) in strides and level (m,) of all positive points.
-
-    Images in their size for evaluation, unflipped, and the config's assigner; no image is read.
-    """
-    assigner, points = build_assigner(config.assign), config.model.points
-    distances, levels = [], []
-    for index in range(len(data)):
-        boxes, labels = data.boxes_of(index)
-        if not len(boxes):
-            continue
-        height, width = data.sizes[index].tolist()
-        size = keep_ratio_size(
-            height, width, short_side=config.data.short_side_in_eval, long_side=config.data.long_side
-        )
-        padded = [-(-side // SIZE_DIVISOR) * SIZE_DIVISOR for side in size]
-        maps = [tuple(-(-side // stride) for side in padded) for stride in points.strides]
-        grid = make_point_grid(maps, points.strides, offset=points.offset)
-        scale = torch.tensor([size[1] / width, size[0] / height]).repeat(2)
-        boxes_xyxy = (torch.from_numpy(boxes) * scale)[None]
-        targets = Targets(boxes_xyxy, torch.from_numpy(labels)[None], torch.ones(1, len(boxes), dtype=torch.bool))
-        assignment = assigner(grid, targets, points_in_images(grid, torch.tensor([size])))
-        point = assignment.positive[0].nonzero().squeeze(1)
-        target_boxes = boxes_xyxy[0, assignment.index[0, point]]
-        distances.append((boxes_to_distances(grid.points[point], target_boxes) / grid.strides[point, None]).numpy())
-        levels.append(np.searchsorted(np.cumsum(grid.level_sizes), point.numpy(), side="right"))
-    return np.concatenate(distances or [np.zeros((0, 4))]), np.concatenate(levels or [np.zeros(0, np.int64)])
-
-
-def target_statistics(distances: np.ndarray, levels: np.ndarray, config: Config) -> dict[str, Any]:
-    """The share of sides beyond the range of `reg_max` and `delta`, overall and per level; the `reg_max` to take."""
-    head, strides = config.model.head, config.model.points.strides
-    limit = head.reg_max * head.delta
-    if not distances.size:
-        return {"points": 0}
-    wanted = int(np.ceil(np.quantile(distances, 1 - TAIL) / head.delta))
-    return {
-        "points": len(distances),
-        "reg_max": head.reg_max,
-        "delta": head.delta,
-        "share_beyond": float((distances > limit).mean()),
-        "share_beyond_by_stride": {
-            str(stride): float((distances[levels == level] > limit).mean())
-            for level, stride in enumerate(strides)
-            if (levels == level).any()
-        },
-        "largest": float(distances.max()),
-        "recommended_reg_max": max(1, wanted),
     }
 
 

@@ -36,11 +36,9 @@ from tqdm import tqdm
 from gfl.analysis import (
     SHAPES,
     accurate,
-    regression_targets,
     score_statistics,
     side_shapes,
     spread_statistics,
-    target_statistics,
 )
 from gfl.checkpoint import load_detector
 from gfl.config import Config
@@ -50,6 +48,7 @@ from gfl.data.transforms import read_image
 from gfl.draw import draw_distributions, save_picture
 from gfl.errors import UserError, run
 from gfl.files import write_json
+from gfl.fit import regression_targets, target_statistics
 from gfl.plots import plot_scores, plot_shapes, plot_spread, plot_targets
 from gfl.predictions import Predictions, collect_predictions
 
@@ -108,10 +107,10 @@ def look(checkpoint: str, split: list[str] | None) -> tuple[Config, CocoData, Pr
 
 def targets(name: str, config: Config, data: CocoData, out: Path) -> dict[str, Any]:
     """Figures and histogram of what the split's boxes ask of the box branch."""
-    distances, levels = regression_targets(data, config)
-    figures = target_statistics(distances, levels, config)
-    if len(distances):
-        plot_targets(name, distances, figures, out / f"{name}.targets.png")
+    learned = regression_targets(data, config)
+    figures = target_statistics(learned, config)
+    if len(learned.distances):
+        plot_targets(name, learned.distances, figures, out / f"{name}.targets.png")
     return figures
 
 

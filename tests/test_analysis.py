@@ -1,7 +1,6 @@
 """What predictions and data say beyond AP, against constructed cases."""
 
 import json
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,14 +9,13 @@ import torch
 from gfl.analysis import (
     accurate,
     rank_correlation,
-    regression_targets,
     score_statistics,
     side_shapes,
     spread_statistics,
-    target_statistics,
 )
-from gfl.config import DataConfig, config_from_dict
+from gfl.config import config_from_dict
 from gfl.data.loader import build_eval_loader
+from gfl.fit import RegressionTargets, target_statistics
 from gfl.model.detector import build_detector
 from gfl.plots import plot_scores, plot_shapes, plot_spread, plot_targets
 from gfl.predictions import Predictions, Truth, collect_predictions, match, read_truth, side_spread
@@ -193,29 +191,6 @@ def test_accurate_detections_are_those_above_the_iou():
     assert found.probabilities is None
 
 
-@pytest.mark.parametrize("reg_max", [2, 16])
-def test_targets_add_up_to_the_boxes_and_are_on_their_level(reg_max, coco_set):
-    drawn = coco_set([(192, 128), (64, 128)], [(0, 7, [10, 10, 90, 60]), (1, 7, [8, 16, 40, 20])]).load()
-    config = replace(tiny_config(reg_max=reg_max), data=DataConfig(short_side=256, long_side=384))
-    distances, levels = regression_targets(drawn, config)
-    strides = np.array(config.model.points.strides)[levels]
-    sizes = {tuple(size) for size in ((distances[:, :2] + distances[:, 2:]) * strides[:, None]).round(3).tolist()}
-    assert sizes == {(180.0, 120.0), (120.0, 60.0)}  # images 2 and 3 times as large, by the short and the long side
-    assert len(set(levels.tolist())) > 1
-    told = target_statistics(distances, levels, config)
-    assert told["points"] == len(distances)
-    assert told["share_beyond"] == sum(value > reg_max for value in distances.ravel().tolist()) / distances.size
-    assert sum(told["share_beyond_by_stride"].values()) >= told["share_beyond"]
-
-
-def test_the_recommended_reg_max_leaves_one_side_in_a_thousand_beyond():
-    config = tiny_config(delta=0.5)
-    distances = np.linspace(0, 10, 4000).reshape(-1, 4)
-    wanted = target_statistics(distances, np.zeros(1000, np.int64), config)["recommended_reg_max"]
-    assert (distances / 0.5 > wanted).mean() <= 0.001 < (distances / 0.5 > wanted - 1).mean()
-    assert target_statistics(np.zeros((0, 4)), np.zeros(0), config) == {"points": 0}
-
-
 def two_peaks(first, second, share):
     return (1 - share) * normal(first, 0.6) + share * normal(second, 0.6)
 
@@ -279,8 +254,7 @@ def test_plots_are_drawn_also_without_figures(tmp_path):
     plot_spread("a", found, told, tmp_path / "spread.png")
     plot_shapes([("a", {"sharp": 0.5, "flat": 0.5}), ("b", {"sharp": 0.0, "flat": 0.0})], tmp_path / "shapes.png")
     distances = np.linspace(0, 10, 40).reshape(-1, 4)
-    plot_targets(
-        "a", distances, target_statistics(distances, np.zeros(10, np.int64), tiny_config()), tmp_path / "targets.png"
-    )
+    learned = RegressionTargets(distances, np.zeros(10, np.int64), np.full(10, 1), images=1)
+    plot_targets("a", distances, target_statistics(learned, tiny_config()), tmp_path / "targets.png")
     assert undefined["spearman"] is None
     assert len(list(tmp_path.glob("*.png"))) == 4

@@ -9,7 +9,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # From the bottom up; a new module needs a row here. The packages' own files import nothing.
 ROWS = [
-    {"gfl", "gfl.data", "gfl.model", "gfl.errors", "gfl.structures", "gfl.stop"},
+    {"gfl", "gfl.data", "gfl.model", "gfl.errors", "gfl.structures", "gfl.stop", "gfl.findings"},
     {"gfl.typed", "gfl.boxes", "gfl.distributed", "gfl.torch_file", "gfl.files", "gfl.draw"},
     {"gfl.yaml_file", "gfl.data.bad_images"},
     {
@@ -25,10 +25,10 @@ ROWS = [
         "gfl.data.other_formats",
     },
     {"gfl.data.voc", "gfl.data.yolo"},
-    {"gfl.points", "gfl.box_repr", "gfl.optim", "gfl.foreign", "gfl.study"},
+    {"gfl.points", "gfl.box_repr", "gfl.optim", "gfl.foreign", "gfl.study", "gfl.data.doctor", "gfl.data.pictures"},
     {"gfl.quality", "gfl.assign", "gfl.model.head", "gfl.postprocess", "gfl.data.loader"},
-    {"gfl.criterion", "gfl.model.detector"},
-    {"gfl.checkpoint", "gfl.coco_eval", "gfl.convert", "gfl.summary"},
+    {"gfl.criterion", "gfl.model.detector", "gfl.fit"},
+    {"gfl.checkpoint", "gfl.coco_eval", "gfl.convert", "gfl.summary", "gfl.checkup"},
     {"gfl.predictions", "gfl.guard", "gfl.resume", "gfl.finetune"},
     {"gfl.analysis"},
     {"gfl.plots"},

@@ -54,7 +54,13 @@ def load_coco(annotations: str, images: str, class_names: Sequence[str] | None =
 
     Raises `UserError` naming the file and the id for whatever cannot be used.
     """
-    tree = read_coco_json(annotations)
+    return coco_data(read_coco_json(annotations), annotations, images, class_names)
+
+
+def coco_data(
+    tree: dict[str, Any], annotations: str, images: str, class_names: Sequence[str] | None = None
+) -> CocoData:
+    """`load_coco` of a json that `read_coco_json` has read from `annotations`."""
     image_ids, file_names, sizes = _read_images(tree["images"], annotations)
     _check_files(images, file_names, annotations)
     names = category_names(tree["categories"], annotations)

@@ -1,0 +1,49 @@
+#!/usr/bin/env python
+"""Check a COCO-format data set before a GPU starts: json, image files, and how the boxes fit the config."""
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+EXAMPLE = """exit code: 0 fine, 1 warnings, 2 training would refuse the data or stop on them
+example: python scripts/doctor.py train.json images/train --val val.json images/val --config configs/finetune.yaml
+with other settings: python scripts/doctor.py train.json images/train data.short_side=640 model.head.reg_max=24"""
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("annotations", metavar="JSON", help="the training split")
+    parser.add_argument("images", metavar="IMAGES", help="the folder its file names are relative to")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="override the config")
+    parser.add_argument("--val", nargs=2, metavar=("JSON", "IMAGES"), help="the validation split")
+    parser.add_argument("--config", metavar="YAML", help="what it is to be trained with (default: gfl/config.py's)")
+    parser.add_argument("--json", metavar="FILE", help="write everything there, with all ids and names")
+    return parser.parse_intermixed_args()  # overrides may also follow a flag
+
+
+def main(args: argparse.Namespace) -> None:
+    from gfl.checkup import check_up, report
+    from gfl.config import config_from_dict, load_config, parse_overrides
+    from gfl.files import write_json
+
+    if args.config:
+        config = load_config(args.config, args.overrides)
+    else:
+        config = config_from_dict(parse_overrides(args.overrides), "command line")
+    checked = check_up((args.annotations, args.images), args.val, config, progress=True)
+    print(report(checked))
+    if args.json:
+        write_json(Path(args.json), checked)
+        print(f"everything, with all names: {args.json}")
+    sys.exit(checked["exit_code"])
+
+
+if __name__ == "__main__":
+    ARGS = parse_args()  # before anything heavy is imported: --help answers at once
+    from gfl.errors import run
+
+    run(main, ARGS)
