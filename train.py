@@ -282,7 +282,7 @@ class Trainer:
     def until_asked(self) -> Iterator[Batch]:
         """Batches of the validation split; a process whose share ends earlier still takes part in the last round."""
         share = -(-len(self.val_data) // distributed.world_size())
-        rounds, iterator = -(-share // self.config.eval.batch), iter(self.val_loader)
+        rounds, iterator = -(-share // self.config.eval.batch), batches(self.val_loader)
         for _ in range(rounds):
             yield from itertools.islice(iterator, 1)
             self.leave_if_asked()

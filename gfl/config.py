@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 import yaml
 
 from gfl.errors import UserError
+from gfl.files import write_text
 from gfl.typed import Check, above, at_least, between, build, describe, is_text, shown
 from gfl.yaml_file import parse_yaml, read_yaml
 
@@ -95,8 +96,7 @@ class PointsConfig:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    # A checkpoint of this program, or a run folder, that training starts from; backbone.weights are then not read.
-    weights: FilePath = "none"
+    weights: FilePath = "none"  # a checkpoint of this program, or a run folder, to start from; then not the backbone's
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     fpn: FPNConfig = field(default_factory=FPNConfig)
     head: HeadConfig = field(default_factory=HeadConfig)
@@ -139,8 +139,7 @@ class DataConfig:
     augment: tuple[dict[str, Any], ...] = ()  # albumentations transforms: [{name: ..., arguments}]
     keep_empty: bool = False  # train on images without boxes as well
     workers: Annotated[int, between(0, 1000)] = 4  # loader processes per training process
-    # A training image that is damaged or of another size than the json says. In evaluation it always stops the program.
-    on_bad_image: Literal["stop", "skip"] = "stop"  # skip: another image in its place
+    on_bad_image: Literal["stop", "skip"] = "stop"  # in training; skip: another image in its place
 
     @property
     def short_sides(self) -> tuple[int, int]:
@@ -235,11 +234,7 @@ def config_to_dict(config: Config) -> dict[str, Any]:
 
 def save_config(config: Config, path: Path) -> None:
     """Write the whole config as YAML that `load_config` reads."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(yaml.safe_dump(config_to_dict(config), sort_keys=False), encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}") from None
+    write_text(path, yaml.safe_dump(config_to_dict(config), sort_keys=False))
 
 
 def config_differences(before: Mapping[str, Any], config: Config) -> list[str]:

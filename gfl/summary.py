@@ -7,6 +7,7 @@ from gfl import distributed
 from gfl.config import Config
 from gfl.data.coco import CocoData
 from gfl.data.loader import TrainSampler
+from gfl.fit import fit_notes
 from gfl.optim import autocast_dtype, scaled_lr
 
 
@@ -42,4 +43,5 @@ def run_summary(
         notes.append(f"{dropped} training images without boxes dropped; data.keep_empty=true keeps them")
     if optim.warmup_steps * 2 > optim.epochs * sampler.steps_per_epoch:
         notes.append("more than half of the steps are warm-up; lower optim.warmup_steps or raise optim.epochs")
+    notes += fit_notes(train, val, config)
     return [f"{name:<8} {value}" for name, value in lines.items()] + [f"note     {note}" for note in notes]
