@@ -1,4 +1,4 @@
-"""Faults of processes, injected into real trainings: `python -m tests.faults kill --count 20`.
+"""Faults of processes, injected into real trainings: `python tests/faults.py kill --count 20`.
 
 Each kind breaks a small training many times at random moments and compares what is left with an undisturbed one.
 """
@@ -155,12 +155,15 @@ def same(one: torch.Tensor | None, other: torch.Tensor | None) -> bool:
     return one is not None and other is not None and torch.equal(one, other)
 
 
-def whole_run(folder: Path, config: Path, launcher: list[str]) -> tuple[Path, float]:
-    """An undisturbed run and how many seconds it took."""
-    run, started = folder / "whole", time.monotonic()
-    training = Training(config, f"run_dir={run}", launcher=launcher)
-    assert training.end() == 0, training.text
-    return run, time.monotonic() - started
+def whole_run(folder: Path, config: Path, processes: int) -> tuple[Path, float]:
+    """An undisturbed run, made once, and how many seconds it took."""
+    run, started = folder / f"whole_{processes}", time.monotonic()
+    seconds = run / "seconds"
+    if not seconds.exists():
+        training = Training(config, f"run_dir={run}", launcher=LAUNCHERS[processes])
+        assert training.end() == 0, training.text
+        seconds.write_text(str(time.monotonic() - started))
+    return run, float(seconds.read_text())
 
 
 def verdict(whole: Path, run: Path) -> str:
@@ -178,10 +181,10 @@ def lasted_until(training: Training, seconds: float) -> bool:
 def kill(folder: Path, rng: random.Random, count: int, processes: int, workers: int) -> Iterator[str]:
     """SIGKILL everything at random moments, resume, and so on until it is through; again until killed often enough."""
     config, launcher = write_config(folder, workers=workers), LAUNCHERS[processes]
-    whole, seconds = whole_run(folder, config, launcher)
+    whole, seconds = whole_run(folder, config, processes)
     kills = 0
     while kills < count:
-        run = folder / f"run_{kills}"
+        run = folder / f"killed_{processes}_{kills}"
         while True:
             training = Training(config, f"run_dir={run}", "--resume", launcher=launcher)
             if lasted_until(training, rng.uniform(0.2, 1.0) * seconds if kills < count else 300):
@@ -197,9 +200,12 @@ def kill(folder: Path, rng: random.Random, count: int, processes: int, workers: 
 def interrupt(folder: Path, rng: random.Random, count: int, processes: int, workers: int) -> Iterator[str]:
     """A signal at a random moment, to all ranks or to one; then resume."""
     config, launcher = write_config(folder, workers=workers), LAUNCHERS[processes]
-    whole, seconds = whole_run(folder, config, launcher)
+    whole, seconds = whole_run(folder, config, processes)
     for number in range(count):
-        run, signum = folder / f"run_{number}", rng.choice([signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
+        run, signum = (
+            folder / f"asked_{processes}_{number}",
+            rng.choice([signal.SIGINT, signal.SIGTERM, signal.SIGUSR1]),
+        )
         training = Training(config, f"run_dir={run}", launcher=launcher)
         lasted_until(training, rng.uniform(0.05, 1.0) * seconds)
         pids = ranks(training.process.pid) or [training.process.pid]
@@ -218,9 +224,9 @@ def interrupt(folder: Path, rng: random.Random, count: int, processes: int, work
 def elastic(folder: Path, rng: random.Random, count: int, processes: int, workers: int) -> Iterator[str]:
     """SIGKILL one rank of two at a random step; torchrun starts both again. Without --resume, which it implies."""
     config = write_config(folder, workers=workers)
-    whole, _ = whole_run(folder, config, TWO_PROCESSES)
+    whole, _ = whole_run(folder, config, 2)
     for number in range(count):
-        run, step, victim = folder / f"run_{number}", rng.randint(1, 14), rng.randint(0, 1)
+        run, step, victim = folder / f"elastic_{number}", rng.randint(1, 14), rng.randint(0, 1)
         training = Training(config, f"run_dir={run}", launcher=[*TWO_PROCESSES, "--max-restarts=3"])
         training.wait_for(f"step {step:>6}/")
         send(ranks(training.process.pid)[victim], signal.SIGKILL)
@@ -232,9 +238,9 @@ def elastic(folder: Path, rng: random.Random, count: int, processes: int, worker
 def nodes(folder: Path, rng: random.Random, count: int, processes: int, workers: int) -> Iterator[str]:
     """Two launchers with one rank each stand in for two nodes; SIGKILL one rank at a random step."""
     config = write_config(folder, workers=workers)
-    whole, _ = whole_run(folder, config, TWO_PROCESSES)
+    whole, _ = whole_run(folder, config, 2)
     for number in range(count):
-        run, step, victim = folder / f"run_{number}", rng.randint(1, 14), rng.randint(0, 1)
+        run, step, victim = folder / f"nodes_{number}", rng.randint(1, 14), rng.randint(0, 1)
         meet = f"--rdzv_backend=c10d --rdzv_endpoint=127.0.0.1:{free_port()} --rdzv_id=run{number}".split()
         launcher = [*LAUNCHER, "--nnodes=2", "--nproc_per_node=1", "--max-restarts=3", *meet]
         own_stores = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}  # see gfl/distributed.py
