@@ -71,12 +71,13 @@ BOX = "annotations"
 DEGENERATE = "boxes under 1 px or outside the image"
 ABSENT = "images that are not in the folder"
 JSON_CASES = [
-    (add("images", id="x"), "error", "image entries without id, file_name or size", ["number 2"]),
+    (add("images", id="x"), "error", "image entries of unusable id, file_name or size", ["number 2"]),
     (add("images", id=900), "error", "image ids that occur twice", [900]),
     (add("images"), "warning", "files listed twice", ["000.png"]),
     (add("images", file_name="no"), "error", ABSENT, ["no"]),
-    (add("images", file_name="\0"), "error", ABSENT, ["\0"]),
-    (add("categories", name=3), "error", "categories without a whole id or a name", [5]),
+    (add("images", file_name="a\0"), "error", "image entries of unusable id, file_name or size", [5]),
+    (add("images", file_name="../x"), "error", "image entries of unusable id, file_name or size", [5]),
+    (add("categories", name=3), "error", "categories of unusable id or name", [5]),
     (add("categories", id=1, name="emu"), "error", "category ids that occur twice", [1]),
     (add("categories"), "warning", "class names that occur twice", ["cat"]),
     (add("categories", name="Background"), "warning", "names that are no class", ["Background"]),
@@ -299,13 +300,13 @@ def test_a_process_that_dies_is_one_line(clean, monkeypatch, refusal):
 
 def test_the_report_fits_the_terminal_and_shows_no_control_characters(clean):
     made = clean()
-    made.tree["categories"].append({"id": 9, "name": "e\x1b[2Jmu"})
+    made.tree["images"][0]["file_name"] = "e\x1b[2Jmu.png"
     checked = check(made.save())
     lines = report(checked, width=100).splitlines()
     assert max(map(len, lines[1:])) <= 100
     assert all(line.isprintable() for line in lines)
-    assert any("warning" in line and "e?[2Jmu" in line for line in lines)
-    assert lines[-1].endswith("(exit code 1)")
+    assert any("error" in line and "e?[2Jmu" in line for line in lines)
+    assert lines[-1].endswith("(exit code 2)")
 
 
 @pytest.mark.parametrize(

@@ -76,7 +76,7 @@ def compare_categories(train: CocoData, val: CocoData) -> list[Finding]:
 def _check_categories(entries: list[Any], path: str, found: list[Finding]) -> list[Any]:
     """The usable categories."""
     refused = _refusals(entries, lambda entry, position: category_names([entry], path))
-    found += _on_entries("error", "categories without a whole id or a name", "correct them", entries, refused)
+    found += _on_entries("error", "categories of unusable id or name", "correct them", entries, refused)
     sound = [entry for position, entry in enumerate(entries) if position not in refused]
     ids, names = [entry["id"] for entry in sound], [entry["name"] for entry in sound]
     nothings = [name for name in names if name.strip().lower() in PLACEHOLDERS]
@@ -89,7 +89,7 @@ def _check_categories(entries: list[Any], path: str, found: list[Finding]) -> li
 def _check_images(entries: list[Any], path: str, root: str, found: list[Finding]) -> list[Any]:
     """The usable images whose files are there."""
     refused = _refusals(entries, lambda entry, position: _read_images([entry], path))
-    found += _on_entries("error", "image entries without id, file_name or size", "correct them", entries, refused)
+    found += _on_entries("error", "image entries of unusable id, file_name or size", "correct them", entries, refused)
     sound = [entry for position, entry in enumerate(entries) if position not in refused]
     ids, names = [entry["id"] for entry in sound], [entry["file_name"] for entry in sound]
     found += finding("error", "image ids that occur twice", "give each its own", _twice(ids))
