@@ -29,4 +29,4 @@ demo: $(READY)
 	@ls $(RUN)/pictures/*.png | sed 's/^/             /'
 
 test: $(READY)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile

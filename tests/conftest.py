@@ -1,6 +1,7 @@
 """Fixtures: small COCO-format sets whose boxes are drawn in their images, and the message of a refused input."""
 
 import json
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,9 +10,13 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+import torch
 
 from gfl.data.coco import CocoData, load_coco
 from gfl.errors import UserError
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # one of several, which share the cores
+    torch.set_num_threads(1)
 
 Box = tuple[int, int, list[float]]  # number of the image, category id, [x, y, width, height]
 

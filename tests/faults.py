@@ -33,7 +33,7 @@ data:
   long_side: 96
   augment: [{name: RandomBrightnessContrast, p: 0.5}]
   workers: WORKERS
-optim: {lr: 0.01, base_batch: 4, batch: 4, epochs: 3, warmup_steps: 2, steps: [2]}
+optim: {lr: 0.01, base_batch: 4, batch: 4, epochs: 2, warmup_steps: 2, steps: [1]}
 eval: {score_thresh: 0.0, max_detections: 20, batch: 2}
 log: {interval: 1, images: 1}
 save_interval: 2
@@ -45,7 +45,7 @@ LAUNCHERS = {1: ONE_PROCESS, 2: TWO_PROCESSES}
 
 
 def write_config(folder: Path, *, workers: int = 1, norm_eval: bool = False) -> Path:
-    """A training of three epochs of five steps on soft shapes in `folder`; norms learn unless told otherwise."""
+    """A training of two epochs of five steps on soft shapes in `folder`; norms learn unless told otherwise."""
     data = folder / "shapes"
     if not data.exists():
         command = ["scripts/make_shapes.py", "--out", data, "--train", "20", "--val", "7"]
@@ -226,7 +226,7 @@ def elastic(folder: Path, rng: random.Random, count: int, processes: int, worker
     config = write_config(folder, workers=workers)
     whole, _ = whole_run(folder, config, 2)
     for number in range(count):
-        run, step, victim = folder / f"elastic_{number}", rng.randint(1, 14), rng.randint(0, 1)
+        run, step, victim = folder / f"elastic_{number}", rng.randint(1, 9), rng.randint(0, 1)
         training = Training(config, f"run_dir={run}", launcher=[*TWO_PROCESSES, "--max-restarts=3"])
         training.wait_for(f"step {step:>6}/")
         send(ranks(training.process.pid)[victim], signal.SIGKILL)
@@ -240,7 +240,7 @@ def nodes(folder: Path, rng: random.Random, count: int, processes: int, workers:
     config = write_config(folder, workers=workers)
     whole, _ = whole_run(folder, config, 2)
     for number in range(count):
-        run, step, victim = folder / f"nodes_{number}", rng.randint(1, 14), rng.randint(0, 1)
+        run, step, victim = folder / f"nodes_{number}", rng.randint(1, 9), rng.randint(0, 1)
         meet = f"--rdzv_backend=c10d --rdzv_endpoint=127.0.0.1:{free_port()} --rdzv_id=run{number}".split()
         launcher = [*LAUNCHER, "--nnodes=2", "--nproc_per_node=1", "--max-restarts=3", *meet]
         own_stores = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}  # see gfl/distributed.py
