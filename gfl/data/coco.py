@@ -61,11 +61,11 @@ def coco_data(
     tree: dict[str, Any], annotations: str, images: str, class_names: Sequence[str] | None = None
 ) -> CocoData:
     """`load_coco` of a json that `read_coco_json` has read from `annotations`."""
-    image_ids, file_names, sizes = _read_images(tree["images"], annotations)
-    _check_files(images, file_names, annotations)
+    image_ids, file_names, sizes = read_images(tree["images"], annotations)
+    check_files(images, file_names, annotations)
     names = category_names(tree["categories"], annotations)
     class_names = tuple(names.values()) if class_names is None else tuple(class_names)
-    category_ids = _match_classes(names, class_names, annotations)
+    category_ids = match_classes(names, class_names, annotations)
     entries = tree.get("annotations", [])
     row_of = {int(image_id): row for row, image_id in enumerate(image_ids)}
     label_of = {category: label for label, category in enumerate(category_ids)}
@@ -133,8 +133,8 @@ def category_names(categories: Sequence[dict[str, Any]], path: str) -> dict[int,
     }
 
 
-def _match_classes(names: dict[int, str], class_names: tuple[str, ...], path: str) -> tuple[int, ...]:
-    """The category id of each class, found by name; the two sets of names must be the same."""
+def match_classes(names: dict[int, str], class_names: tuple[str, ...], path: str) -> tuple[int, ...]:
+    """The category id of each class, found by name; raises `UserError` unless the two sets of names are the same."""
     ids = {name: category for category, name in names.items()}
     missing, extra = [n for n in class_names if n not in ids], [n for n in ids if n not in class_names]
     if missing or extra:
@@ -147,7 +147,8 @@ def _match_classes(names: dict[int, str], class_names: tuple[str, ...], path: st
     return tuple(ids[name] for name in class_names)
 
 
-def _read_images(entries: list[Any], path: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def read_images(entries: list[Any], path: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Ids (I,), file names (I,) and sizes (I, 2); raises `UserError` for the first entry that cannot be used."""
     ids, names, sizes = [], [], []
     for entry in entries:
         fields = ("id", "width", "height")
@@ -176,8 +177,8 @@ def check_file_name(name: str, who: str) -> None:
         raise UserError(f"{who}: file name {name!r:.80} leads out of the image folder; write it relative to that")
 
 
-def _check_files(root: str, file_names: np.ndarray, path: str) -> None:
-    """Now rather than in the middle of an epoch."""
+def check_files(root: str, file_names: np.ndarray, path: str) -> None:
+    """Raises `UserError` for files that are missing: now rather than in the middle of an epoch."""
     if not os.path.isdir(root):
         raise UserError(f"no image folder {root!r} (for {path}); see data/README.md for where data sets go")
     missing = [name for name in file_names if not os.path.isfile(os.path.join(root, name))]
@@ -192,11 +193,11 @@ def _read_boxes(
     """Image rows (A,), boxes (A, 4) and labels (A,) of the boxes to learn, and notes on the others."""
     rows, boxes, labels, degenerate, num_crowd = [], [], [], [], 0
     for position, entry in enumerate(entries):
-        row, label = _check_annotation(entry, position, row_of, label_of, path)
+        row, label = check_annotation(entry, position, row_of, label_of, path)
         if entry.get("iscrowd"):
             num_crowd += 1
             continue
-        box = _visible_box(entry["bbox"], *sizes[row])
+        box = visible_box(entry["bbox"], *sizes[row])
         if box is None:
             degenerate.append(_called(entry, position))
             continue
@@ -220,10 +221,10 @@ def _read_boxes(
     )
 
 
-def _check_annotation(
+def check_annotation(
     entry: Any, position: int, row_of: dict[int, int], label_of: dict[int, int], path: str
 ) -> tuple[int, int]:
-    """Row of the image and label of one annotation."""
+    """Row of the image and label of one annotation; raises `UserError` if it cannot be used."""
     if not isinstance(entry, dict):
         raise UserError(f"{path}: annotation number {position} is not a mapping: {shorten(entry)}")
     who = f"{path}: annotation {_called(entry, position)}"
@@ -250,7 +251,7 @@ def _called(entry: dict[str, Any], position: int) -> str:
     return str(number) if _is_number(number) or "id" not in entry else shorten(number)
 
 
-def _visible_box(bbox: list[float], image_height: int, image_width: int) -> tuple[float, float, float, float] | None:
+def visible_box(bbox: list[float], image_height: int, image_width: int) -> tuple[float, float, float, float] | None:
     """Corners cut to the image, or None for a degenerate box."""
     x, y, width, height = bbox
     if not all(abs(value) < HUGE for value in bbox) or width < MIN_SIDE or height < MIN_SIDE:  # not a number: False

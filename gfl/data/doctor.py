@@ -8,13 +8,13 @@ import numpy as np
 
 from gfl.data.coco import (
     CocoData,
-    _check_annotation,
-    _check_files,
-    _match_classes,
-    _read_images,
-    _visible_box,
     category_names,
+    check_annotation,
+    check_files,
     coco_data,
+    match_classes,
+    read_images,
+    visible_box,
 )
 from gfl.errors import UserError
 from gfl.findings import Finding, finding
@@ -62,7 +62,7 @@ def compare_categories(train: CocoData, val: CocoData) -> list[Finding]:
     """Whether the two splits have the same classes, by name."""
     names = dict(zip(val.category_ids, val.class_names, strict=True))
     try:
-        ids = _match_classes(names, train.class_names, val.annotations)
+        ids = match_classes(names, train.class_names, val.annotations)
     except UserError as error:
         only = [f"without {name}" for name in train.class_names if name not in val.class_names]
         only += [f"with {name}" for name in val.class_names if name not in train.class_names]
@@ -88,7 +88,7 @@ def _check_categories(entries: list[Any], path: str, found: list[Finding]) -> li
 
 def _check_images(entries: list[Any], path: str, root: str, found: list[Finding]) -> list[Any]:
     """The usable images whose files are there."""
-    refused = _refusals(entries, lambda entry, position: _read_images([entry], path))
+    refused = _refusals(entries, lambda entry, position: read_images([entry], path))
     found += _on_entries("error", "image entries of unusable id, file_name or size", "correct them", entries, refused)
     sound = [entry for position, entry in enumerate(entries) if position not in refused]
     ids, names = [entry["id"] for entry in sound], [entry["file_name"] for entry in sound]
@@ -105,7 +105,7 @@ def _absent_files(entries: list[Any], path: str, root: str) -> dict[int, str]:
     """Position -> reason of the files that cannot be used."""
 
     def check(names: Sequence[str]) -> None:
-        _check_files(root, np.array(names), path)
+        check_files(root, np.array(names), path)
 
     try:
         check([entry["file_name"] for entry in entries])
@@ -121,7 +121,7 @@ def _check_annotations(tree: dict[str, Any], sound: dict[str, Any], path: str, f
     row_of, label_of = dict.fromkeys(known_images, 0), dict.fromkeys(known_categories, 0)
 
     def check(entry: Any, position: int) -> None:
-        _check_annotation(entry, position, row_of, label_of, path)
+        check_annotation(entry, position, row_of, label_of, path)
 
     refused = _refusals(entries, check)
     found += _on_refused(entries, refused, path, known_categories)
@@ -193,7 +193,7 @@ def _on_boxes(kept: list[tuple[int, Any]], sizes: dict[int, tuple[int, int]]) ->
         height, width = sizes[entry["image_id"]]
         if entry.get("iscrowd"):
             crowds.append(_name(entry, position))
-        elif _visible_box(entry["bbox"], height, width) is None:
+        elif visible_box(entry["bbox"], height, width) is None:
             degenerate.append(_name(entry, position))
         else:
             x, y, w, h = entry["bbox"]
