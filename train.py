@@ -25,7 +25,6 @@ if __name__ == "__main__":  # before the heavy imports, so that --help answers a
 
 import contextlib
 import itertools
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -40,8 +39,6 @@ from gfl.checkpoint import (
     LAST,
     PREVIOUS,
     Progress,
-    find_checkpoint,
-    newest_checkpoint,
     read_checkpoint,
     save_checkpoint,
 )
@@ -57,16 +54,16 @@ from gfl.guard import FiniteGuard, memory_advice
 from gfl.log import RunLog
 from gfl.model.detector import build_detector, normalize_images
 from gfl.optim import autocast_dtype, build_optimizer, learning_rate, set_learning_rate
-from gfl.resume import restore
+from gfl.resume import note_launch, restore, where_to_go_on
 from gfl.structures import Batch
 from gfl.summary import run_summary
+from gfl.typed import told
 
 
 def main(args: argparse.Namespace, stop: StopRequest) -> None:
     config = load_config(args.config, args.overrides)
-    restarted = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"  # by torchrun, after a process failed
     with distributed.process_group() as device:
-        trainer = Trainer(config, device, stop, resume=args.resume or restarted)
+        trainer = Trainer(config, device, stop, resume=args.resume)
         if distributed.is_main():
             print(trainer.describe(), flush=True)
         trainer.fit()
@@ -77,7 +74,7 @@ class Trainer:
 
     def __init__(self, config: Config, device: torch.device, stop: StopRequest, *, resume: bool) -> None:
         self.config, self.device, self.stop, self.run_dir = config, device, stop, Path(config.run_dir)
-        self.checkpoint = self._find_checkpoint(resume)
+        self.checkpoint, self.damaged = where_to_go_on(self.run_dir, resume=resume)
         self._build_data()
         torch.manual_seed(config.seed)
         class_names, fresh = self.train_data.class_names, self.checkpoint is None
@@ -95,17 +92,6 @@ class Trainer:
         if self.checkpoint:
             self._restore(self.checkpoint)
         self.parallel = DistributedDataParallel(self.model) if distributed.world_size() > 1 else self.model
-
-    def _find_checkpoint(self, resume: bool) -> Path | None:
-        """Where the run goes on. A run that is there already is never overwritten."""
-        if self.run_dir.exists() and not self.run_dir.is_dir():
-            raise UserError(f"run_dir {self.run_dir} is a file; choose a folder")
-        if find_checkpoint(self.run_dir, LAST, PREVIOUS, BEST) and not resume:
-            raise UserError(f"{self.run_dir} already holds a run: go on with --resume, or choose another run_dir=...")
-        newest, self.damaged = distributed.share_from_main(newest_checkpoint(self.run_dir))
-        if resume and not newest and distributed.is_main():
-            print(f"resume   nothing in {self.run_dir} yet, starting from the beginning")
-        return newest
 
     def _build_data(self) -> None:
         data, optim, seed = self.config.data, self.config.optim, self.config.seed
@@ -143,7 +129,7 @@ class Trainer:
             class_names=self.train_data.class_names,
             steps_per_epoch=self.sampler.steps_per_epoch,
         )
-        self.changes = config_differences(state["config"], self.config)
+        self.changes = told(config_differences(state["config"], self.config))
 
     def describe(self) -> str:
         """What the run will do, and where it goes on."""
@@ -163,12 +149,14 @@ class Trainer:
         optim, steps_per_epoch = self.config.optim, self.sampler.steps_per_epoch
         if distributed.is_main():
             save_config(self.config, self.run_dir / "config.yaml")
+            note_launch(self.run_dir)
         self.log = RunLog(
             self.run_dir,
             first_step=self.progress.epoch * steps_per_epoch + self.progress.step,
             total_steps=optim.epochs * steps_per_epoch,
             images_per_step=optim.batch,
             interval=self.config.log.interval,
+            evaluated=self.progress.step < steps_per_epoch,
             enabled=distributed.is_main(),
         )
         try:
@@ -222,7 +210,7 @@ class Trainer:
         losses = {name: sum(losses[name] for losses in passes) / optim.accumulate for name in passes[0]}
         self.scaler.unscale_(self.optimizer)
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), optim.clip_norm or torch.inf)
-        self.guard.update(norm)
+        self.guard.update(norm, losses)
         self.guard.see(step, norm, losses, taken)
         return losses
 
@@ -262,8 +250,10 @@ class Trainer:
                 progress=self.progress,
                 optimizer=self.optimizer,
                 scaler=self.scaler,
-                keep=self.run_dir / PREVIOUS if name == LAST else None,
+                # A damaged one does not take the place of the one before.
+                keep=self.run_dir / PREVIOUS if name == LAST and not self.damaged else None,
             )
+            self.damaged = []
 
     def evaluate(self) -> None:
         """COCO figures of the validation split; the best model so far is kept as best.pt."""

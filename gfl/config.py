@@ -11,7 +11,7 @@ import yaml
 
 from gfl.errors import UserError
 from gfl.files import write_text
-from gfl.typed import Check, above, at_least, between, build, describe, is_text, shown
+from gfl.typed import Check, above, at_least, between, build, describe, is_text
 from gfl.yaml_file import parse_yaml, read_yaml
 
 # Limits of sizes are far beyond use; what is more is a slip of the keyboard, and told before memory runs out.
@@ -237,8 +237,8 @@ def save_config(config: Config, path: Path) -> None:
     write_text(path, yaml.safe_dump(config_to_dict(config), sort_keys=False))
 
 
-def config_differences(before: Mapping[str, Any], config: Config) -> list[str]:
-    """``optim.lr: 0.01 -> 0.02`` for every key in which `config` differs from the plain data `before`."""
+def config_differences(before: Mapping[str, Any], config: Config) -> dict[str, tuple[Any, Any]]:
+    """``{"optim.lr": (0.01, 0.02)}`` for every key in which `config` differs from the plain data `before`."""
 
     def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         entries: dict[str, Any] = {}
@@ -247,7 +247,7 @@ def config_differences(before: Mapping[str, Any], config: Config) -> list[str]:
         return entries
 
     old, new = flat(before), flat(config_to_dict(config))
-    return [f"{key}: {shown(old.get(key))} -> {shown(new[key])}" for key in new if old.get(key) != new[key]]
+    return {key: (old.get(key), new[key]) for key in new if old.get(key) != new[key]}
 
 
 def parse_overrides(overrides: Iterable[str]) -> dict[str, Any]:

@@ -27,6 +27,12 @@ def is_main() -> bool:
     return rank() == 0
 
 
+def launch() -> str:
+    """What names one call of torchrun: the same for processes that it starts again; empty without torchrun."""
+    run_id = os.environ.get("TORCHELASTIC_RUN_ID")
+    return f"{run_id} {os.getppid()}" if run_id else ""
+
+
 def _starts_before(environment: Mapping[str, str]) -> str:
     """How often torchrun has started the processes before: what those wrote into its store is not for these to read.
 
@@ -60,10 +66,13 @@ def process_group():
     if "WORLD_SIZE" not in os.environ:
         yield device
         return
-    store, rank, world = next(dist.rendezvous("env://"))
-    store = dist.PrefixStore(f"start{_starts_before(os.environ)}", store)
-    backend, device_id = ("nccl", device) if cuda else ("gloo", None)
-    dist.init_process_group(backend, store=store, rank=rank, world_size=world, device_id=device_id)
+    prefix, (backend, device_id) = _starts_before(os.environ), ("nccl", device) if cuda else ("gloo", None)
+    try:
+        store, number, world = next(dist.rendezvous("env://"))
+        store = dist.PrefixStore(f"start{prefix}", store)
+        dist.init_process_group(backend, store=store, rank=number, world_size=world, device_id=device_id)
+    except (ValueError, dist.DistError) as error:
+        raise UserError(f"cannot meet the other processes of the run: {str(error).splitlines()[0]}") from None
     try:
         yield device
     except RuntimeError as error:

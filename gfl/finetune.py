@@ -1,6 +1,7 @@
 """A detector of other classes starts from a trained one: all its weights, and the class rows whose names agree."""
 
 import dataclasses
+import json
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ from gfl.checkpoint import BEST, LAST, find_checkpoint, load_model_state, read_c
 from gfl.config import Config, config_differences, config_from_dict, config_to_dict
 from gfl.errors import UserError
 from gfl.model.detector import Detector
+from gfl.typed import told
 
 CLASS_TENSORS = ("head.cls_out.weight", "head.cls_out.bias")  # one row per class
 
@@ -50,10 +52,11 @@ def _check_architecture(tree: Mapping[str, Any], config: Config, path: Path) -> 
     changes = config_differences(config_to_dict(config), wanted)
     if not changes:
         return
-    overrides = [change.replace(": ", " -> ", 1).split(" -> ") for change in changes]
+    plain = {key: new if isinstance(new, str) else json.dumps(new) for key, (_, new) in changes.items()}  # as YAML
+    overrides = shlex.join(f"{key}={new}" for key, new in plain.items())
     raise UserError(
-        f"model.weights: {path} is of another architecture than the config ({', '.join(changes)}); to train on from "
-        f"it, add to the command: {shlex.join(f'{key}={new}' for key, _, new in overrides)}"
+        f"model.weights: {path} is of another architecture than the config ({', '.join(told(changes))}); to train on "
+        f"from it, add to the command: {overrides}"
     )
 
 

@@ -15,6 +15,7 @@ from gfl.checkpoint import write_torch_file
 from gfl.errors import UserError
 from gfl.structures import Batch
 
+MOST_OVERFLOWS = 20  # under fp16, each of which halves the scaler's factor of 65,536
 ADVICE = "lower optim.lr, raise optim.warmup_steps or set optim.clip_norm, then go on with --resume"
 
 
@@ -38,24 +39,26 @@ class FiniteGuard:
     def __init__(self, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, run_dir: Path) -> None:
         self.optimizer, self.scaler, self.run_dir = optimizer, scaler, run_dir
         self.pending: deque[Seen] = deque()
+        self.overflows = 0  # gradients in a row that are not finite
 
-    def update(self, grad_norm: Tensor) -> None:
-        """Step of the optimizer, unless the gradient's norm is not finite: the fused update looks at that itself.
+    def update(self, grad_norm: Tensor, losses: dict[str, Tensor]) -> None:
+        """Step of the optimizer, unless norm or losses are not finite: the fused update looks at that itself.
 
         Under fp16 the scaler decides, for which a gradient that overflows is an ordinary event.
         """
         if not self.scaler.is_enabled():
-            self.optimizer.grad_scale, self.optimizer.found_inf = None, (~grad_norm.isfinite()).float()
+            finite = torch.stack([grad_norm.float(), *(loss.float() for loss in losses.values())]).isfinite().all()
+            self.optimizer.grad_scale, self.optimizer.found_inf = None, (~finite).float()
         self.scaler.step(self.optimizer)
         self.scaler.update()
 
     def see(self, step: int, grad_norm: Tensor, losses: dict[str, Tensor], batches: Sequence[Batch]) -> None:
         """Note the outcome of `step`, and look at those that have arrived since.
 
-        Raises `UserError` for one with a loss, or without fp16 a gradient, that is not finite.
+        Raises `UserError` for one with a loss or a gradient that is not finite; under fp16 not for a gradient before
+        the scaler has had many tries.
         """
-        norm = torch.zeros_like(grad_norm) if self.scaler.is_enabled() else grad_norm
-        values, arrived = torch.stack([norm.float(), *(loss.float() for loss in losses.values())]), None
+        values, arrived = torch.stack([grad_norm.float(), *(loss.float() for loss in losses.values())]), None
         if values.is_cuda:
             values = torch.empty(values.shape, pin_memory=True).copy_(values, non_blocking=True)
             arrived = torch.cuda.Event()
@@ -82,19 +85,25 @@ class FiniteGuard:
         raise UserError(f"the weights are no longer finite ({wrong[0]}) and are not saved; {ADVICE}")
 
     def _check(self, seen: Seen) -> None:
-        if seen.values.isfinite().all():
-            return
         norm, *losses = seen.values.tolist()
+        self.overflows = 0 if math.isfinite(norm) else self.overflows + 1
+        tried = not self.scaler.is_enabled() or self.overflows >= MOST_OVERFLOWS
+        if all(map(math.isfinite, losses)) and not (self.overflows and tried):
+            return
         ids = [image_id for batch in seen.batches for image_id in batch.image_ids.tolist()]
         rank = f"_rank{distributed.rank()}" if distributed.world_size() > 1 else ""
         path = self.run_dir / f"not_finite_step{seen.step}{rank}.pt"
         told = dict(zip(seen.losses, losses, strict=True))
         batches = [{**batch._asdict(), "targets": batch.targets._asdict()} for batch in seen.batches]
-        write_torch_file(path, {"step": seen.step, "losses": told, "gradient_norm": norm, "batches": batches})
+        try:
+            write_torch_file(path, {"step": seen.step, "losses": told, "gradient_norm": norm, "batches": batches})
+            written = f"its batch is in {path}"
+        except UserError as error:
+            written = str(error)
         terms = ", ".join(f"{name} {value:.3g}" for name, value in (told | {"gradient norm": norm}).items())
         raise UserError(
             f"step {seen.step} is not finite ({terms}), on images {', '.join(map(str, ids[:16]))}"
-            f"{', ...' if len(ids) > 16 else ''}; the weights did not take it, its batch is in {path}; {ADVICE}"
+            f"{', ...' if len(ids) > 16 else ''}; the weights did not take it, {written}; {ADVICE}"
         )
 
 

@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from gfl.distributed import mean_over_processes
 from gfl.errors import UserError
+from gfl.files import write_text
 
 
 class RunLog:
@@ -20,12 +21,21 @@ class RunLog:
 
     Args:
         first_step: the step a resumed run goes on from; what an earlier attempt recorded later than that is dropped.
+        evaluated: whether figures recorded at `first_step` stand, or will be made again.
         interval: steps over which losses are averaged and after which the device is waited for.
         enabled: False on all processes but the main one, which take part in the averages only.
     """
 
     def __init__(
-        self, run_dir: Path, *, first_step: int, total_steps: int, images_per_step: int, interval: int, enabled: bool
+        self,
+        run_dir: Path,
+        *,
+        first_step: int,
+        total_steps: int,
+        images_per_step: int,
+        interval: int,
+        evaluated: bool,
+        enabled: bool,
     ) -> None:
         self.total_steps, self.images_per_step, self.interval = total_steps, images_per_step, interval
         self.enabled, self.bar = enabled, None
@@ -38,7 +48,7 @@ class RunLog:
 
         self.path = run_dir / "metrics.jsonl"
         try:
-            _drop_after(self.path, first_step)
+            _drop_after(self.path, first_step, evaluated)
             self.writer = SummaryWriter(run_dir / "tensorboard", purge_step=first_step + 1)
         except OSError as error:
             raise UserError(f"cannot write to {run_dir}: {error.strerror}") from None
@@ -111,20 +121,20 @@ class RunLog:
             raise UserError(f"cannot write {self.path}: {error.strerror}") from None
 
 
-def _drop_after(path: Path, step: int) -> None:
-    """Keep the records up to `step`; a line that was cut off in the writing goes too."""
+def _drop_after(path: Path, step: int, evaluated: bool) -> None:
+    """Keep the records up to `step`, the evaluation's there if `evaluated`; a line that was cut off goes too."""
     if not path.is_file():
         return
     lines = path.read_text(encoding="utf-8").splitlines()
-    kept = [line for line in lines if _step_of(line) <= step]
+    kept = [line for line in lines if _place(line) <= (step, evaluated)]
     if len(kept) < len(lines):
-        temporary = path.with_name(path.name + ".tmp")
-        temporary.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
-        temporary.replace(path)
+        write_text(path, "".join(line + "\n" for line in kept))
 
 
-def _step_of(line: str) -> float:
+def _place(line: str) -> tuple[float, bool]:
+    """Its step, and whether it is of the evaluation after that."""
     try:
-        return json.loads(line)["step"]
+        record = json.loads(line)
+        return record["step"], any(key.startswith("val") for key in record)
     except (ValueError, TypeError, KeyError):
-        return float("inf")
+        return float("inf"), True

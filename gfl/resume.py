@@ -8,13 +8,57 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gfl.checkpoint import TRAINING, Progress, load_model_state
+from gfl import distributed
+from gfl.checkpoint import (
+    BEST,
+    LAST,
+    PREVIOUS,
+    TRAINING,
+    Progress,
+    find_checkpoint,
+    load_model_state,
+    newest_checkpoint,
+)
 from gfl.config import Config
 from gfl.errors import UserError
+from gfl.files import write_text
 from gfl.typed import build
+
+LAUNCH = "launch.txt"  # in the run folder: which call of torchrun has begun or resumed it
 
 # What an optimiser keeps of a parameter; "step" is one number, the others have the parameter's shape.
 KEPT = {torch.optim.SGD: {"momentum_buffer"}, torch.optim.AdamW: {"step", "exp_avg", "exp_avg_sq"}}
+
+
+def where_to_go_on(run_dir: Path, *, resume: bool) -> tuple[Path | None, list[str]]:
+    """The checkpoint to go on from, None at the beginning, and what is wrong with newer ones; on all processes alike.
+
+    Processes that torchrun starts again, since one has failed, go on without being told to. Raises `UserError` for a
+    run that is there already and that nobody wants to resume: it is never overwritten.
+    """
+    if run_dir.exists() and not run_dir.is_dir():
+        raise UserError(f"run_dir {run_dir} is a file; choose a folder")
+    restarted = distributed.is_main() and _launch_of(run_dir) == distributed.launch() != ""
+    resume = resume or distributed.share_from_main(restarted)
+    if find_checkpoint(run_dir, LAST, PREVIOUS, BEST) and not resume:
+        raise UserError(f"{run_dir} already holds a run: go on with --resume, or choose another run_dir=...")
+    found = distributed.share_from_main(newest_checkpoint(run_dir) if distributed.is_main() else None)
+    if resume and not found[0] and distributed.is_main():
+        print(f"resume   nothing in {run_dir} yet, starting from the beginning")
+    return found
+
+
+def note_launch(run_dir: Path) -> None:
+    """Note which call of torchrun has begun or resumed the run."""
+    if distributed.launch():
+        write_text(run_dir / LAUNCH, distributed.launch())
+
+
+def _launch_of(run_dir: Path) -> str | None:
+    try:
+        return (run_dir / LAUNCH).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return None
 
 
 def restore(
@@ -80,7 +124,17 @@ def _read_optimizer(
         known = type(number) is int and 0 <= number < len(parameters)
         if not known or not _fits(entry, parameters[number], KEPT[type(optimizer)]):
             raise UserError(f"{path}: what its optimizer keeps does not fit the model's parameters; it is damaged")
-    return kept
+    return {number: _laid_out(entry, parameters[number]) for number, entry in kept.items()}
+
+
+def _laid_out(entry: dict[str, Any], parameter: Tensor) -> dict[str, Any]:
+    """`entry` in the memory format of its parameter, which may have changed: fused updates go by place in memory."""
+
+    def like(value: Any) -> Any:
+        same = isinstance(value, Tensor) and value.shape == parameter.shape
+        return torch.empty_like(parameter, device="cpu").copy_(value) if same else value
+
+    return {key: like(value) for key, value in entry.items()}
 
 
 def _size(group: Any) -> int | None:

@@ -9,7 +9,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # Ctrl-C, a scheduler
 
 
 class StopRequest:
-    """Notes the first of `signals` instead of dying from it; a second Ctrl-C ends the process at once.
+    """Notes the first of `signals` instead of dying from it; after that, Ctrl-C ends the process at once.
 
     Made before the heavy imports, so that a signal is heard from the beginning; hence its own imports are late.
     """
@@ -21,14 +21,13 @@ class StopRequest:
             signal.signal(signum, self._ask)
 
     def _ask(self, signum: int, frame: Any) -> None:
-        if signum == signal.SIGINT:  # by the system, not by Python, which may be waiting for another process
-            signal.signal(signal.SIGINT, signal.SIG_DFL)
         if self.signum:
             return
         self.signum = signum
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # by the system: Python may be waiting for another process
         if os.environ.get("RANK", "0") == "0":  # print is not for signal handlers
             name = signal.Signals(signum).name
-            os.write(2, f"\n{name}: saving and stopping after this step; Ctrl-C (again) stops at once\n".encode())
+            os.write(2, f"\n{name}: saving and stopping after this step; Ctrl-C now stops at once\n".encode())
 
     def agreed(self) -> int:
         """The signal that any process was sent, or 0; all processes call this equally often and get the same answer.

@@ -175,3 +175,8 @@ class _Repr(reprlib.Repr):
 
 _REPR = _Repr()
 _REPR.maxlevel, _REPR.maxstring, _REPR.maxother = 4, 80, 80
+
+
+def told(differences: Mapping[str, tuple[Any, Any]]) -> list[str]:
+    """``optim.lr: 0.01 -> 0.02`` for each of such differences: key -> (old, new)."""
+    return [f"{key}: {shown(old)} -> {shown(new)}" for key, (old, new) in differences.items()]

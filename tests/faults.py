@@ -137,11 +137,9 @@ def result(run: Path) -> dict[str, torch.Tensor]:
     for number, entry in state["optimizer"]["state"].items():
         tensors |= {f"optimizer.{number}.{name}": torch.as_tensor(value) for name, value in entry.items()}
     tensors |= {f"progress.{name}": torch.tensor(value) for name, value in state["progress"].items()}
-    for line in (run / "metrics.jsonl").read_text().splitlines():
-        record = json.loads(line)
-        del record["step"]
-        values = {name: value for name, value in record.items() if name != "images_per_s"}
-        tensors |= {f"{name} at {line[:14]}": torch.tensor(value) for name, value in values.items()}
+    for number, line in enumerate((run / "metrics.jsonl").read_text().splitlines()):
+        values = {name: value for name, value in json.loads(line).items() if name != "images_per_s"}
+        tensors |= {f"{name} in line {number}": torch.tensor(value) for name, value in values.items()}
     return tensors
 
 

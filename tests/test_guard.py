@@ -11,9 +11,10 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import train
+from gfl.checkpoint import LAST, PREVIOUS, read_checkpoint
 from gfl.config import OptimConfig, config_from_dict
 from gfl.data.loader import batches
-from gfl.guard import FiniteGuard, memory_advice
+from gfl.guard import MOST_OVERFLOWS, FiniteGuard, memory_advice
 from gfl.optim import build_optimizer
 from gfl.stop import StopRequest
 from gfl.structures import Batch, Targets
@@ -46,12 +47,12 @@ def guarded(tmp_path, name="sgd", fp16=False):
     return model, FiniteGuard(optimizer, scaler, tmp_path)
 
 
-def update(model, guard, factor=1.0):
+def update(model, guard, factor=1.0, loss=None):
     guard.optimizer.zero_grad()
     guard.scaler.scale(model(torch.full((4, 3), factor)).square().sum()).backward()
     guard.scaler.unscale_(guard.optimizer)
     norm = torch.nn.utils.get_total_norm([parameter.grad for parameter in model.parameters()])
-    guard.update(norm)
+    guard.update(norm, {"all": torch.tensor(1.0) if loss is None else loss})
     return norm
 
 
@@ -78,6 +79,15 @@ def test_a_gradient_that_is_not_finite_changes_neither_weights_nor_the_optimizer
         equal(guard.optimizer.state_dict()["state"], momenta)
     update(model, guard)
     assert all(tensor.isfinite().all() for tensor in model.state_dict().values())
+
+
+@OPTIMIZERS
+@NOT_FINITE
+def test_a_loss_that_is_not_finite_changes_nothing_even_where_its_gradient_is(tmp_path, name, value):
+    model, guard = guarded(tmp_path, name)
+    weights = copy_of(model.state_dict())
+    assert update(model, guard, loss=torch.tensor(value)).isfinite()
+    equal(model.state_dict(), weights)
 
 
 @OPTIMIZERS
@@ -121,6 +131,25 @@ def test_under_fp16_a_gradient_may_overflow_but_a_loss_may_not(tmp_path, refusal
     infinite = torch.tensor(float("inf"))
     guard.see(1, infinite, {"cls": torch.tensor(1.0)}, [batch(1)])
     assert "step 2 " in refusal(guard.see, 2, torch.tensor(1.0), {"cls": infinite}, [batch(1)])
+
+
+def test_under_fp16_a_gradient_that_always_overflows_ends_the_run(tmp_path, refusal):
+    _, guard = guarded(tmp_path, fp16=True)
+    infinite, loss = torch.tensor(float("inf")), {"cls": torch.tensor(1.0)}
+    for step in range(1, MOST_OVERFLOWS):
+        guard.see(step, infinite, loss, [batch(1)])
+    guard.see(20, torch.tensor(1.0), loss, [batch(1)])  # one that does not starts the count again
+    for step in range(1, MOST_OVERFLOWS):
+        guard.see(20 + step, infinite, loss, [batch(1)])
+    assert "gradient norm inf" in refusal(guard.see, 60, infinite, loss, [batch(1)])
+
+
+def test_a_batch_that_cannot_be_written_leaves_the_message(tmp_path, refusal):
+    _, guard = guarded(tmp_path / "nowhere")
+    message = refusal(guard.see, 5, torch.tensor(float("nan")), {"cls": torch.tensor(1.0)}, [batch(8)])
+    assert message.startswith("step 5 is not finite")
+    assert "images 8;" in message
+    assert "cannot write" in message
 
 
 def test_weights_that_are_not_finite_are_not_saved(tmp_path, refusal):
@@ -213,3 +242,19 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_the_checkpoint_before_it_sta
     state = torch.load(tmp_path / "run" / "last.pt", weights_only=True)
     assert state["progress"]["step"] == 2
     assert all(tensor.isfinite().all() for tensor in state["model"].values())
+
+
+def test_a_damaged_checkpoint_does_not_take_the_place_of_the_one_before(config, tmp_path):
+    run_dir = tmp_path / "run"
+    run_dir.mkdir()
+    first = trainer(config)
+    for _ in range(2):
+        first.save(LAST)
+    (run_dir / LAST).write_bytes(b"cut off")
+    good = (run_dir / PREVIOUS).read_bytes()
+    second = train.Trainer(config_from_dict(config, "test"), torch.device("cpu"), StopRequest([]), resume=True)
+    assert second.checkpoint == run_dir / PREVIOUS
+    second.save(LAST)
+    assert (run_dir / PREVIOUS).read_bytes() == good
+    second.save(LAST)
+    assert read_checkpoint(run_dir / PREVIOUS)["format"] == read_checkpoint(run_dir / LAST)["format"]

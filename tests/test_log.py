@@ -4,6 +4,7 @@ import json
 import os
 
 import numpy as np
+import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -13,7 +14,14 @@ METRICS = {"AP": 0.5, "AP50": 0.75, "APS": None, "per_class": {"disc": {"AP": 0.
 
 
 def open_log(run_dir, **changes):
-    settings = {"first_step": 0, "total_steps": 100, "images_per_step": 4, "interval": 2, "enabled": True}
+    settings = {
+        "first_step": 0,
+        "total_steps": 100,
+        "images_per_step": 4,
+        "interval": 2,
+        "evaluated": True,
+        "enabled": True,
+    }
     return RunLog(run_dir, **settings | changes)
 
 
@@ -87,6 +95,16 @@ def test_a_resumed_run_drops_what_came_after_its_checkpoint(tmp_path):
     lines = records(tmp_path)
     assert [line["step"] for line in lines] == [2, 4, 6]
     assert lines[-1]["loss/cls"] == 5.5
+
+
+@pytest.mark.parametrize("evaluated", [True, False])
+def test_an_evaluation_that_is_made_again_is_recorded_once(tmp_path, evaluated):
+    log = open_log(tmp_path)
+    train(log, range(1, 5))
+    log.evaluation(1, METRICS, [])
+    log.close()
+    open_log(tmp_path, first_step=4, evaluated=evaluated).close()
+    assert ["val/AP" in line for line in records(tmp_path)] == [False, False] + [True] * evaluated
 
 
 def test_a_half_written_last_line_is_dropped(tmp_path):

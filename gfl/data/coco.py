@@ -126,11 +126,14 @@ def category_names(categories: Sequence[dict[str, Any]], path: str) -> dict[int,
     ids = Counter(entry["id"] for entry in categories)
     if twice := [category for category, count in ids.items() if count > 1]:
         raise UserError(f"{path}: category id {twice[0]} occurs twice; ids must be unique")
-    names = Counter(entry["name"] for entry in categories)
-    return {
-        entry["id"]: entry["name"] if names[entry["name"]] == 1 else f"{entry['name']} (id {entry['id']})"
+    counts = Counter(entry["name"] for entry in categories)
+    names = {
+        entry["id"]: entry["name"] if counts[entry["name"]] == 1 else f"{entry['name']} (id {entry['id']})"
         for entry in sorted(categories, key=lambda entry: entry["id"])
     }
+    if twice := [name for name, count in Counter(names.values()).items() if count > 1]:
+        raise UserError(f"{path}: category name {shorten(twice[0])} stands for two categories; rename one")
+    return names
 
 
 def match_classes(names: dict[int, str], class_names: tuple[str, ...], path: str) -> tuple[int, ...]:
@@ -175,6 +178,8 @@ def check_file_name(name: str, who: str) -> None:
     """
     if os.path.isabs(name) or ".." in name.split("/") or "\0" in name:
         raise UserError(f"{who}: file name {name!r:.80} leads out of the image folder; write it relative to that")
+    if len(name) > 4096:  # no system opens it, and a table of names takes that much for each
+        raise UserError(f"{who}: file name {name!r:.80} is too long")
 
 
 def check_files(root: str, file_names: np.ndarray, path: str) -> None:
