@@ -248,6 +248,7 @@ def test_a_damaged_checkpoint_does_not_take_the_place_of_the_one_before(config, 
     run_dir = tmp_path / "run"
     run_dir.mkdir()
     first = trainer(config)
+    first.move_to(0, 1)
     for _ in range(2):
         first.save(LAST)
     (run_dir / LAST).write_bytes(b"cut off")
