@@ -327,6 +327,13 @@ def test_links_are_the_users_own_doing_and_followed(coco_set, tmp_path):
 
 def test_a_file_name_that_no_disk_can_hold_is_a_missing_image(coco_set, refusal):
     made = coco_set()
-    for name in ("\ud800.png", "x" * 5000, ""):
+    for name in ("\ud800.png", "x" * 4000, ""):
         made.tree["images"][0]["file_name"] = name
         assert "1 of its 1 images are not in" in refusal(made.save().load)
+    made.tree["images"][0]["file_name"] = "x" * 5000  # a table of names would take that much for each
+    assert "image id 900: file name 'xxx" in refusal(made.save().load)
+
+
+def test_two_categories_never_share_a_name(coco_set, refusal):
+    made = coco_set(categories={1: "x", 2: "x", 3: "x (id 1)"}, boxes=[])
+    assert "'x (id 1)' stands for two" in refusal(made.load)
