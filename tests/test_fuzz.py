@@ -115,7 +115,7 @@ def test_a_box_that_is_no_number_is_found_by_nothing(coco, value):
         ("categories", {"id": 2**62}, "63 bits"),
         ("categories", {"name": "a\ud800"}, "control characters"),
         ("categories", {"name": "\x1b[31m"}, "control characters"),
-        ("images", {"file_name": "x" * 5000}, "not in"),
+        ("images", {"file_name": "x" * 5000}, "too long"),
     ],
 )
 def test_a_hostile_value_ends_in_one_short_printable_line(coco, refusal, part, change, reason):
