@@ -63,10 +63,19 @@ from gfl.typed import told
 def main(args: argparse.Namespace, stop: StopRequest) -> None:
     config = load_config(args.config, args.overrides)
     with distributed.process_group() as device:
+        leave_before_start(stop)
         trainer = Trainer(config, device, stop, resume=args.resume)
         if distributed.is_main():
             print(trainer.describe(), flush=True)
         trainer.fit()
+
+
+def leave_before_start(stop: StopRequest) -> None:
+    """Stop where a signal asked any process to, as long as nothing is trained or written."""
+    if signum := stop.agreed():
+        if distributed.is_main():
+            print("stopped before the first step; the same command starts again")
+        raise Interrupted(signum)
 
 
 class Trainer:
@@ -147,6 +156,7 @@ class Trainer:
     def fit(self) -> None:
         """Epochs of training, saving and evaluation."""
         optim, steps_per_epoch = self.config.optim, self.sampler.steps_per_epoch
+        leave_before_start(self.stop)
         if distributed.is_main():
             save_config(self.config, self.run_dir / "config.yaml")
             note_launch(self.run_dir)

@@ -77,7 +77,8 @@ class RunLog:
     def _report(self, losses: dict[str, float], rate: float, images_per_s: float) -> None:
         scalars = {f"loss/{name}": value for name, value in losses.items()}
         self._record(scalars | {"lr": rate, "images_per_s": images_per_s})
-        text = "  ".join(f"{name} {value:.3f}" for name, value in losses.items()) + f"  lr {rate:.1e}"
+        terms = {name: f"{value:.3f}" if value >= 0.01 else f"{value:.1e}" for name, value in losses.items()}
+        text = "  ".join(f"{name} {value}" for name, value in terms.items()) + f"  lr {rate:.1e}"
         if self.bar:
             self.bar.set_postfix_str(f"{text}  {images_per_s:.1f} images/s")
             return

@@ -80,7 +80,8 @@ def restore(
         raise UserError(f"{path} holds weights only, as conversion writes them; --resume cannot go on from it")
     progress = _read_progress(state["progress"], path)
     if tuple(state["class_names"]) != class_names:
-        raise UserError(f"{path} was trained on other classes than the training json has; start a new run_dir")
+        other = "the same classes in another order" if {*state["class_names"]} == {*class_names} else "other classes"
+        raise UserError(f"{path} was trained on {other} than the training json has by rising id; start a new run_dir")
     if progress.steps_per_epoch != steps_per_epoch:
         raise UserError(
             f"{path} has {progress.steps_per_epoch} steps per epoch, not {steps_per_epoch}: "

@@ -27,7 +27,7 @@ class StopRequest:
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # by the system: Python may be waiting for another process
         if os.environ.get("RANK", "0") == "0":  # print is not for signal handlers
             name = signal.Signals(signum).name
-            os.write(2, f"\n{name}: saving and stopping after this step; Ctrl-C now stops at once\n".encode())
+            os.write(2, f"\n{name}: saving and stopping as soon as possible; Ctrl-C now stops at once\n".encode())
 
     def agreed(self) -> int:
         """The signal that any process was sent, or 0; all processes call this equally often and get the same answer.

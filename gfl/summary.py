@@ -1,5 +1,7 @@
 """What a run will do, for the user to check before it does it."""
 
+import os
+
 import torch
 from torch import nn
 
@@ -43,5 +45,9 @@ def run_summary(
         notes.append(f"{dropped} training images without boxes dropped; data.keep_empty=true keeps them")
     if optim.warmup_steps * 2 > optim.epochs * sampler.steps_per_epoch:
         notes.append("more than half of the steps are warm-up; lower optim.warmup_steps or raise optim.epochs")
+    if optim.decay == "step" and optim.steps and optim.steps[0] >= optim.epochs:
+        notes.append(f"optim.steps={list(optim.steps)} lie beyond the last epoch: the rate never falls")
+    if config.data.workers > (cores := os.cpu_count() or 1):
+        notes.append(f"{config.data.workers} loader processes on {cores} cores; data.workers={cores} may be faster")
     notes += fit_notes(train, val, config)
     return [f"{name:<8} {value}" for name, value in lines.items()] + [f"note     {note}" for note in notes]

@@ -94,17 +94,20 @@ def report(split: Split, file: Path) -> None:
 
 def suggest(found: dict[str, tuple[Path, Path]]) -> None:
     """The commands that come next, by split: the json and the folder of its images."""
-    for file, images in found.values():
-        print(f"next: python scripts/doctor.py {quote(file)} {quote(images)}")
     train = next((name for name in ("train", "trainval") if name in found), None)
     val = next((name for name in ("val", "test") if name in found), None)
-    if train and val:
-        overrides = [
-            f"data.{role}.{key}={quote(path)}"
-            for role, name in (("train", train), ("val", val))
-            for key, path in zip(("annotations", "images"), found[name], strict=True)
-        ]
-        print(f"then: python train.py configs/finetune.yaml {' '.join(overrides)}")
+    if not (train and val):
+        for file, images in found.values():
+            print(f"next: python scripts/doctor.py {quote(file)} {quote(images)}")
+        return
+    words = {name: " ".join(map(quote, found[name])) for name in (train, val)}
+    print(f"next: python scripts/doctor.py {words[train]} --val {words[val]} --config configs/finetune.yaml")
+    overrides = [
+        f"data.{role}.{key}={quote(path)}"
+        for role, name in (("train", train), ("val", val))
+        for key, path in zip(("annotations", "images"), found[name], strict=True)
+    ]
+    print(f"then: python train.py configs/finetune.yaml {' '.join(overrides)} model.weights=START.pt")
 
 
 def quote(path: Path) -> str:

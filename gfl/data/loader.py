@@ -2,6 +2,7 @@
 
 import os
 import signal
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -267,14 +268,16 @@ class _Guarded(Dataset):
 
 
 def _loader(dataset: _Guarded, batch_sampler: Sequence | TrainSampler, workers: int, pin_memory: bool) -> DataLoader:
-    return DataLoader(
-        dataset,
-        batch_sampler=batch_sampler,
-        num_workers=workers,
-        collate_fn=_identity,
-        pin_memory=pin_memory,
-        worker_init_fn=_leave_signals_to_main,
-    )
+    with warnings.catch_warnings():  # of more processes than cores: train.py has a note for that
+        warnings.filterwarnings("ignore", "This DataLoader will create")
+        return DataLoader(
+            dataset,
+            batch_sampler=batch_sampler,
+            num_workers=workers,
+            collate_fn=_identity,
+            pin_memory=pin_memory,
+            worker_init_fn=_leave_signals_to_main,
+        )
 
 
 def _leave_signals_to_main(worker: int) -> None:
