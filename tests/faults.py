@@ -180,9 +180,9 @@ def kill(folder: Path, rng: random.Random, count: int, processes: int, workers: 
     """SIGKILL everything at random moments, resume, and so on until it is through; again until killed often enough."""
     config, launcher = write_config(folder, workers=workers), LAUNCHERS[processes]
     whole, seconds = whole_run(folder, config, processes)
-    kills = 0
+    kills = runs = 0
     while kills < count:
-        run = folder / f"killed_{processes}_{kills}"
+        run, runs = folder / f"killed_{processes}_{runs}", runs + 1
         while True:
             training = Training(config, f"run_dir={run}", "--resume", launcher=launcher)
             if lasted_until(training, rng.uniform(0.2, 1.0) * seconds if kills < count else 300):
