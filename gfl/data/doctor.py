@@ -1,5 +1,6 @@
 """All that is wrong with a COCO-format json at once, by the rules of `gfl.data.coco`, which stops at the first."""
 
+import os
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Any
@@ -45,6 +46,8 @@ def examine(tree: dict[str, Any], annotations: str, images: str, split: str) -> 
     found: list[Finding] = []
     categories = _check_categories(tree["categories"], annotations, found)
     entries = _check_images(tree["images"], annotations, images, found)
+    if not entries:
+        return found, None  # whatever else there is to find follows from it
     sound = {"categories": categories, "images": entries}
     if "annotations" in tree:
         sound["annotations"] = _check_annotations(tree, sound, annotations, found)
@@ -96,13 +99,17 @@ def _check_images(entries: list[Any], path: str, root: str, found: list[Finding]
     found += finding("warning", "files listed twice", "merge their boxes", _twice(names))
     sound = _first_of_each(sound)
     absent = _absent_files(sound, path, root)
-    names, reasons = [sound[position]["file_name"] for position in absent], [*absent.values()]
-    found += finding("error", "images that are not in the folder", "bring them or leave them out", names, reasons)
+    names = [sound[position]["file_name"] for position in sorted(absent)]
+    paths = [os.path.join(root, name) for name in names]
+    reasons = [f"no file {looked_for}" for looked_for in paths]
+    all_absent = paths and len(paths) == len(sound)
+    advice = f"wrong folder? looked for {paths[0]}" if all_absent else "bring them or leave them out"
+    found += finding("error", "images that are not in the folder", advice, names, reasons)
     return [entry for position, entry in enumerate(sound) if position not in absent]
 
 
-def _absent_files(entries: list[Any], path: str, root: str) -> dict[int, str]:
-    """Position -> reason of the files that cannot be used."""
+def _absent_files(entries: list[Any], path: str, root: str) -> set[int]:
+    """Positions of the entries whose files are not there."""
 
     def check(names: Sequence[str]) -> None:
         check_files(root, np.array(names), path)
@@ -110,8 +117,8 @@ def _absent_files(entries: list[Any], path: str, root: str) -> dict[int, str]:
     try:
         check([entry["file_name"] for entry in entries])
     except UserError:
-        return _refusals(entries, lambda entry, position: check([entry["file_name"]]))
-    return {}
+        return set(_refusals(entries, lambda entry, position: check([entry["file_name"]])))
+    return set()
 
 
 def _check_annotations(tree: dict[str, Any], sound: dict[str, Any], path: str, found: list[Finding]) -> list[Any]:
