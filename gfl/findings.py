@@ -44,14 +44,15 @@ def table(findings: Sequence[Finding], width: int) -> list[str]:
         return []
     count_width = max(len(f"{found.count:,}") for found in findings)
     what_width = max(len(found.what) for found in findings)
+    columns = 12 + count_width + what_width + 2 + max(len(found.advice) for found in findings) <= width
     lines = []
     for found in sorted(findings, key=lambda found: -LEVELS.index(found.level)):
         start = f"  {found.level:<7} {found.count:>{count_width},}  "
-        aligned, close = f"{start}{found.what:<{what_width}}  {found.advice}", f"{start}{found.what}; {found.advice}"
-        if len(aligned.rstrip()) <= width or not found.advice:
-            told = [aligned.rstrip()]
+        if columns:
+            told = [f"{start}{found.what:<{what_width}}  {found.advice}".rstrip()]
         else:
-            told = textwrap.wrap(close, width, subsequent_indent=" " * len(start))
+            sentence = start + found.what + (f": {found.advice}" if found.advice else "")
+            told = textwrap.wrap(sentence, width, subsequent_indent=" " * len(start), break_on_hyphens=False)
         names = name_lines(found.items, width - len(INDENT)) if found.level != "ok" else []
         lines += [printable(line) for line in told] + [INDENT + line for line in names]
     return lines

@@ -131,7 +131,11 @@ def _check_annotations(tree: dict[str, Any], sound: dict[str, Any], path: str, f
         check_annotation(entry, position, row_of, label_of, path)
 
     refused = _refusals(entries, check)
-    found += _on_refused(entries, refused, path, known_categories)
+    orphans = _orphans(tree["images"], entries, known_images)
+    blamed = {position: reason for position, reason in refused.items() if position not in orphans}
+    found += _on_refused(entries, blamed, path, known_categories)
+    names = [_name(entries[position], position) for position in sorted(orphans)]
+    found += finding("ok", "annotations whose image entry has a wrong id", "correct that one", names)
     image_ids, category_ids = _whole_ids(sound["images"]), _whole_ids(sound["categories"])
     kept = [
         (position, entry)
@@ -143,6 +147,20 @@ def _check_annotations(tree: dict[str, Any], sound: dict[str, Any], path: str, f
     found += _on_boxes(kept, {entry["id"]: (entry["height"], entry["width"]) for entry in sound["images"]})
     found += _on_groups(sound["categories"], {entry["category_id"] for _, entry in kept})
     return [entry for _, entry in kept]
+
+
+def _orphans(images: list[Any], entries: list[Any], known: set[int]) -> set[int]:
+    """Positions of annotations with an unknown image_id that may be the right id of a discarded image entry.
+
+    Which entry it is cannot be told; all are meant where there are no more unknown ids than entries without their own.
+    """
+    lost = len(images) - len(known)  # doubled or unusable
+    strangers: dict[str, set[int]] = {}
+    for position, entry in enumerate(entries):
+        image = entry.get("image_id") if isinstance(entry, dict) else None
+        if image is not None and not (_is_whole(image) and image in known):
+            strangers.setdefault(repr(image), set()).add(position)
+    return set().union(*strangers.values()) if len(strangers) <= lost else set()
 
 
 def _on_refused(entries: list[Any], refused: dict[int, str], path: str, categories: set[int]) -> list[Finding]:
