@@ -318,7 +318,7 @@ def test_the_report_fits_the_terminal_and_shows_no_control_characters(clean):
         (["aaaa", "bbbb", "cccc", "dddd"], 12, ["aaaa, bbbb,", "cccc, dddd"]),
         (["aaaa", "bbbb", "cccc", "dddd", "eeee"], 12, ["aaaa, bbbb", "and 3 more"]),
         (["a" * 15 + "z" * 15, "b"], 12, ["aaaa...zzzz,", "b"]),
-        (["a" * 15 + "z" * 15, "b", "cccccccccccc"], 12, ["aaaa...zzzz", "and 2 more"]),
+        (["a" * 15 + "z" * 15, "b" * 10, "c"], 12, ["aaaa...zzzz", "and 2 more"]),
         ([], 9, []),
     ],
 )
