@@ -1,9 +1,12 @@
 """What a check of the data found: one line each, with a level, a count, the first few names and what to do."""
 
+import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 LEVELS = ("ok", "warning", "error")  # by rising exit code
+INDENT = " " * 6  # of the names below a finding
+NAME_LINES = 2  # at most
 
 
 @dataclass(frozen=True)
@@ -19,7 +22,7 @@ class Finding:
 
     def note(self) -> str:
         """The finding as a sentence."""
-        names = f": {first_of(self.items)}" if self.items else ""
+        names = ": " + " ".join(name_lines(self.items, 40)) if self.items else ""
         return f"{self.count} {self.what}{names}; {self.advice}"
 
 
@@ -36,27 +39,62 @@ def exit_code(findings: Iterable[Finding]) -> int:
 
 
 def table(findings: Sequence[Finding], width: int) -> list[str]:
-    """One line of about `width` characters per finding, errors first; names come last and give way."""
+    """Lines of at most `width` characters, errors first; names stand below the warnings and errors."""
     if not findings:
         return []
+    count_width = max(len(f"{found.count:,}") for found in findings)
     what_width = max(len(found.what) for found in findings)
+    columns = 12 + count_width + what_width + 2 + max(len(found.advice) for found in findings) <= width
     lines = []
     for found in sorted(findings, key=lambda found: -LEVELS.index(found.level)):
-        line = f"  {found.level:<7} {found.count:>7}  {found.what:<{what_width}}  {found.advice}"
-        room = width - len(line) - 3
-        line += f" ({first_of(found.items, room)})" if found.items and room >= 6 else ""
-        lines.append(printable(line.rstrip()))
+        start = f"  {found.level:<7} {found.count:>{count_width},}  "
+        if columns:
+            told = [f"{start}{found.what:<{what_width}}  {found.advice}".rstrip()]
+        else:
+            sentence = start + found.what + (f": {found.advice}" if found.advice else "")
+            told = textwrap.wrap(sentence, width, subsequent_indent=" " * len(start), break_on_hyphens=False)
+        names = name_lines(found.items, width - len(INDENT)) if found.level != "ok" else []
+        lines += [printable(line) for line in told] + [INDENT + line for line in names]
     return lines
 
 
-def first_of(items: Sequence[str | int], room: int = 60) -> str:
-    """As many of the items as `room` characters hold, the first of them cut if need be, and how many more there are."""
-    for count in range(min(len(items), room), 0, -1):
-        end = f" +{len(items) - count}" if count < len(items) else ""
-        text = ", ".join(map(str, items[:count]))
-        if len(text) + len(end) <= room:
-            return printable(text + end)
-    return printable(text[: max(room - len(end) - 3, 0)] + "..." + end) if items else ""
+def all_named(found: Finding, width: int) -> bool:
+    """Whether `table` has room for every name of the finding."""
+    return not found.items or (found.level != "ok" and _left_out(found.items, width - len(INDENT)) == 0)
+
+
+def name_lines(items: Sequence[str | int], width: int) -> list[str]:
+    """As many of the items as `NAME_LINES` lines of `width` characters hold, whole, and how many more there are.
+
+    Only an item that is longer than a line is shortened, in its middle.
+    """
+    return _pack(items, len(items) - _left_out(items, width), width)
+
+
+def _left_out(items: Sequence[str | int], width: int) -> int:
+    for count in range(min(len(items), NAME_LINES * width), 1, -1):
+        if len(_pack(items, count, width)) <= NAME_LINES:
+            return len(items) - count
+    return max(len(items) - 1, 0)
+
+
+def _pack(items: Sequence[str | int], count: int, width: int) -> list[str]:
+    """The first `count` items on lines that break between items only."""
+    rest = len(items) - count
+    pieces = [_shortened(printable(str(item)), width - 1) for item in items[:count]]
+    pieces = [piece + "," for piece in pieces[:-1]] + pieces[-1:] + ([f"and {rest} more"] if rest else [])
+    lines: list[str] = []
+    for piece in pieces:
+        if lines and len(lines[-1]) + 1 + len(piece) <= width:
+            lines[-1] += f" {piece}"
+        else:
+            lines.append(piece)
+    return lines
+
+
+def _shortened(text: str, room: int) -> str:
+    half = (room - 3) // 2
+    return text if len(text) <= room else f"{text[:half]}...{text[-half:]}"
 
 
 def printable(text: str) -> str:

@@ -169,9 +169,10 @@ def _sides_beyond(targets: dict[str, Any], config: Config) -> list[Finding]:
     return [Finding(level, round(share * targets["points"] * 4), what, advice)]
 
 
-def class_counts(data: CocoData) -> dict[str, int]:
-    """Boxes to learn by class name."""
-    counts = np.bincount(data.labels, minlength=len(data.class_names))
+def class_counts(data: CocoData, usable: np.ndarray | None = None) -> dict[str, int]:
+    """Boxes to learn by class name, of all images or of those that the mask (I,) names."""
+    labels = data.labels if usable is None else data.labels[np.repeat(usable, np.diff(data.offsets))]
+    counts = np.bincount(labels, minlength=len(data.class_names))
     return dict(zip(data.class_names, counts.tolist(), strict=True))
 
 

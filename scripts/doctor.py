@@ -35,7 +35,7 @@ def main(args: argparse.Namespace) -> None:
     else:
         config = config_from_dict(parse_overrides(args.overrides), "command line")
     checked = check_up((args.annotations, args.images), args.val, config, progress=True)
-    print(report(checked))
+    print(report(checked, hint=not args.json))
     if args.json:
         write_json(Path(args.json), checked)
         print(f"everything, with all names: {args.json}")

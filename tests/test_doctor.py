@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -13,13 +14,13 @@ import pytest
 from PIL import Image
 
 from gfl.checkup import check_up, report
-from gfl.config import Config, DataConfig
+from gfl.config import Config, DataConfig, HeadConfig, ModelConfig
 from gfl.data import pictures
 from gfl.data.coco import read_coco_json
 from gfl.data.doctor import examine
 from gfl.data.pictures import look_at, look_at_all
 from gfl.errors import UserError
-from gfl.findings import first_of
+from gfl.findings import name_lines
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIG = Config(data=DataConfig(short_side=128, long_side=256))
@@ -305,23 +306,95 @@ def test_the_report_fits_the_terminal_and_shows_no_control_characters(clean):
     lines = report(checked, width=100).splitlines()
     assert max(map(len, lines[1:])) <= 100
     assert all(line.isprintable() for line in lines)
-    assert any("error" in line and "e?[2Jmu" in line for line in lines)
+    assert "      e?[2Jmu.png" in lines
     assert lines[-1].endswith("(exit code 2)")
 
 
 @pytest.mark.parametrize(
-    ("items", "room", "text"),
+    ("items", "width", "lines"),
     [
-        ([7, 8, 9], 7, "7, 8, 9"),
-        ([7, 8, 9], 6, "7 +2"),
-        ([70, 80, 90], 9, "70, 80 +1"),
-        (["a" * 20, "b"], 12, "aaaaaa... +1"),
-        (["a" * 20], 10, "aaaaaaa..."),
-        ([], 9, ""),
+        ([7, 8, 9], 20, ["7, 8, 9"]),
+        (["a b c", "d e f"], 10, ["a b c,", "d e f"]),  # no break within a name
+        (["aaaa", "bbbb", "cccc", "dddd"], 12, ["aaaa, bbbb,", "cccc, dddd"]),
+        (["aaaa", "bbbb", "cccc", "dddd", "eeee"], 12, ["aaaa, bbbb", "and 3 more"]),
+        (["a" * 15 + "z" * 15, "b"], 12, ["aaaa...zzzz,", "b"]),
+        (["a" * 15 + "z" * 15, "b" * 10, "c"], 12, ["aaaa...zzzz", "and 2 more"]),
+        ([], 9, []),
     ],
 )
-def test_names_give_way_to_the_room_there_is(items, room, text):
-    assert first_of(items, room) == text
+def test_names_stay_whole_on_two_lines(items, width, lines):
+    assert name_lines(items, width) == lines
+
+
+@pytest.mark.parametrize("width", [80, 100])
+def test_names_stand_below_their_finding_and_what_is_left_out_is_said(width, clean):
+    made = clean()
+    names = [f"a rather long name of an image {n:04}.jpg" for n in range(12)]
+    made.tree["images"] += [made.tree["images"][0] | {"id": 50 + n, "file_name": name} for n, name in enumerate(names)]
+    checked = check(made.save())
+    lines = report(checked, width=width).splitlines()
+    assert max(map(len, lines[2:])) <= width
+    below = next(at for at, line in enumerate(lines) if "not in the folder" in line) + 1
+    told = " ".join(line.strip() for line in lines[below : below + 2])
+    shown = told.removesuffix(" more").split(" and ")[0].split(", ")
+    assert shown == names[: len(shown)]
+    assert told.endswith(f" and {12 - len(shown)} more")
+    assert lines[-1] == "all names: add --json FILE"
+    assert "--json" not in report(checked, width=width, hint=False)
+    made.tree["images"] = made.tree["images"][:3]
+    assert "--json" not in report(check(made.save()), width=width)
+
+
+def test_a_folder_that_is_none_is_the_line_of_training(clean, refusal):
+    made = clean()
+    for folder in (made.annotations, Path(made.images) / "no"):
+        line = refusal(check_up, (made.annotations, str(folder)), None, CONFIG)
+        made.images = str(folder)
+        assert line == refusal(made.load)
+
+
+def test_a_folder_without_any_of_the_files_is_one_finding(clean, tmp_path):
+    made = clean()
+    (tmp_path / "empty").mkdir()
+    checked = check_up((made.annotations, str(tmp_path / "empty")), None, CONFIG)
+    (entry,) = checked["findings"]["train"]
+    assert entry["advice"] == f"wrong folder? looked for {tmp_path / 'empty' / '000.png'}"
+    assert entry["reasons"] == tuple(f"no file {tmp_path / 'empty' / name}" for name in ("000.png", "001.png"))
+    assert "none of 2 images is usable" in report(checked)
+
+
+def test_damaged_images_and_their_boxes_are_not_called_usable(clean):
+    made = clean()
+    made.file(0).write_bytes(made.file(0).read_bytes()[:200])
+    checked = check(made)
+    assert "usable: 1 of 2 images, with 1 boxes, 2 classes" in report(checked)
+    assert checked["splits"]["train"]["classes"] == {"cat": 0, "dog": 1}
+
+
+@pytest.mark.parametrize("wrong", [1, "x", None])
+def test_annotations_of_a_discarded_image_entry_are_not_blamed(wrong, clean):
+    made = clean()
+    first, second = made.tree["images"]
+    second["id"] = first["id"] if wrong == 1 else wrong
+    told = found(check(made.save()))
+    assert "annotations with unknown image_id" not in told
+    assert told["annotations whose image entry has a wrong id"] == ("ok", [2])
+    made.tree["annotations"][0]["image_id"] = 12345  # one more unknown id than entries without their own
+    assert found(check(made.save()))["annotations with unknown image_id"][0] == "error"
+
+
+@pytest.mark.parametrize(
+    ("head", "verdict"),
+    [
+        ({}, "the config has 16: enough"),
+        ({"reg_max": 1}, "the config has 1: raise model.head.reg_max"),
+        ({"box": "dirac"}, "the config has 16: not used by model.head.box=dirac"),
+    ],
+)
+def test_the_fit_ends_with_a_verdict_on_reg_max(head, verdict, clean):
+    made = clean()
+    config = replace(CONFIG, model=ModelConfig(head=HeadConfig(**head)))
+    assert verdict in report(check_up((made.annotations, made.images), None, config), width=140)
 
 
 def test_the_command_ends_with_the_code_of_the_worst_finding(clean, tmp_path):

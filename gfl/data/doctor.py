@@ -1,5 +1,6 @@
 """All that is wrong with a COCO-format json at once, by the rules of `gfl.data.coco`, which stops at the first."""
 
+import os
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Any
@@ -45,6 +46,8 @@ def examine(tree: dict[str, Any], annotations: str, images: str, split: str) -> 
     found: list[Finding] = []
     categories = _check_categories(tree["categories"], annotations, found)
     entries = _check_images(tree["images"], annotations, images, found)
+    if not entries:
+        return found, None  # whatever else there is to find follows from it
     sound = {"categories": categories, "images": entries}
     if "annotations" in tree:
         sound["annotations"] = _check_annotations(tree, sound, annotations, found)
@@ -96,13 +99,17 @@ def _check_images(entries: list[Any], path: str, root: str, found: list[Finding]
     found += finding("warning", "files listed twice", "merge their boxes", _twice(names))
     sound = _first_of_each(sound)
     absent = _absent_files(sound, path, root)
-    names, reasons = [sound[position]["file_name"] for position in absent], [*absent.values()]
-    found += finding("error", "images that are not in the folder", "bring them or leave them out", names, reasons)
+    names = [sound[position]["file_name"] for position in sorted(absent)]
+    paths = [os.path.join(root, name) for name in names]
+    reasons = [f"no file {looked_for}" for looked_for in paths]
+    all_absent = paths and len(paths) == len(sound)
+    advice = f"wrong folder? looked for {paths[0]}" if all_absent else "bring them or leave them out"
+    found += finding("error", "images that are not in the folder", advice, names, reasons)
     return [entry for position, entry in enumerate(sound) if position not in absent]
 
 
-def _absent_files(entries: list[Any], path: str, root: str) -> dict[int, str]:
-    """Position -> reason of the files that cannot be used."""
+def _absent_files(entries: list[Any], path: str, root: str) -> set[int]:
+    """Positions of the entries whose files are not there."""
 
     def check(names: Sequence[str]) -> None:
         check_files(root, np.array(names), path)
@@ -110,8 +117,8 @@ def _absent_files(entries: list[Any], path: str, root: str) -> dict[int, str]:
     try:
         check([entry["file_name"] for entry in entries])
     except UserError:
-        return _refusals(entries, lambda entry, position: check([entry["file_name"]]))
-    return {}
+        return set(_refusals(entries, lambda entry, position: check([entry["file_name"]])))
+    return set()
 
 
 def _check_annotations(tree: dict[str, Any], sound: dict[str, Any], path: str, found: list[Finding]) -> list[Any]:
@@ -124,7 +131,11 @@ def _check_annotations(tree: dict[str, Any], sound: dict[str, Any], path: str, f
         check_annotation(entry, position, row_of, label_of, path)
 
     refused = _refusals(entries, check)
-    found += _on_refused(entries, refused, path, known_categories)
+    orphans = _orphans(tree["images"], entries, known_images)
+    blamed = {position: reason for position, reason in refused.items() if position not in orphans}
+    found += _on_refused(entries, blamed, path, known_categories)
+    names = [_name(entries[position], position) for position in sorted(orphans)]
+    found += finding("ok", "annotations whose image entry has a wrong id", "correct that one", names)
     image_ids, category_ids = _whole_ids(sound["images"]), _whole_ids(sound["categories"])
     kept = [
         (position, entry)
@@ -136,6 +147,20 @@ def _check_annotations(tree: dict[str, Any], sound: dict[str, Any], path: str, f
     found += _on_boxes(kept, {entry["id"]: (entry["height"], entry["width"]) for entry in sound["images"]})
     found += _on_groups(sound["categories"], {entry["category_id"] for _, entry in kept})
     return [entry for _, entry in kept]
+
+
+def _orphans(images: list[Any], entries: list[Any], known: set[int]) -> set[int]:
+    """Positions of annotations with an unknown image_id that may be the right id of a discarded image entry.
+
+    Which entry it is cannot be told; all are meant where there are no more unknown ids than entries without their own.
+    """
+    lost = len(images) - len(known)  # doubled or unusable
+    strangers: dict[str, set[int]] = {}
+    for position, entry in enumerate(entries):
+        image = entry.get("image_id") if isinstance(entry, dict) else None
+        if image is not None and not (_is_whole(image) and image in known):
+            strangers.setdefault(repr(image), set()).add(position)
+    return set().union(*strangers.values()) if len(strangers) <= lost else set()
 
 
 def _on_refused(entries: list[Any], refused: dict[int, str], path: str, categories: set[int]) -> list[Finding]:
