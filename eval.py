@@ -2,6 +2,7 @@
 
 import argparse
 import re
+import signal
 
 
 def parse_args() -> argparse.Namespace:
@@ -27,7 +28,9 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_intermixed_args()  # overrides may also follow a flag
 
 
-ARGS = parse_args() if __name__ == "__main__" else None  # before the heavy imports, so that --help answers at once
+if __name__ == "__main__":  # before the heavy imports, so that --help answers at once and Ctrl-C is no traceback
+    ARGS = parse_args()
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 from pathlib import Path
 
@@ -43,6 +46,7 @@ from gfl.files import write_json
 
 
 def main(args: argparse.Namespace) -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     model, config, class_names, path = load_detector(Path(args.checkpoint), args.overrides)
     annotations, images, out = config.data.val.annotations, config.data.val.images, path.parent
     if not annotations and not args.data:
