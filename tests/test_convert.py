@@ -527,7 +527,9 @@ def test_what_could_not_be_checked_is_told(kind, branched, convert, tmp_path):
         assert silent or ("holds no config" in notes[0] and "style=pytorch" in notes[0] and special[kind] in notes[0])
 
 
-@pytest.mark.parametrize("text", [None, 3, b"style='caffe'", ["style='caffe'"], Buffer()], ids=lambda text: type(text).__name__)
+@pytest.mark.parametrize(
+    "text", [None, 3, b"style='caffe'", ["style='caffe'"], Buffer()], ids=lambda text: type(text).__name__
+)
 def test_a_config_that_is_no_text_counts_as_none(text, v1_head, tmp_path):
     torch.save({"state_dict": v1_head, "meta": {"config": text, "cfg": "style='pytorch'"}}, tmp_path / "in.pth")
     assert parse_foreign(read_torch_file(tmp_path / "in.pth")).settings == {"style": "pytorch"}
