@@ -36,13 +36,13 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from gfl import distributed
 from gfl.checkpoint import load_detector
-from gfl.coco_eval import coco_metrics, metrics_table, run_detector
+from gfl.common import distributed
+from gfl.common.errors import UserError, run
+from gfl.common.files import write_json
 from gfl.data.coco import load_coco
 from gfl.data.loader import build_eval_loader
-from gfl.errors import UserError, run
-from gfl.files import write_json
+from gfl.evaluation.coco_eval import coco_metrics, metrics_table, run_detector
 
 
 def main(args: argparse.Namespace) -> None:

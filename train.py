@@ -2,7 +2,7 @@
 
 import argparse
 
-from gfl.stop import StopRequest
+from gfl.training.signals import StopRequest
 
 
 def parse_args() -> argparse.Namespace:
@@ -33,7 +33,6 @@ import torch
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from gfl import distributed
 from gfl.checkpoint import (
     BEST,
     LAST,
@@ -42,22 +41,23 @@ from gfl.checkpoint import (
     read_checkpoint,
     save_checkpoint,
 )
-from gfl.coco_eval import coco_metrics, run_detector, sample_pictures
+from gfl.common import distributed
+from gfl.common.dataclass_from_dict import told
+from gfl.common.errors import Interrupted, UserError, run
 from gfl.config import Config, config_differences, load_config, save_config
-from gfl.criterion import build_criterion
 from gfl.data.bad_images import tell_bad_images
 from gfl.data.coco import load_coco
 from gfl.data.loader import TrainSampler, batches, build_eval_loader, build_train_loader, train_candidates
-from gfl.errors import Interrupted, UserError, run
-from gfl.finetune import load_initial_weights
-from gfl.guard import FiniteGuard, memory_advice
-from gfl.log import RunLog
+from gfl.evaluation.coco_eval import coco_metrics, run_detector, sample_pictures
+from gfl.method.criterion import build_criterion
 from gfl.model.detector import build_detector, normalize_images
-from gfl.optim import autocast_dtype, build_optimizer, learning_rate, set_learning_rate
-from gfl.resume import note_launch, restore, where_to_go_on
 from gfl.structures import Batch
-from gfl.summary import run_summary
-from gfl.typed import told
+from gfl.training.finetune import load_initial_weights
+from gfl.training.log import RunLog
+from gfl.training.nonfinite import FiniteGuard, memory_advice
+from gfl.training.optim import autocast_dtype, build_optimizer, learning_rate, set_learning_rate
+from gfl.training.resume import note_launch, restore, where_to_go_on
+from gfl.training.summary import run_summary
 
 
 def main(args: argparse.Namespace, stop: StopRequest) -> None:

@@ -14,11 +14,11 @@ from typing import Annotated, Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from gfl.common.dataclass_from_dict import at_least, check_plain, describe, is_text, shorten, shown
+from gfl.common.errors import UserError
+from gfl.common.files import file_digest, temporary, write_json
 from gfl.config import Config, config_from_dict, config_to_dict, merge, parse_overrides
-from gfl.errors import UserError
-from gfl.files import file_digest, temporary, write_json
 from gfl.model.detector import Detector, build_detector
-from gfl.typed import at_least, check_plain, describe, is_text, shorten, shown
 
 FORMAT = "gfl-1"
 LAST, PREVIOUS, BEST = "last.pt", "previous.pt", "best.pt"

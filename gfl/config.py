@@ -9,10 +9,10 @@ from typing import Annotated, Any, Literal
 
 import yaml
 
-from gfl.errors import UserError
-from gfl.files import write_text
-from gfl.typed import Check, above, at_least, between, build, describe, is_text
-from gfl.yaml_file import parse_yaml, read_yaml
+from gfl.common.dataclass_from_dict import Check, above, at_least, between, build, describe, is_text
+from gfl.common.errors import UserError
+from gfl.common.files import write_text
+from gfl.common.yaml_file import parse_yaml, read_yaml
 
 # Limits of sizes are far beyond use; what is more is a slip of the keyboard, and told before memory runs out.
 Count = Annotated[int, between(1, 10**6)]
@@ -80,9 +80,9 @@ class HeadConfig:
     channels: Annotated[int, Check("a multiple of 32 from 64 to 8192", lambda n: 64 <= n <= 8192 and n % 32 == 0)] = 256
     num_convs: Annotated[int, between(1, 100)] = 4
     conv_bias: bool = False  # of the towers' convolutions, as in FCOS
-    quality: str = "joint"  # gfl/quality.py
+    quality: str = "joint"  # gfl/method/quality.py
     dgqp: DGQPConfig = field(default_factory=DGQPConfig)
-    box: str = "general"  # gfl/box_repr.py
+    box: str = "general"  # gfl/method/box_representation.py
     reg_max: Annotated[int, between(1, 1000)] = 16
     delta: Annotated[float, above(0)] = 1.0
 
@@ -105,7 +105,7 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class AssignConfig:
-    kind: str = "atss"  # gfl/assign.py
+    kind: str = "atss"  # gfl/method/assign.py
     topk: Count = 9  # atss
     anchor_scale: Annotated[float, above(0)] = 8.0  # atss, max_iou: side of the square around a point, in strides
     center_radius: Annotated[float, above(0)] = 1.5  # fcos, in strides

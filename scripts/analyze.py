@@ -33,24 +33,24 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from gfl.analysis import (
+from gfl.checkpoint import load_detector
+from gfl.common.errors import UserError, run
+from gfl.common.files import write_json
+from gfl.config import Config
+from gfl.data.coco import CocoData, image_path, load_coco
+from gfl.data.loader import build_eval_loader
+from gfl.data.transforms import read_image
+from gfl.evaluation.analysis import (
     SHAPES,
     accurate,
     score_statistics,
     side_shapes,
     spread_statistics,
 )
-from gfl.checkpoint import load_detector
-from gfl.config import Config
-from gfl.data.coco import CocoData, image_path, load_coco
-from gfl.data.loader import build_eval_loader
-from gfl.data.transforms import read_image
-from gfl.draw import draw_distributions, save_picture
-from gfl.errors import UserError, run
-from gfl.files import write_json
-from gfl.fit import regression_targets, target_statistics
-from gfl.plots import plot_scores, plot_shapes, plot_spread, plot_targets
-from gfl.predictions import Predictions, collect_predictions
+from gfl.evaluation.draw import draw_distributions, save_picture
+from gfl.evaluation.plots import plot_scores, plot_shapes, plot_spread, plot_targets
+from gfl.evaluation.predictions import Predictions, collect_predictions
+from gfl.training.data_fit import regression_targets, target_statistics
 
 
 def main(args: argparse.Namespace) -> None:

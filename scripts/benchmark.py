@@ -31,13 +31,13 @@ import time
 
 import torch
 
+from gfl.common.errors import UserError, run
 from gfl.config import load_config
-from gfl.criterion import build_criterion
-from gfl.errors import UserError, run
+from gfl.method.criterion import build_criterion
+from gfl.method.points import SIZE_DIVISOR
 from gfl.model.detector import build_detector, normalize_images
-from gfl.optim import autocast_dtype, build_optimizer
-from gfl.points import SIZE_DIVISOR
 from gfl.structures import Targets
+from gfl.training.optim import autocast_dtype, build_optimizer
 
 
 def main(args: argparse.Namespace) -> None:

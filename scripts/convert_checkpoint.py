@@ -28,13 +28,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the repositor
 from typing import Any
 
 from gfl.checkpoint import FORMAT, find_checkpoint, read_checkpoint, weights, write_torch_file
+from gfl.common.errors import UserError, run
+from gfl.common.files import temporary
 from gfl.config import Config, config_from_dict, load_config
-from gfl.convert import convert_backbone, convert_detector, to_mmdet
 from gfl.data.coco import category_names, read_coco_json
-from gfl.errors import UserError, run
-from gfl.files import temporary
-from gfl.foreign import Foreign, allowed_settings, head_kind, parse_foreign
-from gfl.torch_file import read_torch_file
+from gfl.tools.convert.architecture import Foreign, allowed_settings, head_kind, parse_foreign
+from gfl.tools.convert.state_dict import convert_backbone, convert_detector, to_mmdet
+from gfl.tools.convert.torch_file import read_torch_file
 
 
 def main(args: argparse.Namespace) -> None:

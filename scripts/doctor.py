@@ -26,9 +26,9 @@ def parse_args() -> argparse.Namespace:
 
 
 def main(args: argparse.Namespace) -> None:
-    from gfl.checkup import check_up, report
+    from gfl.common.files import write_json
     from gfl.config import config_from_dict, load_config, parse_overrides
-    from gfl.files import write_json
+    from gfl.tools.doctor.report import check_up, report
 
     if args.config:
         config = load_config(args.config, args.overrides)
@@ -44,6 +44,6 @@ def main(args: argparse.Namespace) -> None:
 
 if __name__ == "__main__":
     ARGS = parse_args()  # before anything heavy is imported: --help answers at once
-    from gfl.errors import run
+    from gfl.common.errors import run
 
     run(main, ARGS)

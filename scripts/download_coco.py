@@ -33,8 +33,8 @@ ARGS = parse_args() if __name__ == "__main__" else None  # before the heavy impo
 
 from tqdm import tqdm
 
-from gfl.data.download import COCO, COCO_SERVER, Archive, fetch, unpack
-from gfl.errors import UserError, run
+from gfl.common.errors import UserError, run
+from gfl.tools.prepare.download import COCO, COCO_SERVER, Archive, fetch, unpack
 
 
 def main(args: argparse.Namespace) -> None:

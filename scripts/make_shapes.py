@@ -38,8 +38,8 @@ def _at_least(minimum: int):
 def main(args: argparse.Namespace) -> None:
     import cv2
 
+    from gfl.common.errors import UserError
     from gfl.data.shapes import write_shapes
-    from gfl.errors import UserError
 
     cv2.setNumThreads(0)
     print(f"soft shapes, seed {args.seed}: {args.train} training and {args.val} validation images", flush=True)
@@ -66,6 +66,6 @@ def _overrides(out: str) -> str:
 
 if __name__ == "__main__":
     args = parse_args()  # before anything heavy is imported: --help answers at once
-    from gfl.errors import run
+    from gfl.common.errors import run
 
     run(main, args)

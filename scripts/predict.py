@@ -33,15 +33,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from gfl.box_repr import GeneralBox
 from gfl.checkpoint import load_detector
-from gfl.coco_eval import detect
+from gfl.common.errors import UserError, run
+from gfl.common.files import write_json
 from gfl.config import Config
 from gfl.data.loader import Sample, collate
 from gfl.data.transforms import keep_ratio_size, read_image, resize
-from gfl.draw import bin_positions, draw_boxes, draw_distributions, mean_and_std, save_picture
-from gfl.errors import UserError, run
-from gfl.files import write_json
+from gfl.evaluation.coco_eval import detect
+from gfl.evaluation.draw import bin_positions, draw_boxes, draw_distributions, mean_and_std, save_picture
+from gfl.method.box_representation import GeneralBox
 from gfl.model.detector import Detector
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}

@@ -51,13 +51,23 @@ from functools import partial
 import torch
 from tqdm import tqdm
 
+from gfl.ablation.study import (
+    Run,
+    Study,
+    comma_separated,
+    epochs_begun,
+    load_study,
+    plan,
+    read_result,
+    summarize,
+    table,
+)
 from gfl.checkpoint import BEST, LAST, find_checkpoint
-from gfl.criterion import build_criterion
-from gfl.errors import UserError, run
-from gfl.files import write_text
+from gfl.common.errors import UserError, run
+from gfl.common.files import write_text
+from gfl.evaluation.plots import plot_study
+from gfl.method.criterion import build_criterion
 from gfl.model.detector import build_detector
-from gfl.plots import plot_study
-from gfl.study import Run, Study, comma_separated, epochs_begun, load_study, plan, read_result, summarize, table
 
 POLL_S = 2.0
 

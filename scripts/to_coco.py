@@ -57,10 +57,10 @@ from typing import Any
 
 from tqdm import tqdm
 
-from gfl.data.other_formats import Split, coco_tree, write_split
-from gfl.data.voc import class_names, read_voc
-from gfl.data.yolo import read_yolo
-from gfl.errors import run
+from gfl.common.errors import run
+from gfl.tools.prepare.to_coco import Split, coco_tree, write_split
+from gfl.tools.prepare.voc import class_names, read_voc
+from gfl.tools.prepare.yolo import read_yolo
 
 
 def main(args: argparse.Namespace) -> None:

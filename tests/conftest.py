@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import torch
 
+from gfl.common.errors import UserError
 from gfl.data.coco import CocoData, load_coco
-from gfl.errors import UserError
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # one of several, which share the cores
     torch.set_num_threads(1)

@@ -241,7 +241,7 @@ def nodes(folder: Path, rng: random.Random, count: int, processes: int, workers:
         run, step, victim = folder / f"nodes_{number}", rng.randint(1, 9), rng.randint(0, 1)
         meet = f"--rdzv_backend=c10d --rdzv_endpoint=127.0.0.1:{free_port()} --rdzv_id=run{number}".split()
         launcher = [*LAUNCHER, "--nnodes=2", "--nproc_per_node=1", "--max-restarts=3", *meet]
-        own_stores = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}  # see gfl/distributed.py
+        own_stores = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}  # see gfl/common/distributed.py
         trainings = [Training(config, f"run_dir={run}", "--resume", launcher=launcher, **own_stores) for _ in range(2)]
         main = next_to_print(trainings, f"step {step:>6}/")
         send(ranks(trainings[victim].process.pid)[0], signal.SIGKILL)

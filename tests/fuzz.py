@@ -41,7 +41,7 @@ from typing import NamedTuple
 
 import fuzz_cases
 
-from gfl.errors import UserError
+from gfl.common.errors import UserError
 
 LIMIT_S = 20  # of one case
 LONGEST = 400  # characters of a message, without the folder's name

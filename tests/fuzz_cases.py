@@ -16,9 +16,7 @@ from mutators import SYNTAX, hostile, mutate_bytes, mutate_tree, with_raw
 from torch import nn
 
 from gfl import checkpoint as checkpoints
-from gfl.coco_eval import coco_metrics, detect, metrics_table
 from gfl.config import Config, config_from_dict, config_to_dict, load_config, save_config
-from gfl.criterion import build_criterion
 from gfl.data.coco import CocoData, load_coco
 from gfl.data.loader import (
     CocoDataset,
@@ -29,10 +27,12 @@ from gfl.data.loader import (
     collate,
     train_candidates,
 )
+from gfl.evaluation.coco_eval import coco_metrics, detect, metrics_table
+from gfl.evaluation.predictions import read_truth
+from gfl.method.criterion import build_criterion
 from gfl.model.detector import Detector, build_detector
-from gfl.optim import autocast_dtype, build_optimizer, learning_rate, set_learning_rate
-from gfl.predictions import read_truth
-from gfl.resume import restore
+from gfl.training.optim import autocast_dtype, build_optimizer, learning_rate, set_learning_rate
+from gfl.training.resume import restore
 
 Attempt = Callable[..., Any]  # calls a function with arguments; None where it refuses its input
 

@@ -6,19 +6,19 @@ import numpy as np
 import pytest
 import torch
 
-from gfl.analysis import (
+from gfl.config import config_from_dict
+from gfl.data.loader import build_eval_loader
+from gfl.evaluation.analysis import (
     accurate,
     rank_correlation,
     score_statistics,
     side_shapes,
     spread_statistics,
 )
-from gfl.config import config_from_dict
-from gfl.data.loader import build_eval_loader
-from gfl.fit import RegressionTargets, target_statistics
+from gfl.evaluation.plots import plot_scores, plot_shapes, plot_spread, plot_targets
+from gfl.evaluation.predictions import Predictions, Truth, collect_predictions, match, read_truth, side_spread
 from gfl.model.detector import build_detector
-from gfl.plots import plot_scores, plot_shapes, plot_spread, plot_targets
-from gfl.predictions import Predictions, Truth, collect_predictions, match, read_truth, side_spread
+from gfl.training.data_fit import RegressionTargets, target_statistics
 
 
 def tiny_config(**head):

@@ -8,10 +8,10 @@ import oracles
 import pytest
 import torch
 
-from gfl.assign import assign_atss, assign_fcos, assign_fovea, assign_max_iou, build_assigner
+from gfl.common.errors import UserError
 from gfl.config import AssignConfig
-from gfl.errors import UserError
-from gfl.points import make_point_grid, points_in_images
+from gfl.method.assign import assign_atss, assign_fcos, assign_fovea, assign_max_iou, build_assigner
+from gfl.method.points import make_point_grid, points_in_images
 from gfl.structures import Targets
 
 GOLDEN = Path(__file__).parent / "golden"

@@ -4,11 +4,18 @@ import oracles
 import pytest
 import torch
 
-from gfl.box_repr import AnchorDeltaBox, DiracBox, GaussianBox, GeneralBox, build_box_repr, highest_mode
-from gfl.boxes import distances_to_boxes
+from gfl.common.errors import UserError
 from gfl.config import HeadConfig
-from gfl.errors import UserError
-from gfl.losses import distribution_focal_loss, giou_loss
+from gfl.method.box_representation import (
+    AnchorDeltaBox,
+    DiracBox,
+    GaussianBox,
+    GeneralBox,
+    build_box_repr,
+    highest_mode,
+)
+from gfl.method.boxes import distances_to_boxes
+from gfl.method.losses import distribution_focal_loss, giou_loss
 
 BOXES = {"dirac": 1, "anchor_delta": 1, "gaussian": 2, "general": 17}  # outputs per side
 

@@ -4,7 +4,7 @@ import oracles
 import pytest
 import torch
 
-from gfl.boxes import (
+from gfl.method.boxes import (
     box_area,
     box_iou,
     boxes_to_distances,

@@ -13,11 +13,11 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from torch import nn
 
-from gfl.coco_eval import FIGURES, coco_metrics, metrics_table, run_detector, sample_pictures
+from gfl.common.files import write_json
 from gfl.config import DataConfig, EvalConfig
 from gfl.data.loader import build_eval_loader
-from gfl.files import write_json
-from gfl.quality import Quality
+from gfl.evaluation.coco_eval import FIGURES, coco_metrics, metrics_table, run_detector, sample_pictures
+from gfl.method.quality import Quality
 from gfl.structures import HeadOutput, PointGrid
 
 NAMES = {7: "disc", 3: "ring", 40: "cross"}

@@ -8,6 +8,7 @@ import pytest
 import torch
 import yaml
 
+from gfl.common.dataclass_from_dict import told
 from gfl.config import (
     Config,
     config_differences,
@@ -17,7 +18,6 @@ from gfl.config import (
     save_config,
 )
 from gfl.model.detector import build_detector
-from gfl.typed import told
 
 ROOT = Path(__file__).resolve().parent.parent
 COMMITTED = sorted((ROOT / "configs").glob("*.yaml"))

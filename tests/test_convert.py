@@ -19,14 +19,14 @@ from reference import golden_weight, neck_and_head_shapes, slow_detector
 from torchvision import models
 
 from gfl.checkpoint import FORMAT, load_detector, read_checkpoint, weights, write_torch_file
+from gfl.common.errors import run
 from gfl.config import config_from_dict, config_to_dict, load_config
-from gfl.convert import COCO_CLASSES, convert_backbone, convert_detector, mmdet_names, to_mmdet
-from gfl.errors import run
-from gfl.foreign import FCOS, PROJECT, PROJECT_V1, parse_foreign, recognize_detector
 from gfl.model.backbone import Backbone, load_pretrained
 from gfl.model.detector import build_detector
-from gfl.stop import StopRequest
-from gfl.torch_file import read_torch_file
+from gfl.tools.convert.architecture import FCOS, PROJECT, PROJECT_V1, parse_foreign, recognize_detector
+from gfl.tools.convert.state_dict import COCO_CLASSES, convert_backbone, convert_detector, mmdet_names, to_mmdet
+from gfl.tools.convert.torch_file import read_torch_file
+from gfl.training.signals import StopRequest
 
 ROOT = Path(__file__).resolve().parent.parent
 GOLDEN = Path(__file__).parent / "golden"

@@ -9,17 +9,17 @@ import oracles
 import pytest
 import torch
 
-import gfl.criterion
-from gfl.assign import ASSIGNERS, assign_atss, assign_max_iou
-from gfl.box_repr import BOX_REPRESENTATIONS, GeneralBox, build_box_repr
-from gfl.boxes import clip_boxes, distances_to_boxes
+import gfl.method.criterion
 from gfl.config import AssignConfig, HeadConfig, config_from_dict
-from gfl.criterion import Criterion, build_criterion
+from gfl.method.assign import ASSIGNERS, assign_atss, assign_max_iou
+from gfl.method.box_representation import BOX_REPRESENTATIONS, GeneralBox, build_box_repr
+from gfl.method.boxes import clip_boxes, distances_to_boxes
+from gfl.method.criterion import Criterion, build_criterion
+from gfl.method.points import make_point_grid, points_in_images
+from gfl.method.postprocess import select_detections
+from gfl.method.quality import QUALITIES, DistributionGuidedQuality, JointQuality, build_quality
 from gfl.model.detector import build_detector
 from gfl.model.head import GFLHead
-from gfl.points import make_point_grid, points_in_images
-from gfl.postprocess import select_detections
-from gfl.quality import QUALITIES, DistributionGuidedQuality, JointQuality, build_quality
 from gfl.structures import HeadOutput, Targets
 
 LOSSES = ("cls", "box", "dfl")
@@ -493,13 +493,13 @@ def test_the_mean_over_two_processes_is_the_loss_of_the_joint_batch(monkeypatch,
     joint = make_criterion()(output, targets, sizes)
 
     own = []
-    monkeypatch.setattr(gfl.criterion, "world_size", lambda: 2)
-    monkeypatch.setattr(gfl.criterion, "mean_over_processes", lambda tensor: own.append(tensor) or tensor)
+    monkeypatch.setattr(gfl.method.criterion, "world_size", lambda: 2)
+    monkeypatch.setattr(gfl.method.criterion, "mean_over_processes", lambda tensor: own.append(tensor) or tensor)
     for part in split(output, targets, sizes):
         make_criterion()(*part)
     assert [tensor.shape for tensor in own] == [(2,), (2,)]  # one all-reduce of both normalisers per process
 
-    monkeypatch.setattr(gfl.criterion, "mean_over_processes", lambda _: (own[0] + own[1]) / 2)
+    monkeypatch.setattr(gfl.method.criterion, "mean_over_processes", lambda _: (own[0] + own[1]) / 2)
     parts = [make_criterion()(*part) for part in split(output, targets, sizes)]
     for name in LOSSES:
         torch.testing.assert_close((parts[0][name] + parts[1][name]) / 2, joint[name])
@@ -509,7 +509,7 @@ def test_normalisers_are_clamped_after_the_mean_over_processes(monkeypatch):
     """A process without boxes must not lift the mean: its weights count 0, not 1."""
     output, _, _, sizes = random_batch(0)
     seen = []
-    monkeypatch.setattr(gfl.criterion, "mean_over_processes", lambda tensor: seen.append(tensor) or tensor)
+    monkeypatch.setattr(gfl.method.criterion, "mean_over_processes", lambda tensor: seen.append(tensor) or tensor)
     make_criterion()(output, oracles.pad_targets([NO_BOXES] * 3, [NO_LABELS] * 3), sizes)
     assert seen[0].tolist() == [3, 0]  # an image counts as one positive at least
 

@@ -9,17 +9,17 @@ import pytest
 import torch
 from reference import golden_weight
 
-from gfl.box_repr import BOX_REPRESENTATIONS
-from gfl.boxes import box_iou
+from gfl.common.errors import UserError
 from gfl.config import config_from_dict
-from gfl.convert import convert_detector, mmdet_names, to_mmdet
-from gfl.criterion import build_criterion
-from gfl.errors import UserError
-from gfl.foreign import parse_foreign
+from gfl.method.box_representation import BOX_REPRESENTATIONS
+from gfl.method.boxes import box_iou
+from gfl.method.criterion import build_criterion
+from gfl.method.postprocess import select_detections
+from gfl.method.quality import QUALITIES
 from gfl.model.detector import build_detector, normalize_images
-from gfl.optim import build_optimizer
-from gfl.postprocess import select_detections
-from gfl.quality import QUALITIES
+from gfl.tools.convert.architecture import parse_foreign
+from gfl.tools.convert.state_dict import convert_detector, mmdet_names, to_mmdet
+from gfl.training.optim import build_optimizer
 
 GOLDEN = Path(__file__).parent / "golden"
 

@@ -13,14 +13,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gfl.checkup import check_up, report
+from gfl.common.errors import UserError
+from gfl.common.findings import name_lines
 from gfl.config import Config, DataConfig, HeadConfig, ModelConfig
-from gfl.data import pictures
 from gfl.data.coco import read_coco_json
-from gfl.data.doctor import examine
-from gfl.data.pictures import look_at, look_at_all
-from gfl.errors import UserError
-from gfl.findings import name_lines
+from gfl.tools.doctor import images as pictures
+from gfl.tools.doctor.annotations import examine
+from gfl.tools.doctor.images import look_at, look_at_all
+from gfl.tools.doctor.report import check_up, report
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIG = Config(data=DataConfig(short_side=128, long_side=256))

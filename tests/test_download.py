@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from gfl.data.download import COCO, check_space, fetch, unpack
+from gfl.tools.prepare.download import COCO, check_space, fetch, unpack
 
 ROOT = Path(__file__).resolve().parent.parent
 CONTENT = bytes(range(256)) * 20_000  # 5 MB

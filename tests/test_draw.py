@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from gfl import draw
+from gfl.evaluation import draw
 
 
 @pytest.fixture

@@ -9,8 +9,8 @@ import torch
 
 from gfl.checkpoint import load_detector, weights, write_torch_file
 from gfl.config import config_from_dict, load_config, parse_overrides
-from gfl.finetune import CLASS_TENSORS, load_initial_weights
 from gfl.model.detector import build_detector
+from gfl.training.finetune import CLASS_TENSORS, load_initial_weights
 
 OLD = ("disc", "ring", "cross", "star")
 NEW = ("cross", "moon", "disc")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from gfl.config import AssignConfig, Config, DataConfig, HeadConfig, ModelConfig
-from gfl.fit import (
+from gfl.training.data_fit import (
     FEW,
     RegressionTargets,
     fit_findings,

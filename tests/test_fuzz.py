@@ -9,12 +9,12 @@ from fuzz_cases import coco_tree, good_state, shallow, step, trained, write_imag
 from mutators import LAUGHS, RAW
 
 from gfl.checkpoint import LAST, load_detector, newest_checkpoint, read_checkpoint, write_torch_file
-from gfl.coco_eval import coco_metrics
+from gfl.common.errors import UserError, run
 from gfl.config import load_config
 from gfl.data.coco import load_coco
-from gfl.errors import UserError, run
-from gfl.optim import build_optimizer
-from gfl.resume import restore
+from gfl.evaluation.coco_eval import coco_metrics
+from gfl.training.optim import build_optimizer
+from gfl.training.resume import restore
 
 
 @pytest.mark.parametrize(("kind", "count"), [("annotations", 60), ("configs", 30), ("checkpoints", 6)])

@@ -14,10 +14,10 @@ import train
 from gfl.checkpoint import LAST, PREVIOUS, read_checkpoint
 from gfl.config import OptimConfig, config_from_dict
 from gfl.data.loader import batches
-from gfl.guard import MOST_OVERFLOWS, FiniteGuard, memory_advice
-from gfl.optim import build_optimizer
-from gfl.stop import StopRequest
 from gfl.structures import Batch, Targets
+from gfl.training.nonfinite import MOST_OVERFLOWS, FiniteGuard, memory_advice
+from gfl.training.optim import build_optimizer
+from gfl.training.signals import StopRequest
 
 OPTIMIZERS = pytest.mark.parametrize("name", ["sgd", "adamw"])
 NOT_FINITE = pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])

@@ -5,8 +5,8 @@ import pytest
 import torch
 from torch import nn
 
+from gfl.method.points import make_point_grid
 from gfl.model.head import GFLHead
-from gfl.points import make_point_grid
 
 
 def pyramid(height, width, channels=32, seed=0):

@@ -9,29 +9,58 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # From the bottom up; a new module needs a row here. The packages' own files import nothing.
 ROWS = [
-    {"gfl", "gfl.data", "gfl.model", "gfl.errors", "gfl.structures", "gfl.stop", "gfl.findings"},
-    {"gfl.typed", "gfl.boxes", "gfl.distributed", "gfl.torch_file", "gfl.files", "gfl.draw"},
-    {"gfl.yaml_file", "gfl.data.bad_images"},
+    {
+        "gfl",
+        "gfl.data",
+        "gfl.model",
+        "gfl.common.errors",
+        "gfl.structures",
+        "gfl.training.signals",
+        "gfl.common.findings",
+    },
+    {
+        "gfl.common.dataclass_from_dict",
+        "gfl.method.boxes",
+        "gfl.common.distributed",
+        "gfl.tools.convert.torch_file",
+        "gfl.common.files",
+        "gfl.evaluation.draw",
+    },
+    {"gfl.common.yaml_file", "gfl.data.bad_images"},
     {
         "gfl.config",
-        "gfl.losses",
-        "gfl.log",
+        "gfl.method.losses",
+        "gfl.training.log",
         "gfl.model.fpn",
         "gfl.model.backbone",
         "gfl.data.transforms",
         "gfl.data.shapes",
         "gfl.data.coco",
-        "gfl.data.download",
-        "gfl.data.other_formats",
+        "gfl.tools.prepare.download",
+        "gfl.tools.prepare.to_coco",
     },
-    {"gfl.data.voc", "gfl.data.yolo"},
-    {"gfl.points", "gfl.box_repr", "gfl.optim", "gfl.foreign", "gfl.study", "gfl.data.doctor", "gfl.data.pictures"},
-    {"gfl.quality", "gfl.assign", "gfl.model.head", "gfl.postprocess", "gfl.data.loader"},
-    {"gfl.criterion", "gfl.model.detector", "gfl.fit"},
-    {"gfl.checkpoint", "gfl.coco_eval", "gfl.convert", "gfl.summary", "gfl.checkup"},
-    {"gfl.predictions", "gfl.guard", "gfl.resume", "gfl.finetune"},
-    {"gfl.analysis"},
-    {"gfl.plots"},
+    {"gfl.tools.prepare.voc", "gfl.tools.prepare.yolo"},
+    {
+        "gfl.method.points",
+        "gfl.method.box_representation",
+        "gfl.training.optim",
+        "gfl.tools.convert.architecture",
+        "gfl.ablation.study",
+        "gfl.tools.doctor.annotations",
+        "gfl.tools.doctor.images",
+    },
+    {"gfl.method.quality", "gfl.method.assign", "gfl.model.head", "gfl.method.postprocess", "gfl.data.loader"},
+    {"gfl.method.criterion", "gfl.model.detector", "gfl.training.data_fit"},
+    {
+        "gfl.checkpoint",
+        "gfl.evaluation.coco_eval",
+        "gfl.tools.convert.state_dict",
+        "gfl.training.summary",
+        "gfl.tools.doctor.report",
+    },
+    {"gfl.evaluation.predictions", "gfl.training.nonfinite", "gfl.training.resume", "gfl.training.finetune"},
+    {"gfl.evaluation.analysis"},
+    {"gfl.evaluation.plots"},
 ]
 ROW = {module: row for row, modules in enumerate(ROWS) for module in modules}
 PROGRAMS = len(ROWS)  # train.py, eval.py and scripts/* stand above all
@@ -57,7 +86,7 @@ def imports(source, known):
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, "imports are absolute in this project"
-            # `from gfl import boxes` imports a module, `from gfl.boxes import box_iou` something in it
+            # `from gfl import boxes` imports a module, `from gfl.method.boxes import box_iou` something in it
             members = [f"{node.module}.{alias.name}" for alias in node.names]
             names = [name if name in known else node.module for name in members]
         else:
@@ -91,7 +120,7 @@ def imported_indirectly(name):
 
 def test_the_criterion_and_the_model_do_not_know_each_other():
     """They meet in `HeadOutput`, not even by way of a third module."""
-    assert not {name for name in imported_indirectly("gfl.criterion") if name.startswith("gfl.model")}
+    assert not {name for name in imported_indirectly("gfl.method.criterion") if name.startswith("gfl.model")}
     for name in FILES:
         if name.startswith("gfl.model."):
-            assert not imported_indirectly(name) & {"gfl.assign", "gfl.criterion"}, name
+            assert not imported_indirectly(name) & {"gfl.method.assign", "gfl.method.criterion"}, name

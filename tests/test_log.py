@@ -8,7 +8,7 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from gfl.log import RunLog
+from gfl.training.log import RunLog
 
 METRICS = {"AP": 0.5, "AP50": 0.75, "APS": None, "per_class": {"disc": {"AP": 0.5}, "ring": {"AP": None}}}
 

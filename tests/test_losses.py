@@ -9,8 +9,8 @@ import pytest
 import torch
 from torchvision.ops import sigmoid_focal_loss
 
-from gfl.boxes import box_iou
-from gfl.losses import (
+from gfl.method.boxes import box_iou
+from gfl.method.losses import (
     MAX_LOG_VARIANCE,
     distribution_focal_loss,
     gaussian_loss,

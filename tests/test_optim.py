@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from gfl.config import OptimConfig
-from gfl.optim import autocast_dtype, build_optimizer, learning_rate, scaled_lr, set_learning_rate
+from gfl.training.optim import autocast_dtype, build_optimizer, learning_rate, scaled_lr, set_learning_rate
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 

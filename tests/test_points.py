@@ -4,7 +4,7 @@ import oracles
 import pytest
 import torch
 
-from gfl.points import make_point_grid, points_in_images
+from gfl.method.points import make_point_grid, points_in_images
 
 
 def test_levels_run_fine_to_coarse_and_rows_top_to_bottom():

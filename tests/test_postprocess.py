@@ -7,10 +7,10 @@ import oracles
 import pytest
 import torch
 
-from gfl.box_repr import GeneralBox
-from gfl.boxes import clip_boxes, distances_to_boxes
-from gfl.points import make_point_grid
-from gfl.postprocess import select_detections
+from gfl.method.box_representation import GeneralBox
+from gfl.method.boxes import clip_boxes, distances_to_boxes
+from gfl.method.points import make_point_grid
+from gfl.method.postprocess import select_detections
 
 GOLDEN_SCALE = 1.25  # by which the golden images had been resized
 

@@ -6,16 +6,16 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from gfl.assign import assign_atss
-from gfl.box_repr import GeneralBox
 from gfl.config import OptimConfig
-from gfl.criterion import Criterion
-from gfl.losses import distribution_focal_loss, quality_focal_loss
+from gfl.method.assign import assign_atss
+from gfl.method.box_representation import GeneralBox
+from gfl.method.criterion import Criterion
+from gfl.method.losses import distribution_focal_loss, quality_focal_loss
+from gfl.method.points import make_point_grid
+from gfl.method.quality import DistributionGuidedQuality, JointQuality
 from gfl.model.head import GFLHead
-from gfl.optim import build_optimizer
-from gfl.points import make_point_grid
-from gfl.quality import DistributionGuidedQuality, JointQuality
 from gfl.structures import HeadOutput
+from gfl.training.optim import build_optimizer
 
 HALVES = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
 DTYPES = pytest.mark.parametrize(

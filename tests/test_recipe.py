@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 from gfl.config import Config, config_differences, config_to_dict, load_config
-from gfl.convert import mmdet_names
 from gfl.model.detector import build_detector
-from gfl.optim import build_optimizer, learning_rate, set_learning_rate
+from gfl.tools.convert.state_dict import mmdet_names
+from gfl.training.optim import build_optimizer, learning_rate, set_learning_rate
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 NOT_PUBLISHED = {"gfl_r18_bccd", "gfl_r18_coco128", "gfl_r18_shapes", "gfl_r18_shapes_spread", "finetune"}

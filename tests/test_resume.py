@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import nn
 
-from gfl import distributed
 from gfl.checkpoint import BEST, LAST, PREVIOUS, write_torch_file
+from gfl.common import distributed
 from gfl.config import OptimConfig
-from gfl.optim import build_optimizer
-from gfl.resume import _read_optimizer, note_launch, where_to_go_on
+from gfl.training.optim import build_optimizer
+from gfl.training.resume import _read_optimizer, note_launch, where_to_go_on
 
 STATE = {"format": "gfl-1", "model": {}, "config": {}, "class_names": ["a"]}
 

@@ -30,9 +30,11 @@ FORBIDDEN = (
     *("yaml.Loader", "yaml.FullLoader", "yaml.UnsafeLoader", "yaml.CLoader", "yaml.CFullLoader", "yaml.BaseLoader"),
     *("shutil.unpack_archive", "torchvision.datasets.utils", "tarfile"),
 )
-# Methods of an archive that write wherever its members say; gfl/data/download.py opens members it has checked.
+# Methods of an archive that write wherever its members say; gfl/tools/prepare/download.py opens members it has checked.
 EXTRACTING = ("extractall", "extract")
-SAFE_YAML = "gfl/yaml_file.py"  # the one reader of YAML; elsewhere in the product not even the safe ones are called
+SAFE_YAML = (
+    "gfl/common/yaml_file.py"  # the one reader of YAML; elsewhere in the product not even the safe ones are called
+)
 YAML_READERS = ("yaml.safe_load", "yaml.safe_load_all", "yaml.SafeLoader", "yaml.CSafeLoader", "yaml.load")
 
 # What tests do to show that an attack would have worked, or to make an oracle of their own files.
@@ -123,7 +125,13 @@ def wrong_call(call, names):
 
 
 def test_the_files_are_all_there():
-    assert {"train.py", "eval.py", "gfl/yaml_file.py", "gfl/data/download.py", "scripts/predict.py"} <= set(FILES)
+    assert {
+        "train.py",
+        "eval.py",
+        "gfl/common/yaml_file.py",
+        "gfl/tools/prepare/download.py",
+        "scripts/predict.py",
+    } <= set(FILES)
     assert "tests/test_safety.py" in FILES
 
 
@@ -136,7 +144,7 @@ def test_a_file_runs_nothing_that_it_reads(file):
 def test_the_one_loader_of_yaml_is_safe():
     import yaml
 
-    from gfl.yaml_file import _Loader
+    from gfl.common.yaml_file import _Loader
 
     assert issubclass(_Loader, yaml.SafeLoader)
     assert _Loader.yaml_constructors == yaml.SafeLoader.yaml_constructors

@@ -10,9 +10,9 @@ import cv2
 import numpy as np
 import pytest
 
+from gfl.common.errors import UserError
 from gfl.data import shapes
 from gfl.data.shapes import IMAGE_SIZE, KINDS, alpha_mask, render_sample, write_shapes
-from gfl.errors import UserError
 
 NUM_TRAIN, NUM_VAL, SEED = 12, 6, 3
 

@@ -12,9 +12,7 @@ import torchvision
 import yaml
 
 import train
-from gfl.plots import plot_study
-from gfl.stop import StopRequest
-from gfl.study import (
+from gfl.ablation.study import (
     Row,
     Study,
     comma_separated,
@@ -26,6 +24,8 @@ from gfl.study import (
     summarize,
     table,
 )
+from gfl.evaluation.plots import plot_study
+from gfl.training.signals import StopRequest
 
 STUDIES = sorted((Path(__file__).parent.parent / "configs" / "studies").glob("*.yaml"))
 TINY = [

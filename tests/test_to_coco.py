@@ -12,10 +12,10 @@ import pytest
 from PIL import Image
 
 from gfl.data.coco import image_path, load_coco
-from gfl.data.other_formats import coco_tree, image_sizes, write_split
 from gfl.data.transforms import read_image
-from gfl.data.voc import class_names, read_voc
-from gfl.data.yolo import read_yolo
+from gfl.tools.prepare.to_coco import coco_tree, image_sizes, write_split
+from gfl.tools.prepare.voc import class_names, read_voc
+from gfl.tools.prepare.yolo import read_yolo
 
 ROOT = Path(__file__).resolve().parent.parent
 

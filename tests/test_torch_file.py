@@ -28,9 +28,9 @@ import pytest
 import torch
 from torch import nn
 
-from gfl import torch_file
-from gfl.errors import UserError
-from gfl.torch_file import CONTAINERS, DTYPES, Placeholder, read_torch_file
+from gfl.common.errors import UserError
+from gfl.tools.convert import torch_file
+from gfl.tools.convert.torch_file import CONTAINERS, DTYPES, Placeholder, read_torch_file
 
 FORMATS = {
     f"{name}, pickle protocol {protocol}": {"_use_new_zipfile_serialization": new, "pickle_protocol": protocol}
@@ -491,8 +491,8 @@ def test_a_plain_pickle_is_not_executed(trap, tmp_path, refusal):
         ("collections", "OrderedDict.__init__"),
         ("builtins", "set.__class__"),
         ("collections", "OrderedDict.fromkeys"),
-        ("gfl.torch_file", "Placeholder"),
-        ("gfl.torch_file", "read_torch_file"),
+        ("gfl.tools.convert.torch_file", "Placeholder"),
+        ("gfl.tools.convert.torch_file", "read_torch_file"),
         ("__main__", "x"),
         ("", ""),
     ],

@@ -5,9 +5,9 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from gfl.distributed import gather_to_main
-from gfl.errors import UserError
-from gfl.files import write_json
+from gfl.common.distributed import gather_to_main
+from gfl.common.errors import UserError
+from gfl.common.files import write_json
 
 FILE = "bad_images.json"  # in the run folder, if there were any
 MOST_LINES = 20  # printed of a list

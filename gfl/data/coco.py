@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from gfl.errors import UserError
-from gfl.typed import is_text, shorten, shown
+from gfl.common.dataclass_from_dict import is_text, shorten, shown
+from gfl.common.errors import UserError
 
 MIN_SIDE = 1.0  # pixels; a smaller box is degenerate, as in the reference
 HUGE = 2**31  # no coordinate is as large

@@ -11,12 +11,12 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from gfl.common.errors import UserError
 from gfl.config import DataConfig
 from gfl.data.bad_images import BadImage
 from gfl.data.coco import CocoData, image_path
 from gfl.data.transforms import Augmentation, flip, keep_ratio_size, read_image, resize
-from gfl.errors import UserError
-from gfl.points import SIZE_DIVISOR
+from gfl.method.points import SIZE_DIVISOR
 from gfl.structures import Batch, Targets
 
 Key = tuple[int, int]  # epoch, index of the image

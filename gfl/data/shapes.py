@@ -13,7 +13,7 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from gfl.errors import UserError
+from gfl.common.errors import UserError
 
 VERSION = 3  # raise it when the pictures or the annotations of a seed change
 MARKER = "SOFT_SHAPES.txt"

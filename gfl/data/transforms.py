@@ -11,9 +11,9 @@ from typing import Any
 import cv2
 import numpy as np
 
+from gfl.common.dataclass_from_dict import shorten, shown
+from gfl.common.errors import UserError
 from gfl.data.bad_images import BadImage
-from gfl.errors import UserError
-from gfl.typed import shorten, shown
 
 cv2.setNumThreads(0)  # loader processes are the parallelism; OpenCV's own threads would fight with them
 

@@ -9,7 +9,7 @@ from torchvision import models
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 from torchvision.ops import deform_conv2d
 
-from gfl.errors import UserError
+from gfl.common.errors import UserError
 
 # Block, blocks per stage, groups of the 3x3 convolutions, channels per group in the first stage.
 ARCHITECTURES = {

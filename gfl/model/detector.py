@@ -5,14 +5,14 @@ from functools import cache
 import torch
 from torch import Tensor, nn
 
-from gfl.box_repr import BoxRepresentation, build_box_repr
-from gfl.boxes import distances_to_boxes
+from gfl.common.errors import UserError
 from gfl.config import Config
-from gfl.errors import UserError
+from gfl.method.box_representation import BoxRepresentation, build_box_repr
+from gfl.method.boxes import distances_to_boxes
+from gfl.method.quality import Quality, build_quality
 from gfl.model.backbone import Backbone, load_pretrained
 from gfl.model.fpn import FPN
 from gfl.model.head import GFLHead
-from gfl.quality import Quality, build_quality
 from gfl.structures import HeadOutput
 
 # Mean and standard deviation of ImageNet's RGB values.

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from gfl.points import make_point_grid
+from gfl.method.points import make_point_grid
 from gfl.structures import HeadOutput
 
 GROUPS = 32  # of GroupNorm

@@ -1,0 +1,1 @@
+"""Use 3: the paper's tables as studies, their runs and reports."""

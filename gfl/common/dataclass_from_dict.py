@@ -1,0 +1,182 @@
+"""Dataclasses from plain data, strictly: unknown keys, other types and values out of range are errors with a name."""
+
+import dataclasses
+import difflib
+import itertools
+import math
+import reprlib
+import types
+import typing
+import unicodedata
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, TypeVar
+
+from gfl.common.errors import UserError
+
+T = TypeVar("T")
+
+MOST_VALUES, DEEPEST = 100_000, 50  # of plain data; references inside it can make more of a few lines
+
+
+class Check(NamedTuple):
+    """What a value must be beyond its type, as ``Annotated[int, Check(...)]``."""
+
+    wanted: str
+    holds: Callable[[Any], bool]
+
+
+def at_least(low: float) -> Check:
+    return Check(f"at least {low}", lambda value: value >= low)
+
+
+def between(low: float, high: float) -> Check:
+    return Check(f"at least {low} and at most {high}", lambda value: low <= value <= high)
+
+
+def above(low: float) -> Check:
+    return Check(f"above {low}", lambda value: value > low)
+
+
+def build(cls: type[T], tree: Any, source: str, prefix: str = "") -> T:
+    """An instance of dataclass `cls` from nested mappings.
+
+    Args:
+        source: where `tree` comes from, named in errors.
+        prefix: what stands before the keys of `tree` in errors, such as ``optim.``.
+
+    Raises `UserError` for the first key, type or value that is wrong.
+    """
+    if not isinstance(tree, Mapping):
+        raise UserError(f"{source}: {prefix.rstrip('.') or 'config'} must be a section with keys, not {describe(tree)}")
+    hints = typing.get_type_hints(cls, include_extras=True)
+    values = {}
+    for key, value in tree.items():
+        if key not in hints:
+            close = difflib.get_close_matches(str(key), hints, n=1)
+            hint = f"did you mean {prefix}{close[0]}?" if close else f"known here: {', '.join(hints)}"
+            raise UserError(f"{source}: unknown key {prefix}{shown(key)}; {hint}")
+        values[key] = _convert(hints[key], value, source, f"{prefix}{key}")
+    return cls(**values)
+
+
+def _convert(hint: Any, value: Any, source: str, key: str) -> Any:
+    """`value` as the type `hint`; the only conversions are int to float and list to tuple."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin is typing.Annotated:
+        return _checked(_convert(args[0], value, source, key), args[1], source, key)
+    if dataclasses.is_dataclass(hint):
+        return build(hint, value, source, f"{key}.")
+    if origin is Literal:
+        allowed = f"one of {', '.join(map(str, args))}"
+        return _checked(value, Check(allowed, lambda v: (type(v), v) in [(type(a), a) for a in args]), source, key)
+    if origin is types.UnionType:  # a number or a list of them
+        hint = next(arg for arg in args if isinstance(value, list) == (typing.get_origin(arg) is tuple))
+        return _convert(hint, value, source, key)
+    if origin is tuple:
+        if not isinstance(value, list):
+            raise UserError(f"{source}: {key} must be a list like [1, 2], not {describe(value)}")
+        return tuple(_convert(args[0], entry, source, f"{key}[{index}]") for index, entry in enumerate(value))
+    return _plain(dict if origin is dict else hint, value, source, key)
+
+
+def _plain(hint: type, value: Any, source: str, key: str) -> Any:
+    if hint is float and type(value) is int:
+        value = float(value) if abs(value) < 10**300 else math.inf
+    if type(value) is not hint:
+        wanted = {float: "a number", int: "a whole number", bool: "true or false", str: "text", dict: "a mapping"}[hint]
+        raise UserError(f"{source}: {key} must be {wanted}, not {describe(value)}{_number_hint(hint, value)}")
+    if hint is float and not math.isfinite(value):
+        raise UserError(f"{source}: {key} must be finite, not {value}")
+    if hint is int and abs(value) >= 2**63:
+        raise UserError(f"{source}: {key} must be a whole number that 63 bits hold, not {describe(value)}")
+    if hint is str and not is_text(value):
+        raise UserError(f"{source}: {key} must be text without control characters, not {describe(value)}")
+    if hint is dict and not all(isinstance(entry, str) for entry in value):
+        raise UserError(f"{source}: {key} must have text as its keys, not {describe(value)}")
+    return value
+
+
+def is_text(value: str) -> bool:
+    """Whether it can be printed and written: neither control characters nor halves of surrogate pairs."""
+    return not any(unicodedata.category(character) in ("Cc", "Cs") for character in value)
+
+
+def check_plain(tree: Any, source: str) -> None:
+    """Raises `UserError` unless `tree` is numbers, text, lists and mappings, of a size that can be copied and shown."""
+    stack, count = [("", tree, 0)], 0
+    while stack:
+        key, value, depth = stack.pop()
+        count += 1
+        if count > MOST_VALUES or depth > DEEPEST:
+            raise UserError(f"{source}: nested more than {DEEPEST} deep, or more than {MOST_VALUES} values, or endless")
+        if isinstance(value, dict):
+            stack += [(name, entry, depth + 1) for name, entry in value.items()]
+            stack += [("a key", name, depth + 1) for name in value]
+        elif isinstance(value, list):
+            stack += [(key, entry, depth + 1) for entry in value]
+        elif type(value) not in (str, int, float, bool, type(None)):
+            raise UserError(f"{source}: {shown(key)} is {describe(value)}, which no key takes; put text in quotes")
+
+
+def _checked(value: Any, check: Check, source: str, key: str) -> Any:
+    if not check.holds(value):
+        shown = list(value) if isinstance(value, tuple) else value
+        raise UserError(f"{source}: {key} must be {check.wanted}, not {describe(shown)}")
+    return value
+
+
+def _number_hint(hint: type, value: Any) -> str:
+    """YAML reads ``1e-4`` as text; say how to write it."""
+    if hint is not float or not isinstance(value, str):
+        return ""
+    try:
+        number = float(value)
+    except ValueError:
+        return ""
+    if not math.isfinite(number):
+        return ""
+    mantissa, _, exponent = value.lower().partition("e")
+    if not exponent:
+        return f"; write {number}"
+    return f"; YAML reads this as text, write {mantissa if '.' in mantissa else mantissa + '.0'}e{int(exponent):+}"
+
+
+def describe(value: Any) -> str:
+    """A value as an error shows it."""
+    return "nothing" if value is None else f"{shorten(value)} ({type(value).__name__})"
+
+
+def shown(value: Any, most: int = 80) -> str:
+    """A name or value in a line: text as it is, unless it is long or cannot be printed."""
+    text = str(value) if isinstance(value, (str, Path)) else shorten(value)
+    return text if 0 < len(text) <= most and text.isprintable() else shorten(text)
+
+
+def shorten(value: Any, most: int = 80) -> str:
+    """`repr` in one line, cut off, at little cost for values of any size and depth."""
+    text = " ".join(_REPR.repr(value).split())
+    return text if len(text) <= most else text[: most - 3] + "..."
+
+
+class _Repr(reprlib.Repr):
+    def repr_dict(self, x: dict, level: int) -> str:
+        """In the order of its keys, the first of which tell most."""
+        if level <= 0:
+            return "{...}"
+        first = itertools.islice(x.items(), self.maxdict)
+        entries = [f"{self.repr1(key, level - 1)}: {self.repr1(value, level - 1)}" for key, value in first]
+        return "{" + ", ".join(entries + ["..."] * (len(x) > self.maxdict)) + "}"
+
+    def repr_int(self, x: int, level: int) -> str:
+        """Beyond 4300 digits Python's own `repr` is an error."""
+        return repr(x) if abs(x) < 10**40 else "a number of more than 40 digits"
+
+
+_REPR = _Repr()
+_REPR.maxlevel, _REPR.maxstring, _REPR.maxother = 4, 80, 80
+
+
+def told(differences: Mapping[str, tuple[Any, Any]]) -> list[str]:
+    """``optim.lr: 0.01 -> 0.02`` for each of such differences: key -> (old, new)."""
+    return [f"{key}: {shown(old)} -> {shown(new)}" for key, (old, new) in differences.items()]

@@ -1,0 +1,118 @@
+"""One process or many: the few collective operations the program needs. With one process each is the identity."""
+
+import os
+from collections.abc import Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from gfl.common.errors import UserError
+
+
+def rank() -> int:
+    """This process's number, 0 in a single process."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world_size() -> int:
+    """How many processes run."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def is_main() -> bool:
+    """Whether this process prints and writes."""
+    return rank() == 0
+
+
+def launch() -> str:
+    """What names one call of torchrun: the same for processes that it starts again; empty without torchrun."""
+    run_id = os.environ.get("TORCHELASTIC_RUN_ID")
+    return f"{run_id} {os.getppid()}" if run_id else ""
+
+
+def _starts_before(environment: Mapping[str, str]) -> str:
+    """How often torchrun has started the processes before: what those wrote into its store is not for these to read.
+
+    Raises `UserError` for nodes that share torchrun's own store, since each of them counts for itself: without a
+    common number, processes would look for those of the last start, and wait for ever (pytorch issue 135712).
+    """
+    if environment.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return ""  # each start has its own store
+    if environment.get("GROUP_WORLD_SIZE") == "1":
+        return environment.get("TORCHELASTIC_RESTART_COUNT", "")
+    if environment.get("TORCHELASTIC_MAX_RESTARTS", "0") != "0":
+        raise UserError(
+            "torchrun --max-restarts over several nodes needs TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 set on each"
+        )
+    return ""
+
+
+@contextmanager
+def process_group():
+    """Join the group that torchrun describes in the environment, if any, and yield this process's device.
+
+    Raises `UserError` when another process of the group has ended.
+    """
+    cuda = torch.cuda.is_available()
+    local_rank = int(os.environ.get("LOCAL_RANK", 0))
+    if cuda and local_rank >= torch.cuda.device_count():
+        raise UserError(f"process {local_rank} has no GPU: --nproc_per_node at most {torch.cuda.device_count()}")
+    device = torch.device("cuda", local_rank) if cuda else torch.device("cpu")
+    if cuda:
+        torch.cuda.set_device(device)
+    if "WORLD_SIZE" not in os.environ:
+        yield device
+        return
+    prefix, (backend, device_id) = _starts_before(os.environ), ("nccl", device) if cuda else ("gloo", None)
+    try:
+        store, number, world = next(dist.rendezvous("env://"))
+        store = dist.PrefixStore(f"start{prefix}", store)
+        dist.init_process_group(backend, store=store, rank=number, world_size=world, device_id=device_id)
+    except (ValueError, dist.DistError) as error:
+        raise UserError(f"cannot meet the other processes of the run: {str(error).splitlines()[0]}") from None
+    try:
+        yield device
+    except RuntimeError as error:
+        if not isinstance(error, dist.DistError) and "gloo/transport" not in str(error):  # NCCL's kind, gloo's kind
+            raise
+        raise UserError(
+            f"process {rank()} has lost another process of the run: what that one said tells why; go on with --resume"
+        ) from None
+    dist.destroy_process_group()  # not after an error: NCCL would wait for the others, and torchrun for this process
+
+
+def mean_over_processes(tensor: Tensor) -> Tensor:
+    """The mean of `tensor` over all processes, the same on each."""
+    if world_size() == 1:
+        return tensor
+    total = tensor.clone()
+    dist.all_reduce(total)
+    return total / world_size()
+
+
+def gather_to_main(value: Any) -> list[Any] | None:
+    """All processes' picklable values in order of rank on the main process, None on the others."""
+    if world_size() == 1:
+        return [value]
+    gathered = [None] * world_size() if is_main() else None
+    dist.gather_object(value, gathered)
+    return gathered
+
+
+def share_from_main(value: Any) -> Any:
+    """The main process's picklable value, on every process."""
+    if world_size() == 1:
+        return value
+    box = [value]
+    dist.broadcast_object_list(box)
+    return box[0]
+
+
+def share_buffers(module: nn.Module) -> None:
+    """Give every process the main one's buffers."""
+    if world_size() > 1:
+        for buffer in module.buffers():
+            dist.broadcast(buffer, 0)

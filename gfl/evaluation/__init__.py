@@ -1,0 +1,1 @@
+"""Use 2: detections, COCO metrics, and what side distributions say."""

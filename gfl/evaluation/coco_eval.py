@@ -1,0 +1,192 @@
+"""From a detector and a split to COCO's figures, computed by pycocotools."""
+
+import contextlib
+import io
+import math
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from gfl.common.distributed import gather_to_main
+from gfl.config import EvalConfig
+from gfl.data.coco import CocoData, image_path, read_coco_json
+from gfl.data.loader import batches
+from gfl.data.transforms import read_image
+from gfl.evaluation.draw import draw_boxes
+from gfl.method.boxes import clip_boxes
+from gfl.method.postprocess import select_detections
+from gfl.model.detector import Detector, normalize_images
+from gfl.structures import Batch, Detections, HeadOutput
+
+FIGURES = ("AP", "AP50", "AP75", "APS", "APM", "APL", "AR1", "AR10", "AR100", "ARS", "ARM", "ARL")
+
+Result = dict[str, Any]  # one detection in COCO's results format
+
+
+@torch.inference_mode()
+def detect(model: Detector, batch: Batch, config: EvalConfig) -> tuple[Detections, HeadOutput]:
+    """Detections of a batch on the model's device, in pixels of the original images, and the output they come from."""
+    output = model(normalize_images(batch.images, batch.image_sizes))
+    boxes_xyxy, scores = model.decode(output)
+    detections = select_detections(
+        clip_boxes(boxes_xyxy, batch.image_sizes),
+        scores,
+        output.grid.level_sizes,
+        factor=model.quality.factor(output),
+        score_thresh=config.score_thresh,
+        pre_nms_topk=config.pre_nms_topk,
+        nms_iou=config.nms_iou,
+        max_detections=config.max_detections,
+    )
+    scale = (batch.orig_sizes / batch.image_sizes).flip(-1).repeat(1, 2)  # x, y, x, y
+    return detections._replace(boxes_xyxy=detections.boxes_xyxy * scale[:, None].to(detections.boxes_xyxy)), output
+
+
+def run_detector(
+    model: Detector,
+    loader: Iterable[Batch],
+    data: CocoData,
+    config: EvalConfig,
+    device: torch.device,
+    *,
+    on_batch: Callable[[], object] = lambda: None,
+) -> list[Result] | None:
+    """Detections of the whole split in COCO's results format, on the main process; None on the others.
+
+    Raises `RuntimeError` if an image was not seen exactly once over all processes.
+    """
+    model.eval()
+    results, seen = [], []
+    for batch in batches(loader):
+        detections, _ = detect(model, batch.to(device), config)
+        results += _to_results(detections, batch.image_ids.tolist(), data.category_ids)
+        seen += batch.image_ids.tolist()
+        on_batch()
+    gathered = gather_to_main((seen, results))
+    if gathered is None:
+        return None
+    if sorted(image for ids, _ in gathered for image in ids) != sorted(data.image_ids.tolist()):
+        raise RuntimeError("evaluation did not see every image exactly once")
+    merged = [result for _, part in gathered for result in part]
+    merged.sort(key=lambda result: result["image_id"])  # stable: the same order for any number of processes
+    return merged
+
+
+def _to_results(detections: Detections, image_ids: Sequence[int], category_ids: Sequence[int]) -> list[Result]:
+    boxes = detections.boxes_xyxy.double()
+    boxes = torch.cat([boxes[..., :2], boxes[..., 2:] - boxes[..., :2]], dim=-1)
+    columns = boxes.tolist(), detections.scores.tolist(), detections.labels.tolist()
+    return [
+        {
+            "image_id": image_id,
+            "category_id": category_ids[label],
+            "bbox": [round(value, 3) for value in box],
+            "score": round(score, 6),
+        }
+        for image_id, *image in zip(image_ids, *columns, strict=True)
+        for box, score, label in zip(*image, strict=True)
+        if label >= 0
+    ]
+
+
+def coco_metrics(data: CocoData, results: list[Result]) -> dict[str, Any]:
+    """COCO's twelve figures, and under ``per_class`` AP and AP50 of each; None where nothing is to be found.
+
+    The ground truth is the json's own, with crowd and degenerate boxes, as the official evaluation uses it.
+    """
+    truth = _ground_truth(data.annotations)
+    if not results:  # pycocotools cannot load an empty list
+        results = [
+            {"image_id": int(data.image_ids[0]), "category_id": data.category_ids[0], "bbox": [0, 0, 0, 0], "score": 0}
+        ]
+    with contextlib.redirect_stdout(io.StringIO()):
+        evaluation = COCOeval(truth, truth.loadRes([dict(result) for result in results]), "bbox")
+        evaluation.params.catIds = list(data.category_ids)
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+    metrics = {name: _figure(value) for name, value in zip(FIGURES, evaluation.stats, strict=True)}
+    precision = evaluation.eval["precision"][..., 0, -1]  # IoU threshold, recall, class; all areas, most detections
+    columns = np.argsort(np.argsort(data.category_ids)).tolist()  # pycocotools orders the classes by category id
+    metrics["per_class"] = {
+        name: {"AP": _mean(precision[:, :, column]), "AP50": _mean(precision[0, :, column])}
+        for name, column in zip(data.class_names, columns, strict=True)
+    }
+    return metrics
+
+
+def _ground_truth(path: str) -> COCO:
+    """The json for pycocotools, with the fields it insists on.
+
+    Annotations are numbered from 1: pycocotools takes a match with annotation id 0 for no match.
+    """
+    tree = read_coco_json(path)
+    annotations = [
+        {
+            "id": number,
+            "image_id": entry["image_id"],
+            "category_id": entry["category_id"],
+            "bbox": box,
+            "area": box[2] * box[3] if entry.get("area") is None else entry["area"],
+            "iscrowd": int(entry.get("iscrowd") or 0),
+        }
+        for number, entry in enumerate(tree["annotations"], start=1)
+        for box in [_truth_box(entry["bbox"])]
+    ]
+    truth = COCO()
+    images, categories = ([{"id": entry["id"]} for entry in tree[key]] for key in ("images", "categories"))
+    truth.dataset = {"images": images, "categories": categories, "annotations": annotations, "info": {}}
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth.createIndex()
+    return truth
+
+
+def _truth_box(bbox: list[float]) -> list[float]:
+    """NaN and infinity become a box that nothing matches; pycocotools would let anything match them."""
+    return bbox if all(map(math.isfinite, bbox)) else [0, 0, 0, 0]
+
+
+def _figure(value: float) -> float | None:
+    return None if value < 0 else float(value)
+
+
+def _mean(precision: np.ndarray) -> float | None:
+    precision = precision[precision > -1]
+    return float(precision.mean()) if precision.size else None
+
+
+def metrics_table(metrics: dict[str, Any]) -> str:
+    """The twelve figures in two lines and one line per class, as text."""
+    text = {name: "-" if metrics[name] is None else f"{metrics[name]:.3f}" for name in FIGURES}
+    lines = []
+    for row in (FIGURES[:6], FIGURES[6:]):
+        lines += ["  ".join(f"{name:>6}" for name in row), "  ".join(f"{text[name]:>6}" for name in row)]
+    per_class = metrics["per_class"]
+    longest = max(5, *(len(name) for name in per_class))
+    lines += ["", f"{'class':<{longest}}  {'AP':>6}  {'AP50':>6}"]
+    for name, figures in per_class.items():
+        values = ("-" if value is None else f"{value:.3f}" for value in figures.values())
+        lines.append(f"{name:<{longest}}  " + "  ".join(f"{value:>6}" for value in values))
+    return "\n".join(lines)
+
+
+def sample_pictures(data: CocoData, results: list[Result], count: int, *, min_score: float = 0.3) -> list[np.ndarray]:
+    """The split's first `count` images, uint8 (H, W, 3), with confident detections and the true boxes."""
+    pictures = []
+    label_of = {category: label for label, category in enumerate(data.category_ids)}
+    for index in range(min(count, len(data))):
+        image_id = int(data.image_ids[index])
+        found = [r for r in results if r["image_id"] == image_id and r["score"] >= min_score]
+        corners = [(x, y, x + width, y + height) for x, y, width, height in (r["bbox"] for r in found)]
+        labels = [label_of[r["category_id"]] for r in found]
+        texts = [f"{data.class_names[label]} {r['score']:.2f}" for label, r in zip(labels, found, strict=True)]
+        image = read_image(image_path(data, index), tuple(data.sizes[index].tolist()))
+        boxes_xyxy = np.array(corners, np.float32).reshape(-1, 4)
+        pictures.append(
+            draw_boxes(image, boxes_xyxy, np.array(labels, np.int64), texts, target_boxes=data.boxes_of(index)[0])
+        )
+    return pictures

@@ -1,0 +1,153 @@
+"""The detections of a split beside its ground truth: what `gfl.evaluation.analysis` looks at.
+
+numpy arrays; n detections of a whole split, N bins per side, sides in the order left, top, right, bottom.
+"""
+
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from gfl.common.errors import UserError
+from gfl.config import Config
+from gfl.data.coco import CocoData, read_coco_json
+from gfl.data.loader import batches
+from gfl.evaluation.coco_eval import detect
+from gfl.method.box_representation import GaussianBox, GeneralBox
+from gfl.method.boxes import box_iou
+from gfl.method.losses import MAX_LOG_VARIANCE
+from gfl.model.detector import Detector
+from gfl.structures import Batch
+
+
+class Truth(NamedTuple):
+    """Ground truth of one image, crowds left out."""
+
+    boxes_xyxy: np.ndarray  # (g, 4) pixels
+    category_ids: np.ndarray  # (g,)
+    sigmas: np.ndarray  # (g, 4) blur of each side in pixels, NaN where the json does not say
+
+
+class Predictions(NamedTuple):
+    """Detections of a split, each with the ground truth of its class that it overlaps most."""
+
+    images: np.ndarray  # (n,) index of the image
+    boxes_xyxy: np.ndarray  # (n, 4) pixels of the file
+    labels: np.ndarray  # (n,)
+    scores: np.ndarray  # (n,)
+    points: np.ndarray  # (n, 2) the predicting point, pixels of the file
+    strides: np.ndarray  # (n,) of its level, in pixels of the network's input
+    scales: np.ndarray  # (n, 2) pixels of the file per pixel of the input, x and y
+    probabilities: np.ndarray | None  # (n, 4, N); None without distributions
+    spreads: np.ndarray | None  # (n, 4) standard deviation in pixels of the file; None where a side is a number only
+    iou: np.ndarray  # (n,) 0 without such ground truth
+    true_boxes: np.ndarray  # (n, 4) NaN without it
+    true_sigmas: np.ndarray  # (n, 4) NaN where unknown
+
+
+def read_truth(data: CocoData) -> list[Truth]:
+    """Ground truth by image index; `edge_sigma` is an extra field of soft shapes."""
+    found: dict[int, list[tuple[list[float], int, list[float]]]] = {int(image_id): [] for image_id in data.image_ids}
+    for entry in read_coco_json(data.annotations).get("annotations", []):
+        if not entry.get("iscrowd"):
+            x, y, width, height = entry["bbox"]
+            sigmas = entry.get("edge_sigma", [np.nan] * 4)
+            if not (isinstance(sigmas, list) and len(sigmas) == 4 and all(type(s) in (int, float) for s in sigmas)):
+                raise UserError(f"{data.annotations}: annotation {entry.get('id')}: edge_sigma is not four numbers")
+            found[entry["image_id"]].append(([x, y, x + width, y + height], entry["category_id"], sigmas))
+    truths = []
+    for entries in found.values():
+        boxes, categories, sigmas = zip(*entries, strict=True) if entries else ((), (), ())
+        truths.append(Truth(_rows(boxes), np.array(categories, np.int64), _rows(sigmas)))
+    return truths
+
+
+def _rows(values: Iterable) -> np.ndarray:
+    return np.array(list(values), np.float64).reshape(-1, 4)
+
+
+def collect_predictions(
+    model: Detector,
+    loader: Iterable[Batch],
+    data: CocoData,
+    config: Config,
+    device: torch.device,
+    *,
+    on_batch: Callable[[], object] = lambda: None,
+) -> Predictions:
+    """Detections of the whole split beside its ground truth."""
+    truths, row_of = read_truth(data), {int(image_id): row for row, image_id in enumerate(data.image_ids)}
+    parts: list[Predictions] = []
+    for batch in batches(loader):
+        detections, output = detect(model, batch.to(device), config.eval)
+        for slot, image_id in enumerate(batch.image_ids.tolist()):
+            kept = detections.labels[slot] >= 0
+            index = detections.point_index[slot][kept]
+            scale = (batch.orig_sizes[slot] / batch.image_sizes[slot]).flip(0).numpy()
+            boxes = detections.boxes_xyxy[slot][kept].cpu().numpy().astype(np.float64)
+            labels = detections.labels[slot][kept].cpu().numpy()
+            strides = output.grid.strides[index].cpu().numpy()
+            probabilities, spreads = _sides(model.box_repr, output.reg_pred[slot, index], strides, scale)
+            row = row_of[image_id]
+            iou, true_boxes, true_sigmas = match(boxes, np.array(data.category_ids)[labels], truths[row])
+            parts.append(
+                Predictions(
+                    images=np.full(len(boxes), row),
+                    boxes_xyxy=boxes,
+                    labels=labels,
+                    scores=detections.scores[slot][kept].cpu().numpy(),
+                    points=output.grid.points[index].cpu().numpy() * scale,
+                    strides=strides,
+                    scales=np.tile(scale, (len(boxes), 1)),
+                    probabilities=probabilities,
+                    spreads=spreads,
+                    iou=iou,
+                    true_boxes=true_boxes,
+                    true_sigmas=true_sigmas,
+                )
+            )
+        on_batch()
+    columns = zip(*parts, strict=True)
+    return Predictions(*(None if column[0] is None else np.concatenate(column) for column in columns))
+
+
+def _sides(
+    box_repr: torch.nn.Module, reg_pred: torch.Tensor, strides: np.ndarray, scale: np.ndarray
+) -> tuple[np.ndarray | None, np.ndarray | None]:
+    """Distributions (n, 4, N) and spreads (n, 4) in pixels of the file, as far as the representation has them."""
+    to_pixels = strides[:, None] * np.tile(scale, 2)
+    if isinstance(box_repr, GeneralBox):
+        probabilities = box_repr.probabilities(reg_pred).cpu().numpy()
+        return probabilities, side_spread(probabilities, box_repr.delta) * to_pixels
+    if isinstance(box_repr, GaussianBox):
+        log_variance = reg_pred[..., 1].float().clamp(-MAX_LOG_VARIANCE, MAX_LOG_VARIANCE)  # as its loss sees it
+        return None, (log_variance / 2).exp().cpu().numpy() * to_pixels
+    return None, None
+
+
+def side_spread(probabilities: np.ndarray, delta: float) -> np.ndarray:
+    """Standard deviation of sides (..., N) -> (...) in strides, without what interpolation adds.
+
+    A side that is sure of a place at fraction f between two bins has variance f (1 - f) delta^2, and no uncertainty.
+    """
+    bins = np.arange(probabilities.shape[-1])
+    mean = (probabilities * bins).sum(-1)
+    variance = (probabilities * (bins - mean[..., None]) ** 2).sum(-1)
+    fraction = mean % 1
+    return delta * np.sqrt(np.maximum(variance - fraction * (1 - fraction), 0))
+
+
+def match(boxes: np.ndarray, category_ids: np.ndarray, truth: Truth) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """IoU (n,), box (n, 4) and sigmas (n, 4) of the ground truth of its class that each detection overlaps most."""
+    if not len(boxes) or not len(truth.boxes_xyxy):
+        return np.zeros(len(boxes)), np.full((len(boxes), 4), np.nan), np.full((len(boxes), 4), np.nan)
+    iou = box_iou(torch.from_numpy(boxes)[:, None], torch.from_numpy(truth.boxes_xyxy)).numpy()
+    iou = np.where(category_ids[:, None] == truth.category_ids, iou, 0)
+    best, which = iou.max(axis=1), iou.argmax(axis=1)
+    unmatched = (best == 0)[:, None]
+    return (
+        best,
+        np.where(unmatched, np.nan, truth.boxes_xyxy[which]),
+        np.where(unmatched, np.nan, truth.sigmas[which]),
+    )

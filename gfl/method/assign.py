@@ -1,0 +1,186 @@
+"""Axis 3 of the ablations: which points learn which box. Batched over padded ground truth, without host syncs."""
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from gfl.common.dataclass_from_dict import shorten
+from gfl.common.errors import UserError
+from gfl.config import AssignConfig
+from gfl.method.boxes import box_area, box_iou, boxes_to_distances
+from gfl.structures import Assignment, PointGrid, Targets
+
+MIN_INSIDE = 0.01  # pixels by which a positive point must lie within its box
+
+
+def assign_atss(
+    grid: PointGrid, targets: Targets, inside: Tensor, *, topk: int = 9, anchor_scale: float = 8.0
+) -> Assignment:
+    """Adaptive training sample selection (arXiv 1912.02424, algorithm 1).
+
+    Per ground truth: the `topk` points nearest to its centre on every level are candidates; their IoUs, each with a
+    square of `anchor_scale` strides around the point, give the threshold mean + standard deviation; candidates that
+    reach it and lie within the box are positive. A point claimed twice goes to the higher IoU, the lower slot on a tie.
+
+    Args:
+        inside: (B, P) bool, the points that may be assigned (`points_in_images`).
+
+    A box may get no point at all, as in the reference.
+    """
+    boxes_xyxy = targets.boxes_xyxy.unsqueeze(2)  # (B, G, 1, 4)
+    candidates, eligible = _nearest_points(grid, boxes_xyxy, inside, topk)  # (B, G, Q) each
+    eligible &= targets.valid.unsqueeze(-1)
+
+    points = grid.points[candidates]
+    iou = box_iou(_squares(grid, anchor_scale)[candidates], boxes_xyxy)  # (B, G, Q)
+    threshold = _mean_plus_std(iou, eligible)
+    within = boxes_to_distances(points, boxes_xyxy).amin(dim=-1) > MIN_INSIDE
+    positive = eligible & within & (iou >= threshold.unsqueeze(-1))
+    return Assignment(_resolve(candidates, iou.masked_fill(~positive, -1.0), num_points=inside.shape[1]))
+
+
+def _squares(grid: PointGrid, scale: float) -> Tensor:
+    """(P, 4) a box of `scale` strides around every point."""
+    half = grid.strides[:, None] * scale / 2
+    return torch.cat([grid.points - half, grid.points + half], dim=-1)
+
+
+def _nearest_points(grid: PointGrid, boxes_xyxy: Tensor, inside: Tensor, topk: int) -> tuple[Tensor, Tensor]:
+    """Indices (B, G, Q) into P of every level's `topk` points nearest to each box's centre, and which of them exist.
+
+    Points outside the image are infinitely far *before* the selection, so that padding never displaces a point.
+    """
+    centers = (boxes_xyxy[..., :2] + boxes_xyxy[..., 2:]) / 2  # (B, G, 1, 2)
+    indices, finite, start = [], [], 0
+    for size in grid.level_sizes:
+        level = slice(start, start + size)
+        distance = (grid.points[level] - centers).pow(2).sum(dim=-1).sqrt()  # (B, G, size)
+        distance = distance.masked_fill(~inside[:, None, level], torch.inf)
+        nearest = distance.topk(min(topk, size), dim=-1, largest=False)
+        indices.append(nearest.indices + start)
+        finite.append(nearest.values.isfinite())
+        start += size
+    return torch.cat(indices, dim=-1), torch.cat(finite, dim=-1)
+
+
+def _mean_plus_std(iou: Tensor, eligible: Tensor) -> Tensor:
+    """(B, G, Q) -> (B, G): mean plus unbiased standard deviation over the eligible candidates."""
+    count = eligible.sum(dim=-1).clamp(min=1)
+    mean = iou.masked_fill(~eligible, 0).sum(dim=-1) / count
+    deviation = (iou - mean.unsqueeze(-1)).masked_fill(~eligible, 0)
+    variance = deviation.pow(2).sum(dim=-1) / (count - 1).clamp(min=1)
+    return mean + variance.sqrt()
+
+
+def _resolve(candidates: Tensor, iou: Tensor, *, num_points: int) -> Tensor:
+    """Claims (B, G, Q) with IoU -1 where there is none -> (B, P) the slot that wins each point, -1 background.
+
+    Two scatter reductions instead of a (B, G, P) table; both are order-independent and so deterministic on a GPU.
+    """
+    batch, num_slots, num_candidates = candidates.shape
+    claims, claim_iou = candidates.flatten(1), iou.flatten(1)
+    best = iou.new_full((batch, num_points), -1.0).scatter_reduce(1, claims, claim_iou, "amax")
+    slots = torch.arange(num_slots, device=iou.device).repeat_interleave(num_candidates).expand(batch, -1)
+    wins = (claim_iou >= 0) & (claim_iou == best.gather(1, claims))
+    slots = torch.where(wins, slots, num_slots)
+    index = slots.new_full((batch, num_points), num_slots).scatter_reduce(1, claims, slots, "amin")
+    return torch.where(index == num_slots, -1, index)
+
+
+def assign_fcos(grid: PointGrid, targets: Targets, inside: Tensor, *, center_radius: float = 1.5) -> Assignment:
+    """FCOS's rule (arXiv 1904.01355) with centre sampling.
+
+    A point learns the smallest box that it lies in, no further than `center_radius` strides from the centre along both
+    axes, and whose farthest side is 4 to 8 strides away; from 0 on the finest level, without a limit on the coarsest.
+    """
+    distances = boxes_to_distances(grid.points[:, None], targets.boxes_xyxy[:, None])  # (B, P, G, 4)
+    centers = (targets.boxes_xyxy[..., :2] + targets.boxes_xyxy[..., 2:])[:, None] / 2
+    offset = (grid.points[:, None] - centers).abs().amax(dim=-1)  # (B, P, G)
+    matches = (distances.amin(dim=-1) > 0) & (offset < center_radius * grid.strides[:, None])
+    matches &= _in_size_range(grid, distances.amax(dim=-1), low=4, high=8)
+    return _smallest_box(matches, targets, inside)
+
+
+def assign_fovea(grid: PointGrid, targets: Targets, inside: Tensor, *, shrink: float = 0.4) -> Assignment:
+    """FoveaBox's rule (arXiv 1904.03797): a point learns the smallest box in whose middle it lies.
+
+    The middle is the box with `shrink` times its sides. A level takes boxes whose area is that of a square of 2 to 8
+    strides, from 1 px on the finest, to 16 strides on the coarsest; so neighbouring levels share some.
+    """
+    size = targets.boxes_xyxy[..., 2:] - targets.boxes_xyxy[..., :2]  # (B, G, 2)
+    centers = targets.boxes_xyxy[..., :2] + size / 2
+    offset = (grid.points[:, None] - centers[:, None]).abs()  # (B, P, G, 2)
+    matches = (offset <= shrink / 2 * size[:, None]).all(dim=-1)
+    edge = size.clamp(min=0).prod(dim=-1).sqrt()[:, None]
+    matches &= _in_size_range(grid, edge, low=2, high=8, smallest=1.0, largest=16)
+    return _smallest_box(matches, targets, inside)
+
+
+def _in_size_range(
+    grid: PointGrid, sizes: Tensor, *, low: float, high: float, smallest: float = 0.0, largest: float = torch.inf
+) -> Tensor:
+    """Whether `sizes` (B, P or 1, G) px fit each point's level: from `low` to `high` strides.
+
+    The finest level starts at `smallest` pixels, the coarsest ends at `largest` strides.
+    """
+    low_px, high_px = low * grid.strides, high * grid.strides
+    low_px[: grid.level_sizes[0]] = smallest
+    high_px[len(high_px) - grid.level_sizes[-1] :] = largest * grid.strides[-1]
+    return (sizes >= low_px[:, None]) & (sizes <= high_px[:, None])
+
+
+def _smallest_box(matches: Tensor, targets: Targets, inside: Tensor) -> Assignment:
+    """Of the boxes that a point matches, (B, P, G) bool, the one of least area, the lower slot on a tie."""
+    if not matches.shape[-1]:
+        return _background(inside)
+    matches = matches & targets.valid[:, None] & inside.unsqueeze(-1)
+    area = box_area(targets.boxes_xyxy)[:, None].expand(matches.shape).masked_fill(~matches, torch.inf)
+    least, index = area.min(dim=-1)
+    return Assignment(torch.where(least.isfinite(), index, -1))
+
+
+def _background(inside: Tensor) -> Assignment:
+    return Assignment(torch.full_like(inside, -1, dtype=torch.long))
+
+
+def assign_max_iou(
+    grid: PointGrid,
+    targets: Targets,
+    inside: Tensor,
+    *,
+    anchor_scale: float = 8.0,
+    positive_iou: float = 0.5,
+    negative_iou: float = 0.4,
+) -> Assignment:
+    """RetinaNet's rule (arXiv 1708.02002) with one square of `anchor_scale` strides per point.
+
+    A point learns the box that its square overlaps most, from `positive_iou` on; below `negative_iou` it is background,
+    between them neither. Every box also gets the points that overlap it most of all, if they overlap it at all.
+    """
+    if not targets.valid.shape[-1]:
+        return _background(inside)
+    iou = box_iou(_squares(grid, anchor_scale)[:, None], targets.boxes_xyxy[:, None])  # (B, P, G)
+    iou = iou.masked_fill(~(targets.valid[:, None] & inside.unsqueeze(-1)), 0)
+    best, index = iou.max(dim=-1)
+    index = torch.where(best >= positive_iou, index, torch.where(best < negative_iou, -1, -2))
+    most = iou.amax(dim=1, keepdim=True)
+    slots = torch.arange(iou.shape[-1], device=iou.device)
+    forced = torch.where((iou == most) & (most > 0), slots, -1).amax(dim=-1)  # the last box that claims the point
+    return Assignment(torch.where(forced >= 0, forced, index))
+
+
+ASSIGNERS: dict[str, Callable[[AssignConfig], Callable[..., Assignment]]] = {
+    "atss": lambda config: partial(assign_atss, topk=config.topk, anchor_scale=config.anchor_scale),
+    "fcos": lambda config: partial(assign_fcos, center_radius=config.center_radius),
+    "fovea": lambda config: assign_fovea,
+    "max_iou": lambda config: partial(assign_max_iou, anchor_scale=config.anchor_scale),
+}
+
+
+def build_assigner(config: AssignConfig) -> Callable[[PointGrid, Targets, Tensor], Assignment]:
+    """The assigner that the config names; raises `UserError` for one that does not exist."""
+    if config.kind not in ASSIGNERS:
+        raise UserError(f"assign.kind: {shorten(config.kind)} does not exist; available: {', '.join(ASSIGNERS)}")
+    return ASSIGNERS[config.kind](config)

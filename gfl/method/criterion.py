@@ -1,0 +1,110 @@
+"""From raw outputs and ground truth to the losses of training (eq. 8 with the reference's normalisers)."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from gfl.common.distributed import mean_over_processes, world_size
+from gfl.config import Config
+from gfl.method.assign import build_assigner
+from gfl.method.box_representation import BoxRepresentation
+from gfl.method.boxes import box_iou, boxes_to_distances, distances_to_boxes
+from gfl.method.losses import giou_loss
+from gfl.method.points import points_in_images
+from gfl.method.quality import Quality
+from gfl.structures import Assignment, HeadOutput, PointGrid, Targets
+
+
+class Criterion(nn.Module):
+    """Assign -> targets -> losses -> normalisers.
+
+    Everything is dense over (B, P) and masked: the shapes do not depend on how many points are positive, and nothing
+    waits for the device.
+
+    Args:
+        assigner: ``(grid, targets, inside) -> Assignment``.
+    """
+
+    def __init__(
+        self,
+        assigner: Callable[[PointGrid, Targets, Tensor], Assignment],
+        quality: Quality,
+        box_repr: BoxRepresentation,
+        *,
+        cls_weight: float = 1.0,
+        box_weight: float = 2.0,
+        dfl_weight: float = 0.25,
+        quality_weight: float = 1.0,
+    ) -> None:
+        super().__init__()
+        self.assigner, self.quality, self.box_repr = assigner, quality, box_repr
+        self.cls_weight, self.box_weight = cls_weight, box_weight
+        self.dfl_weight, self.quality_weight = dfl_weight, quality_weight
+
+    def forward(self, output: HeadOutput, targets: Targets, image_sizes: Tensor) -> dict[str, Tensor]:
+        """Weighted scalar losses whose sum is minimised.
+
+        ``cls`` and ``box``; the box representation's own, ``dfl`` or ``nll``; and ``quality`` of a quality branch.
+        Without a single box in the batch all but ``cls`` are 0 and still reach every parameter.
+        """
+        grid = output.grid
+        inside = points_in_images(grid, image_sizes)
+        assignment = self.assigner(grid, targets, inside)
+        positive = assignment.positive
+        slot = assignment.index.clamp(min=0)  # other points read slot 0 and are masked below
+        labels = targets.labels.gather(1, slot)
+        target_boxes = targets.boxes_xyxy.gather(1, slot.unsqueeze(-1).expand(-1, -1, 4))
+
+        # In strides, as in the reference. Other points get their own box: any finite one will do.
+        points = grid.points / grid.strides[:, None]
+        boxes = distances_to_boxes(points, self.box_repr.distances(output.reg_pred))
+        target_boxes = torch.where(positive.unsqueeze(-1), target_boxes / grid.strides[:, None], _unit_boxes(points))
+        target_distances = boxes_to_distances(points, target_boxes)
+        measure = self.quality.measure(box_iou(boxes.detach(), target_boxes).clamp(0, 1), target_distances)
+        weight = self.quality.box_weight(output, measure) * positive
+        num_positive, sum_weight = _normalisers(positive, weight)
+
+        cls_loss = self.quality.class_loss(output, labels, positive, measure)
+        cls_loss = cls_loss.masked_fill(~(inside & assignment.trained).unsqueeze(-1), 0).sum()
+        losses = {
+            "cls": self.cls_weight * cls_loss / num_positive,
+            "box": self.box_weight * (giou_loss(boxes, target_boxes) * weight).sum() / sum_weight,
+        }
+        own_loss = self.box_repr.loss(output.reg_pred, target_distances)
+        if own_loss is not None:
+            losses[self.box_repr.loss_name] = self.dfl_weight * (own_loss * weight).sum() / sum_weight
+        branch_loss = self.quality.branch_loss(output, measure)
+        if branch_loss is not None:
+            losses["quality"] = self.quality_weight * (branch_loss * positive).sum() / num_positive
+        return losses
+
+
+def build_criterion(config: Config, quality: Quality, box_repr: BoxRepresentation) -> Criterion:
+    """The criterion that `config` describes, around the quality and box representation of its detector."""
+    loss = config.loss
+    return Criterion(
+        build_assigner(config.assign),
+        quality,
+        box_repr,
+        cls_weight=loss.cls_weight,
+        box_weight=loss.box_weight,
+        dfl_weight=loss.dfl_weight,
+        quality_weight=loss.quality_weight,
+    )
+
+
+def _unit_boxes(points: Tensor) -> Tensor:
+    return torch.cat([points - 1, points + 1], dim=-1)
+
+
+def _normalisers(positive: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Number of positives (at least one per image) and sum of box weights, both the mean over the processes.
+
+    One all-reduce for the two. The sum over all processes is kept above 1, not the mean: so a run does not depend on
+    how many processes share its batch.
+    """
+    num_positive = positive.sum(dim=1).clamp(min=1).sum()
+    mean = mean_over_processes(torch.stack([num_positive.to(weight.dtype), weight.sum()]))
+    mean = mean.clamp(min=1 / world_size())
+    return mean[0], mean[1]

@@ -1,0 +1,206 @@
+"""Axis 1 of the ablations: how a detector says how well a box fits (table 1a, and GFLv2's).
+
+A row of the table is a `Quality`: what it adds to the head's outputs, what the class logits learn, how much a box
+counts, and how outputs become scores. Its `measure` of a box is the IoU with its ground truth, or the centerness.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.ops import sigmoid_focal_loss
+
+from gfl.common.dataclass_from_dict import shorten
+from gfl.common.errors import UserError
+from gfl.config import HeadConfig
+from gfl.method.boxes import centerness
+from gfl.method.losses import quality_focal_loss
+from gfl.structures import HeadOutput
+
+GUIDE_POWER = 1.5  # of the measure, in the weights of guided rows
+
+
+class Quality(nn.Module):
+    """A row: what it predicts and learns, and how outputs become scores. Most rows keep most of what stands here."""
+
+    has_branch = False  # whether the head predicts `quality_logits` from its regression tower
+
+    def forward(self, output: HeadOutput) -> HeadOutput:
+        """The head's outputs with what this row predicts beside them: here nothing."""
+        return output
+
+    def measure(self, iou: Tensor, distances: Tensor) -> Tensor:
+        """(B, P), how well a box fits.
+
+        `iou` (B, P) of the predicted box with its ground truth, `distances` (B, P, 4) to the sides of the latter.
+        """
+        return iou
+
+    def class_loss(self, output: HeadOutput, labels: Tensor, positive: Tensor, measure: Tensor) -> Tensor:
+        """Elementwise loss (B, P, C).
+
+        `labels` (B, P) in [0, C), any value where `positive` (B, P) is False; `measure` (B, P).
+        """
+        raise NotImplementedError
+
+    def branch_loss(self, output: HeadOutput, measure: Tensor) -> Tensor | None:
+        """Loss (B, P) of the quality branch at positives; None where there is none."""
+        return None
+
+    def box_weight(self, output: HeadOutput, measure: Tensor) -> Tensor:
+        """Weight (B, P) of a positive's box terms, without gradient."""
+        raise NotImplementedError
+
+    def scores(self, output: HeadOutput) -> Tensor:
+        """Class probabilities (B, P, C) in float32, to which the score threshold applies."""
+        return output.cls_logits.float().sigmoid()
+
+    def factor(self, output: HeadOutput) -> Tensor | None:
+        """Qualities (B, P) by which scores are multiplied after the threshold, to rank detections; None for 1."""
+        return None
+
+
+class JointQuality(Quality):
+    """The paper's row: one logit per class is classification and localisation quality at once, trained with QFL."""
+
+    def __init__(self, *, beta: float = 2.0) -> None:
+        super().__init__()
+        self.beta = beta
+
+    def logits(self, output: HeadOutput) -> Tensor:
+        """Logits (B, P, C) of the scores."""
+        return output.cls_logits
+
+    def class_loss(self, output: HeadOutput, labels: Tensor, positive: Tensor, measure: Tensor) -> Tensor:
+        """QFL (B, P, C): the target is the measure at the label's class and 0 elsewhere."""
+        target = _at_label(output, labels, measure * positive)
+        return quality_focal_loss(self.logits(output), target, beta=self.beta)
+
+    def box_weight(self, output: HeadOutput, measure: Tensor) -> Tensor:
+        """The detached best score."""
+        return self.scores(output).detach().amax(dim=-1)
+
+
+class DistributionGuidedQuality(JointQuality):
+    """GFLv2's row (arXiv 2011.12885): the score is a class probability times a quality read from the distributions.
+
+    Its predictor (DGQP) sees, per side, the `topk` largest probabilities and their mean (`add_mean`): a sharp
+    distribution has large ones. Gradient flows through it into the distributions. QFL acts on the product.
+    """
+
+    def __init__(self, *, beta: float = 2.0, topk: int = 4, hidden: int = 64, add_mean: bool = True) -> None:
+        super().__init__(beta=beta)
+        self.topk, self.add_mean = topk, add_mean
+        self.hidden = nn.Linear(4 * (topk + add_mean), hidden)
+        self.out = nn.Linear(hidden, 1)
+        for layer in (self.hidden, self.out):
+            nn.init.normal_(layer.weight, std=0.01)
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, output: HeadOutput) -> HeadOutput:
+        """The head's outputs with `quality_logits` (B, P)."""
+        statistics = output.reg_pred.float().softmax(dim=-1).topk(self.topk, dim=-1).values  # (B, P, 4, topk)
+        if self.add_mean:
+            statistics = torch.cat([statistics, statistics.mean(dim=-1, keepdim=True)], dim=-1)
+        quality = self.out(self.hidden(statistics.flatten(-2)).relu())
+        return output._replace(quality_logits=quality.squeeze(-1))
+
+    def logits(self, output: HeadOutput) -> Tensor:
+        """The logit of the product of two probabilities, in float32 and from their logits.
+
+        ``1 / (sigmoid(a) sigmoid(q)) = (1 + e^-a) (1 + e^-q)``, so the odds against are ``e^-a + e^-q + e^(-a-q)``.
+        """
+        a, q = -output.cls_logits.float(), -output.quality_logits.float().unsqueeze(-1)
+        return -torch.logaddexp(a, torch.logaddexp(q, a + q))
+
+    def scores(self, output: HeadOutput) -> Tensor:
+        """Class probabilities times qualities (B, P, C) in float32."""
+        return super().scores(output) * output.quality_logits.float().sigmoid().unsqueeze(-1)
+
+
+class SeparateQuality(Quality):
+    """The rows that the paper compares with: class logits learn the class alone, with the focal loss.
+
+    The quality, if any, is a `branch` of its own (its sigmoid learns the measure and multiplies the scores in
+    evaluation only) or a guide (positives' class losses are weighted by the measure, and nothing is predicted). Box
+    terms are weighted by the measure, as in ATSS and FCOS.
+
+    Args:
+        by: what measures a box, ``iou`` or ``centerness``; None for nothing, and a weight of 1.
+        guide: guided, without a branch.
+    """
+
+    def __init__(self, *, by: str | None = None, guide: bool = False) -> None:
+        super().__init__()
+        self.by, self.guide = by, guide
+        self.has_branch = by is not None and not guide
+
+    def measure(self, iou: Tensor, distances: Tensor) -> Tensor:
+        """IoU, centerness or 1, (B, P)."""
+        if self.by is None:
+            return torch.ones_like(iou)
+        return iou if self.by == "iou" else centerness(distances)
+
+    def class_loss(self, output: HeadOutput, labels: Tensor, positive: Tensor, measure: Tensor) -> Tensor:
+        """Elementwise focal loss (B, P, C) with target 1 at the label's class of positives."""
+        logits = output.cls_logits.float()
+        target = _at_label(output, labels, positive.to(logits.dtype))
+        loss = sigmoid_focal_loss(logits, target)  # alpha 0.25, gamma 2
+        if not self.guide:
+            return loss
+        # After IoU-balanced classification loss (arXiv 1908.05641): the sum over positives stays what it was.
+        weight = measure.pow(GUIDE_POWER).unsqueeze(-1)
+        positive_loss = (loss * target).detach()
+        weight = weight * positive_loss.sum() / (positive_loss * weight).sum().clamp(min=1e-6)
+        return torch.where(target > 0, loss * weight, loss)
+
+    def branch_loss(self, output: HeadOutput, measure: Tensor) -> Tensor | None:
+        """Binary cross entropy (B, P) of the branch against the measure."""
+        if not self.has_branch:
+            return None
+        return F.binary_cross_entropy_with_logits(output.quality_logits.float(), measure, reduction="none")
+
+    def box_weight(self, output: HeadOutput, measure: Tensor) -> Tensor:
+        """The measure."""
+        return measure
+
+    def factor(self, output: HeadOutput) -> Tensor | None:
+        """The branch's qualities (B, P) in float32."""
+        return output.quality_logits.float().sigmoid() if self.has_branch else None
+
+
+def _at_label(output: HeadOutput, labels: Tensor, values: Tensor) -> Tensor:
+    """(B, P, C) with `values` (B, P) at the labels' classes and 0 elsewhere."""
+    target = torch.zeros_like(output.cls_logits, dtype=values.dtype)
+    return target.scatter_(-1, labels.unsqueeze(-1), values.unsqueeze(-1))
+
+
+# Rows of table 1(a) in its order, then GFLv2's.
+QUALITIES = {
+    "none": lambda head, beta: SeparateQuality(),
+    "centerness_branch": lambda head, beta: SeparateQuality(by="centerness"),
+    "iou_branch": lambda head, beta: SeparateQuality(by="iou"),
+    "centerness_guided": lambda head, beta: SeparateQuality(by="centerness", guide=True),
+    "iou_guided": lambda head, beta: SeparateQuality(by="iou", guide=True),
+    "joint": lambda head, beta: JointQuality(beta=beta),
+    "dgqp": lambda head, beta: _build_dgqp(head, beta),
+}
+
+
+def build_quality(head: HeadConfig, *, beta: float) -> Quality:
+    """The row that the config names; raises `UserError` for one that does not exist or fit."""
+    if head.quality not in QUALITIES:
+        raise UserError(
+            f"model.head.quality: {shorten(head.quality)} does not exist; available: {', '.join(QUALITIES)}"
+        )
+    return QUALITIES[head.quality](head, beta)
+
+
+def _build_dgqp(head: HeadConfig, beta: float) -> DistributionGuidedQuality:
+    if head.box != "general":
+        raise UserError(
+            f"model.head.quality: dgqp reads the distributions of box: general; box: {head.box} predicts none"
+        )
+    dgqp = head.dgqp
+    if dgqp.topk > head.reg_max + 1:
+        raise UserError(f"model.head.dgqp.topk: {dgqp.topk} are more than the {head.reg_max + 1} bins of a side")
+    return DistributionGuidedQuality(beta=beta, topk=dgqp.topk, hidden=dgqp.hidden, add_mean=dgqp.add_mean)

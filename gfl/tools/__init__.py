@@ -1,0 +1,1 @@
+"""Commands around training: check a data set, convert checkpoints, prepare data."""

@@ -1,0 +1,1 @@
+"""Read checkpoints of other codebases, and write theirs."""

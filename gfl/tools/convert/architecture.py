@@ -1,0 +1,263 @@
+"""What a checkpoint of another program holds, told from its tensors' names and shapes and from the config beside them.
+
+`HEADS` is the one place that knows mmdetection's heads.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from gfl.common.errors import UserError
+from gfl.model.backbone import ARCHITECTURES
+
+# Constants, the positions of the bins.
+PROJECT, PROJECT_V1 = "bbox_head.integral.project", "bbox_head.distribution_project.project"
+
+# `key=value` in the text of a config, and the class of a head. Such texts are code, so they are searched, never run;
+# the lengths keep the search of a hostile one short.
+SETTING = re.compile(r"\b(\w{1,50})\s*=\s*(\[[^\[\]]{0,100}\]|['\"]?[\w.-]{1,100}(?![\w.(-]))")
+HEAD_TYPE = re.compile(r"\btype\s*=\s*['\"]?(?:\w{1,50}\.){0,9}(\w{0,50}Head)\b")
+
+HEAD_KEY = "bbox_head"  # among the settings: its class
+Allowed = Mapping[str, tuple[str | None, ...]]  # values of a setting that this program can express; None: not set
+
+# Of backbone, pixels and neck; shapes do not tell them. Legacy configs have `add_extra_convs=True`.
+COMMON_SETTINGS: Allowed = {
+    "style": ("pytorch", None),
+    "to_rgb": ("True", None),
+    "bgr_to_rgb": ("True", None),
+    "add_extra_convs": ("on_output", "True", None),
+}
+
+
+class HeadKind(NamedTuple):
+    """A head of mmdetection that configs of ours can describe."""
+
+    type: str  # its class
+    marker: str  # the tensor by which it is known
+    outputs: Mapping[str, str]  # the names there of our head's last layers
+    head: Mapping[str, Any]  # what it implies for `model.head`,
+    extra_relu: bool  # for `model.fpn` (in mmdetection's own configs of it)
+    offset: float  # and for `model.points`
+    recipe: Mapping[str, Any]  # for other sections, if no config is given
+    settings: Allowed  # of its config: what names and shapes do not tell
+
+    @property
+    def model(self) -> dict[str, Mapping[str, Any]]:
+        """What it implies for the config's `model` section."""
+        return {"fpn": {"extra_relu": self.extra_relu}, "head": self.head, "points": {"offset": self.offset}}
+
+
+GFL = HeadKind(
+    type="GFLHead",
+    marker="bbox_head.gfl_cls.weight",
+    outputs={"cls_out": "gfl_cls", "reg_out": "gfl_reg"},
+    head={"quality": "joint", "box": "general", "delta": 1.0, "conv_bias": False},
+    extra_relu=False,
+    offset=0.0,
+    recipe={},
+    settings={},
+)
+GFLV2 = GFL._replace(type="GFocalHead", marker="bbox_head.reg_conf.0.weight", head={**GFL.head, "quality": "dgqp"})
+ATSS = HeadKind(
+    type="ATSSHead",
+    marker="bbox_head.atss_cls.weight",
+    outputs={"cls_out": "atss_cls", "reg_out": "atss_reg", "quality_out": "atss_centerness"},
+    head={"quality": "centerness_branch", "box": "anchor_delta", "conv_bias": False},
+    extra_relu=False,
+    offset=0.0,
+    recipe={},
+    settings={
+        HEAD_KEY: ("ATSSHead", None),  # PAAHead has the same tensors
+        "octave_base_scale": ("8", None),
+        "target_stds": ("[0.1,0.1,0.2,0.2]",),
+    },
+)
+FCOS = HeadKind(
+    type="FCOSHead",
+    marker="bbox_head.conv_centerness.weight",
+    outputs={"cls_out": "conv_cls", "reg_out": "conv_reg", "quality_out": "conv_centerness"},
+    head={"quality": "centerness_branch", "box": "dirac"},  # with or without conv_bias
+    extra_relu=True,
+    offset=0.5,
+    recipe={"assign": {"kind": "fcos"}, "loss": {"box_weight": 1.0}},
+    settings={
+        HEAD_KEY: ("FCOSHead", None),
+        "norm_on_bbox": ("True",),
+        "centerness_on_reg": ("True",),
+        "dcn_on_last_conv": ("False", None),
+    },
+)
+HEADS = (GFLV2, GFL, ATSS, FCOS)  # GFLv2 has GFL's marker too
+
+
+class Foreign(NamedTuple):
+    """What a file of another program holds."""
+
+    tensors: dict[str, Tensor]  # with the names of mmdetection, or of torchvision for a backbone
+    class_names: tuple[str, ...]  # empty if it does not say
+    settings: dict[str, str]  # of the config beside the tensors; empty if there is none
+    program: str
+
+    @property
+    def is_backbone(self) -> bool:
+        """No neck and no box head: an image classifier, or the backbone alone."""
+        return not any(name.startswith(("neck.", "bbox_head.")) for name in self.tensors)
+
+
+def parse_foreign(content: Any) -> Foreign:
+    """What `read_torch_file` returned, understood. Raises `UserError` if it is no state dict of tensors."""
+    content = content if isinstance(content, dict) else {}
+    tensors = content.get("state_dict", content)
+    if not isinstance(tensors, dict) or not tensors or not all(isinstance(t, Tensor) for t in tensors.values()):
+        raise UserError("it holds no state dict of tensors")
+    for name, tensor in tensors.items():  # a view may repeat one number as often as it likes
+        if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+            raise UserError(f"tensor {name} claims more numbers than the file holds")
+        if tensor.numel() == 0:
+            raise UserError(f"tensor {name} is empty")
+    num_tensors = len(tensors)
+    tensors = {_modern(str(name)): tensor for name, tensor in tensors.items()}
+    if len(tensors) < num_tensors:
+        raise UserError("two tensors have the same name but for the prefix 'module.' or the version that wrote it")
+    meta = content.get("meta")
+    meta = meta if isinstance(meta, dict) else {}
+    dataset = meta.get("dataset_meta")
+    named = [meta.get("CLASSES"), *(dataset.get(key) for key in ("classes", "CLASSES") if isinstance(dataset, dict))]
+    class_names = next((tuple(names) for names in named if _are_names(names)), ())
+    text = next((meta[key] for key in ("config", "cfg") if isinstance(meta.get(key), str)), "")  # of 2.x, of 3.x
+    return Foreign(tensors, class_names, _settings(text), _program(tensors, meta))
+
+
+def _modern(name: str) -> str:
+    """Without the prefix of wrappers for many GPUs, and with the names that offsets and FCOS's layers have now."""
+    name = name.removeprefix("module.").replace("conv2_offset.", "conv2.conv_offset.")
+    return name.replace("bbox_head.fcos_", "bbox_head.conv_")
+
+
+def _settings(text: str) -> dict[str, str]:
+    """The last value of every key, and of the head's class: texts of old versions hold inherited values first."""
+    settings = {key: "".join(value.split()).strip("'\"").replace(",]", "]") for key, value in SETTING.findall(text)}
+    types = HEAD_TYPE.findall(text)
+    return settings | ({HEAD_KEY: types[-1]} if types else {})
+
+
+def _are_names(value: Any) -> bool:
+    return isinstance(value, (list, tuple)) and len(value) > 0 and all(isinstance(name, str) for name in value)
+
+
+def _program(tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> str:
+    if PROJECT_V1 in tensors:
+        return "implus/GFocal (V1)"
+    if "bbox_head.reg_conf.0.weight" in tensors:
+        return "implus/GFocalV2"
+    if not any(name.startswith("bbox_head.") for name in tensors):
+        return "ImageNet weights"
+    version = meta.get("mmdet_version", "3.x" if "mmengine_version" in meta else "")
+    return f"mmdetection {version}".rstrip() if isinstance(version, str) and version.isprintable() else "mmdetection"
+
+
+def head_kind(tensors: Mapping[str, Tensor]) -> HeadKind:
+    """The row of `HEADS`; raises `UserError` for another detector."""
+    for kind in HEADS:
+        if kind.marker in tensors:
+            return kind
+    others = [name for name in tensors if name.startswith("bbox_head.") and "_convs." not in name]
+    known = ", ".join(kind.marker for kind in HEADS)
+    raise UserError(f"no detector known here, which has one of {known}; found {_some(others or list(tensors))}")
+
+
+def allowed_settings(kind: HeadKind) -> Allowed:
+    """The settings that tensors do not tell, with the values that this program can express, the usual one first."""
+    return {**COMMON_SETTINGS, **kind.settings}
+
+
+def recognize_detector(foreign: Foreign) -> dict[str, Any]:
+    """The config's `model` section, as far as names, shapes and the file's own config tell it.
+
+    Raises `UserError` for another detector, and for a setting that this program has not.
+    """
+    tensors, settings = foreign.tensors, foreign.settings
+    kind = head_kind(tensors)
+    _check_settings(kind, settings)
+    head = {
+        "channels": weight_shape(tensors, f"bbox_head.{kind.outputs['cls_out']}.weight")[1],
+        "num_convs": _count(tensors, "bbox_head.cls_convs."),
+        "conv_bias": "bbox_head.cls_convs.0.conv.bias" in tensors,
+        **kind.head,
+    }
+    if head["box"] == "general":
+        head["reg_max"] = weight_shape(tensors, "bbox_head.gfl_reg.weight")[0] // 4 - 1
+    if head["quality"] == "dgqp":
+        hidden, inputs = weight_shape(tensors, kind.marker)[:2]
+        head["dgqp"] = {"topk": inputs // 4 - 1, "hidden": hidden, "add_mean": True}
+    extra_relu = settings.get("relu_before_extra_convs") == "True" if settings else kind.extra_relu
+    prefix = "backbone."
+    return {
+        "backbone": recognize_backbone({n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}),
+        "fpn": {"channels": weight_shape(tensors, "neck.lateral_convs.0.conv.weight")[0], "extra_relu": extra_relu},
+        "head": head,
+        "points": {
+            "strides": [8 * 2**level for level in range(_count(tensors, "neck.fpn_convs."))],
+            "offset": kind.offset,
+        },
+    }
+
+
+def _check_settings(kind: HeadKind, settings: Mapping[str, str]) -> None:
+    if not settings:
+        return
+    for key, allowed in allowed_settings(kind).items():
+        value = settings.get(key)
+        if value not in allowed:
+            said = "does not set " + key if value is None else f"has {key}={value}"
+            raise UserError(f"its config {said}; only {key}={allowed[0]} can be converted")
+
+
+def recognize_backbone(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    """The config's `model.backbone` keys `name`, `dcn` and `dcn_stages`; raises `UserError` for another network."""
+    blocks = tuple(_count(tensors, f"layer{stage}.") for stage in (1, 2, 3, 4))
+    width = tuple(weight_shape(tensors, "layer1.0.conv2.weight")[:2])
+    bottleneck = "layer1.0.conv3.weight" in tensors
+    signature = (blocks, width, bottleneck)
+    known = {
+        (counts, (groups * group_width, group_width), block.expansion == 4): name
+        for name, (block, counts, groups, group_width) in ARCHITECTURES.items()
+    }
+    if signature not in known:
+        raise UserError(
+            f"no backbone known here has {blocks} blocks and a first 3x3 convolution of {list(width)} channels"
+        )
+    offsets = {f"c{stage + 1}": f"layer{stage}.0.conv2.conv_offset.weight" for stage in (1, 2, 3, 4)}
+    stages = [stage for stage, offset in offsets.items() if offset in tensors]
+    kinds = {weight_shape(tensors, offsets[stage])[0] for stage in stages}
+    if not kinds <= {18} and not kinds <= {27}:
+        raise UserError(
+            f"deformable convolutions with {sorted(kinds)} channels of offsets; known are 18 (v1) and 27 (v2)"
+        )
+    return {
+        "name": known[signature],
+        "dcn": "none" if not kinds else "v1" if kinds == {18} else "v2",
+        "dcn_stages": stages,
+    }
+
+
+def weight_shape(tensors: Mapping[str, Tensor], name: str) -> torch.Size:
+    """Of the weight of a convolution."""
+    if name not in tensors:
+        raise UserError(f"tensor {name} is missing; found {_some(list(tensors))}")
+    if tensors[name].dim() != 4:
+        raise UserError(f"tensor {name} is {list(tensors[name].shape)}, no weight of a convolution")
+    return tensors[name].shape
+
+
+def _count(tensors: Mapping[str, Tensor], prefix: str) -> int:
+    """How many modules of a list there are, whose names are `prefix` and an index."""
+    return len({name.removeprefix(prefix).partition(".")[0] for name in tensors if name.startswith(prefix)})
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")

@@ -1,0 +1,223 @@
+"""Checkpoints of other programs as ours, and ours as mmdetection's.
+
+Understood are GFL, ATSS and the improved FCOS of mmdetection 2.x and 3.x, GFL of implus/GFocal (V1), GFLv2 of
+implus/GFocalV2 (V2), and ImageNet backbones of torchvision and open-mmlab, as `gfl.tools.convert.architecture` tells them apart.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights
+
+from gfl.common.errors import UserError
+from gfl.config import Config, config_from_dict, config_to_dict, merge
+from gfl.model.backbone import Backbone
+from gfl.model.detector import build_detector
+from gfl.tools.convert.architecture import (
+    GFL,
+    HEADS,
+    PROJECT,
+    PROJECT_V1,
+    Foreign,
+    HeadKind,
+    head_kind,
+    recognize_backbone,
+    recognize_detector,
+    weight_shape,
+)
+
+# The classes of COCO by category id, for published files that do not name theirs.
+COCO_CLASSES = tuple(
+    name for name in FasterRCNN_ResNet50_FPN_Weights.COCO_V1.meta["categories"] if name not in ("__background__", "N/A")
+)
+
+
+class Converted(NamedTuple):
+    """A detector in our terms."""
+
+    state: dict[str, Tensor]
+    config: Config
+    class_names: tuple[str, ...]
+
+
+def convert_detector(foreign: Foreign, config: Config | None = None, class_names: Sequence[str] = ()) -> Converted:
+    """A detector of mmdetection, V1 or V2 with our names.
+
+    Args:
+        config: what the file should hold; its other settings are kept. Default: the paper's recipe for this detector.
+        class_names: for a file that does not name them; COCO's otherwise, if there are 80.
+
+    V1 counts labels from 1, but its head has no output for the background, so that output c is class c here too. Its
+    points lie half a stride off, which `points.offset` takes over.
+
+    Raises `UserError` naming every tensor that is missing, unknown or of another shape, or the setting of the file or
+    field of `config` that does not fit.
+    """
+    kind, model = head_kind(foreign.tensors), recognize_detector(foreign)
+    if PROJECT_V1 in foreign.tensors:
+        model["points"]["offset"] = [(stride - 1) / (2 * stride) for stride in model["points"]["strides"]]
+    if config:
+        _match(model, config)
+    tree = merge(config_to_dict(config) if config else dict(kind.recipe), {"model": model})
+    config = config_from_dict(tree, "the file's architecture")
+    names = _class_names(foreign, kind, class_names)
+    with torch.device("meta"):  # names and shapes only
+        own = build_detector(config, len(names), pretrained=False).state_dict()
+    tensors = _without_projects(foreign.tensors, config)
+    return Converted(_rename(tensors, own, partial(mmdet_names, kind=kind)), config, names)
+
+
+def _match(model: dict[str, Any], config: Config) -> None:
+    """Raise `UserError` for the first field in which `config` differs from the recognised `model`.
+
+    One thing shapes cannot tell, and the config can: topk numbers and their mean, or topk + 1 without it.
+    """
+    wanted = config_to_dict(config)["model"]
+    theirs, ours = model["head"].get("dgqp"), wanted["head"]["dgqp"]
+    if theirs and ours["topk"] + ours["add_mean"] == theirs["topk"] + 1:
+        theirs |= {"topk": ours["topk"], "add_mean": ours["add_mean"]}
+    for section, values in model.items():
+        for key, value in values.items():
+            found = wanted[section][key]
+            # V1's points, one offset per level, need no config of their own
+            unset = key == "offset" and isinstance(value, list) and found == 0
+            if found != value and not unset:
+                raise UserError(f"the config has model.{section}.{key} {found}, the file {value}")
+
+
+def _class_names(foreign: Foreign, kind: HeadKind, given: Sequence[str]) -> tuple[str, ...]:
+    """One name per output of the class head."""
+    layer = f"bbox_head.{kind.outputs['cls_out']}.weight"
+    outputs = weight_shape(foreign.tensors, layer)[0]
+    names = foreign.class_names or tuple(given) or COCO_CLASSES
+    if len(set(names)) < len(names) or not all(name and name.isprintable() for name in names):
+        raise UserError("the class names are not all different, not empty and printable")
+    if len(names) == outputs:
+        return names
+    problem = f"{layer} has {outputs} outputs, but there are {len(names)} classes"
+    if outputs == len(names) + 1:
+        hint = "" if foreign.class_names else "; if it has none, name the classes with --classes"
+        raise UserError(f"{problem}: a head with an output for the background, unlike {kind.type}{hint}")
+    raise UserError(f"{problem}{'' if foreign.class_names else '; name exactly those with --classes'}")
+
+
+def _without_projects(tensors: Mapping[str, Tensor], config: Config) -> dict[str, Tensor]:
+    """`tensors` without the positions of the bins, which must be those of our decoding."""
+    positions = list(range(config.model.head.reg_max + 1))
+    for name in (PROJECT, PROJECT_V1):
+        if name in tensors and (tensors[name].dim() != 1 or tensors[name].tolist() != positions):
+            raise UserError(f"{name} is not 0, 1, ..., {positions[-1]}")
+    return {name: tensor for name, tensor in tensors.items() if name not in (PROJECT, PROJECT_V1)}
+
+
+def _rename(
+    tensors: Mapping[str, Tensor],
+    own: Mapping[str, Tensor],
+    names_of: Callable[[str, Tensor], list[str]],
+) -> dict[str, Tensor]:
+    """`tensors` with the names and shapes of `own`; raises `UserError` listing what does not go into one another.
+
+    Args:
+        names_of: their names for one of our tensors.
+    """
+    state, unknown = {}, dict(tensors)
+    missing, misshapen = [], []
+    for name, like in own.items():
+        names = names_of(name, like)
+        found = [unknown.pop(theirs) for theirs in names if theirs in unknown]
+        if not found and name.endswith("num_batches_tracked"):  # unknown before PyTorch 0.4.1, and unused
+            found = [torch.zeros_like(like, device="cpu")]
+        if len(found) < len(names):
+            missing += [theirs for theirs in names if theirs not in tensors]
+            continue
+        if len(found) > 1 and all(scale.dim() == 0 for scale in found):
+            found = [torch.stack(found)]
+        tensor = found[0]
+        if like.dim() == 2 and tensor.shape[2:] == (1, 1):  # our linear layer is a 1x1 convolution there
+            tensor = tensor.flatten(1)
+        if len(found) > 1 or tensor.shape != like.shape:
+            wanted = [] if len(names) > 1 else list(like.shape)
+            misshapen.append(f"{names[0]} is {list(tensor.shape)}, not {wanted}")
+            continue
+        if like.is_floating_point() and not tensor.is_floating_point():
+            misshapen.append(f"{names[0]} is {tensor.dtype}, not {like.dtype}")
+            continue
+        state[name] = tensor.to(like.dtype)
+    problems = {"missing": missing, "unknown": list(unknown), "wrong": misshapen}
+    if any(problems.values()):
+        raise UserError("; ".join(f"{len(p)} tensors {kind}: {', '.join(p)}" for kind, p in problems.items() if p))
+    return state
+
+
+def mmdet_names(name: str, tensor: Tensor, kind: HeadKind = GFL) -> list[str]:
+    """mmdetection's names for our tensor: one, or for the scales one per level.
+
+    Raises `UserError` for a tensor that has no counterpart in that head.
+    """
+    match name.split("."):
+        case ["backbone", *_]:
+            return [name]
+        case ["fpn", "lateral", level, last]:
+            return [f"neck.lateral_convs.{level}.conv.{last}"]
+        case ["fpn", "output", level, last]:
+            return [f"neck.fpn_convs.{level}.conv.{last}"]
+        case ["fpn", "extra", level, last]:
+            return [f"neck.fpn_convs.{3 + int(level)}.conv.{last}"]
+        case ["head", "scales"]:
+            return [f"bbox_head.scales.{level}.scale" for level in range(len(tensor))]
+        case ["head", out, last] if out in kind.outputs:
+            return [f"bbox_head.{kind.outputs[out]}.{last}"]
+        case ["head", "cls_tower" | "reg_tower" as tower, index, last]:
+            layer = ("conv", "gn")[int(index) % 3]  # the third is the activation
+            return [f"bbox_head.{tower.removesuffix('tower')}convs.{int(index) // 3}.{layer}.{last}"]
+        case ["quality", "hidden" | "out" as layer, last]:
+            return [f"bbox_head.reg_conf.{0 if layer == 'hidden' else 2}.{last}"]
+    raise UserError(f"mmdetection has no name for {name}")
+
+
+def to_mmdet(state: Mapping[str, Tensor], config: Config) -> dict[str, Tensor]:
+    """Our state dict with the names and shapes of the head of mmdetection, or GFLv2's, that `config` describes.
+
+    Raises `UserError` for what none of them can express.
+    """
+    kind = _counterpart(config)
+    tensors = {PROJECT: torch.arange(config.model.head.reg_max + 1.0)} if config.model.head.box == "general" else {}
+    for name, tensor in state.items():
+        names = mmdet_names(name, tensor, kind)
+        if name.startswith("quality.") and tensor.dim() == 2:
+            tensor = tensor[..., None, None]
+        tensors |= zip(names, tensor.unbind() if len(names) > 1 else [tensor], strict=True)
+    return tensors
+
+
+def _counterpart(config: Config) -> HeadKind:
+    """The head that computes what `config` describes."""
+    model = config_to_dict(config)["model"]
+    kinds = {(kind.head["quality"], kind.head["box"]): kind for kind in HEADS}
+    quality, box = model["head"]["quality"], model["head"]["box"]
+    if (quality, box) not in kinds:
+        known = ", ".join(f"{q} with {b} ({kind.type})" for (q, b), kind in kinds.items())
+        raise UserError(f"no head of mmdetection or GFLv2 has quality {quality} with box {box}; there are {known}")
+    kind = kinds[quality, box]
+    for section, values in kind.model.items():
+        for key, value in values.items():
+            found = model[section][key]
+            if found not in (value, [value] * len(model["points"]["strides"])):  # an offset may stand for each level
+                raise UserError(f"its counterpart {kind.type} has model.{section}.{key} {value}, this model {found}")
+    return kind
+
+
+def convert_backbone(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], str]:
+    """A state dict for `model.backbone.weights`, and the architecture's name; classifiers are left out.
+
+    Raises `UserError` for an architecture or tensors that do not fit.
+    """
+    tensors = {name.removeprefix("backbone."): tensor for name, tensor in tensors.items()}
+    tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(("fc.", "head.fc."))}
+    name = recognize_backbone(tensors)["name"]
+    with torch.device("meta"):
+        own = Backbone(name).state_dict()
+    return _rename(tensors, own, lambda key, _: [key]), name

@@ -1,0 +1,1 @@
+"""Download data sets, and convert other annotation formats to COCO json."""

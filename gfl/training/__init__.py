@@ -1,0 +1,1 @@
+"""Use 1: everything around the training step; `train.py` holds the loop."""

@@ -1,0 +1,190 @@
+"""Whether data fit the config, from the json alone: distances to learn, object sizes, points per object, classes."""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from gfl.common.findings import Finding, finding
+from gfl.config import Config
+from gfl.data.coco import CocoData
+from gfl.data.transforms import keep_ratio_size
+from gfl.method.assign import build_assigner
+from gfl.method.boxes import boxes_to_distances
+from gfl.method.points import SIZE_DIVISOR, make_point_grid, points_in_images
+from gfl.structures import Targets
+
+TAIL = 0.001  # share of sides that may exceed the recommended reg_max
+NOTABLE = 0.01  # share of sides beyond reg_max, and of objects without a point, from which on it is a warning
+NOTABLE_SMALL = 0.05  # the same for objects below the finest stride
+FEW = 3  # points; an object with fewer is hard to learn
+QUICK, THOROUGH = 1_000, 8_000  # objects whose points are assigned: at every start of training, and on demand
+
+
+class RegressionTargets(NamedTuple):
+    """What the box branch learns on some images of a split."""
+
+    distances: np.ndarray  # (m, 4) strides, of all positive points
+    levels: np.ndarray  # (m,) their levels
+    points: np.ndarray  # (n,) number of points of every object
+    images: int  # images looked at
+
+
+def regression_targets(data: CocoData, config: Config, *, most_boxes: int | None = None) -> RegressionTargets:
+    """Distances and levels of the positive points of a split, and how many each object got.
+
+    Images in their size for evaluation, unflipped, and the config's assigner; no image is read. With `most_boxes`
+    only evenly chosen images that have about as many boxes.
+    """
+    assigner = build_assigner(config.assign)
+    distances, levels, points = [np.zeros((0, 4), np.float32)], [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
+    chosen = _evenly(np.flatnonzero(np.diff(data.offsets)), len(data.labels), most_boxes)
+    for index in chosen:
+        boxes, labels = data.boxes_of(index)
+        height, width = data.sizes[index].tolist()
+        size = _size_in_eval(height, width, config)
+        padded = [-(-side // SIZE_DIVISOR) * SIZE_DIVISOR for side in size]
+        strides = config.model.points.strides
+        maps = [tuple(-(-side // stride) for side in padded) for stride in strides]
+        grid = make_point_grid(maps, strides, offset=config.model.points.offset)
+        scale = torch.tensor([size[1] / width, size[0] / height]).repeat(2)
+        boxes_xyxy = (torch.from_numpy(boxes) * scale)[None]
+        targets = Targets(boxes_xyxy, torch.from_numpy(labels)[None], torch.ones(1, len(boxes), dtype=torch.bool))
+        assignment = assigner(grid, targets, points_in_images(grid, torch.tensor([size])))
+        point = assignment.positive[0].nonzero().squeeze(1)
+        slot = assignment.index[0, point]
+        target_distances = boxes_to_distances(grid.points[point], boxes_xyxy[0, slot])
+        distances.append((target_distances / grid.strides[point, None]).numpy())
+        levels.append(np.searchsorted(np.cumsum(grid.level_sizes), point.numpy(), side="right"))
+        points.append(np.bincount(slot.numpy(), minlength=len(boxes)))
+    return RegressionTargets(np.concatenate(distances), np.concatenate(levels), np.concatenate(points), len(chosen))
+
+
+def _evenly(images: np.ndarray, boxes: int, most_boxes: int | None) -> np.ndarray:
+    """Every image, or so many at equal distances that they have about `most_boxes` of all the boxes."""
+    if most_boxes is None or boxes <= most_boxes:
+        return images
+    # An image costs as much as several boxes, and a few crowded ones say little of a split.
+    count = min(len(images), max(20, round(len(images) * most_boxes / boxes)), most_boxes // 5)
+    return images[np.linspace(0, len(images) - 1, count).round().astype(np.int64)]
+
+
+def _size_in_eval(height: int, width: int, config: Config) -> tuple[int, int]:
+    return keep_ratio_size(height, width, short_side=config.data.short_side_in_eval, long_side=config.data.long_side)
+
+
+def target_statistics(learned: RegressionTargets, config: Config) -> dict[str, Any]:
+    """The share of sides beyond the range of `reg_max` and `delta`, overall and per level; the `reg_max` to take."""
+    distances, levels = learned.distances, learned.levels
+    head, strides = config.model.head, config.model.points.strides
+    limit = head.reg_max * head.delta
+    if not distances.size:
+        return {"points": 0}
+    wanted = int(np.ceil(np.quantile(distances, 1 - TAIL) / head.delta))
+    by_stride = {str(stride): distances[levels == level] for level, stride in enumerate(strides)}
+    return {
+        "points": len(distances),
+        "points_by_stride": {stride: len(part) for stride, part in by_stride.items()},
+        "reg_max": head.reg_max,
+        "delta": head.delta,
+        "share_beyond": float((distances > limit).mean()),
+        "share_beyond_by_stride": {
+            stride: float((part > limit).mean()) for stride, part in by_stride.items() if len(part)
+        },
+        "largest": float(distances.max()),
+        "recommended_reg_max": max(1, wanted),
+    }
+
+
+def object_sizes(data: CocoData, config: Config) -> tuple[np.ndarray, np.ndarray]:
+    """(A,) square roots of the boxes' areas: in pixels of the file, and of the network's input in evaluation."""
+    sizes, kind = np.unique(data.sizes, axis=0, return_inverse=True)
+    resized = np.array([_size_in_eval(*size, config) for size in sizes.tolist()])
+    scale = np.sqrt((resized / sizes).prod(axis=1))[kind.reshape(-1)]
+    width, height = (data.boxes_xyxy[:, 2:] - data.boxes_xyxy[:, :2]).T
+    in_file = np.sqrt(width * height)
+    return in_file, in_file * np.repeat(scale, np.diff(data.offsets))
+
+
+def fit_statistics(data: CocoData, config: Config, *, most_boxes: int) -> dict[str, Any]:
+    """Figures of the training split; see `object_sizes`, `target_statistics` and `regression_targets`."""
+    learned = regression_targets(data, config, most_boxes=most_boxes)
+    finest = config.model.points.strides[0]
+    in_file, in_input = object_sizes(data, config)
+    quantiles = ("0.05", "0.5", "0.95") if len(in_file) else ()
+    return {
+        "sizes": {
+            "objects": len(in_file),
+            "under_8_px_in_file": int((in_file < 8).sum()),
+            "finest_stride": finest,
+            "under_finest_stride": int((in_input < finest).sum()),
+            "quantiles_px": {q: float(np.quantile(in_input, float(q))) for q in quantiles},
+        },
+        "assigned": {
+            "images": learned.images,
+            "objects": len(learned.points),
+            "without_point": int((learned.points == 0).sum()),
+            f"under_{FEW}_points": int((learned.points < FEW).sum()),
+            "mean_points": float(learned.points.mean()) if len(learned.points) else None,
+        },
+        "targets": target_statistics(learned, config),
+    }
+
+
+def fit_findings(figures: dict[str, Any], config: Config) -> list[Finding]:
+    """What `fit_statistics` say that calls for another config."""
+    sizes, assigned, targets = figures["sizes"], figures["assigned"], figures["targets"]
+    if not sizes["objects"]:
+        return []
+    return [*_small_objects(sizes), *_without_points(assigned, sizes["objects"]), *_sides_beyond(targets, config)]
+
+
+def _small_objects(sizes: dict[str, Any]) -> list[Finding]:
+    count, stride = sizes["under_finest_stride"], sizes["finest_stride"]
+    level = "warning" if count > NOTABLE_SMALL * sizes["objects"] else "ok"
+    what = f"objects ({count / sizes['objects']:.1%}) under the finest stride, {stride} px"
+    return [Finding(level, count, what, "raise data.short_side" if level == "warning" else "")] if count else []
+
+
+def _without_points(assigned: dict[str, Any], objects: int) -> list[Finding]:
+    looked = assigned["objects"]
+    sample = "" if looked == objects else f" of {looked} looked at"
+    found = []
+    for key, what in (("without_point", "that no point learns"), (f"under_{FEW}_points", f"with under {FEW} points")):
+        count = assigned[key]
+        level = "warning" if key == "without_point" and count > NOTABLE * looked else "ok"
+        advice = "raise data.short_side or change assign.kind" if level == "warning" else ""
+        if count:
+            found.append(Finding(level, count, f"objects{sample} ({count / looked:.1%}) {what}", advice))
+    return found
+
+
+def _sides_beyond(targets: dict[str, Any], config: Config) -> list[Finding]:
+    if config.model.head.box != "general" or not targets["points"] or not targets["share_beyond"]:
+        return []  # the other representations have no range
+    share, wanted = targets["share_beyond"], targets["recommended_reg_max"]
+    level = "warning" if share > NOTABLE else "ok"
+    what = f"sides ({share:.1%}) beyond reg_max {targets['reg_max']}, up to {targets['largest']:.0f} strides"
+    advice = f"model.head.reg_max={wanted} holds 99.9%" if wanted > targets["reg_max"] else ""
+    return [Finding(level, round(share * targets["points"] * 4), what, advice)]
+
+
+def class_counts(data: CocoData, usable: np.ndarray | None = None) -> dict[str, int]:
+    """Boxes to learn by class name, of all images or of those that the mask (I,) names."""
+    labels = data.labels if usable is None else data.labels[np.repeat(usable, np.diff(data.offsets))]
+    counts = np.bincount(labels, minlength=len(data.class_names))
+    return dict(zip(data.class_names, counts.tolist(), strict=True))
+
+
+def class_findings(data: CocoData, split: str) -> list[Finding]:
+    """Classes that the split has no box of."""
+    without = [name for name, count in class_counts(data).items() if not count]
+    advice = {"train": "leave them out of both jsons", "val": "AP is the mean of the others"}
+    return finding("warning", f"classes without {split} boxes", advice[split], without)
+
+
+def fit_notes(train: CocoData, val: CocoData, config: Config) -> list[str]:
+    """What a user should hear before training starts, in seconds even for COCO: no image is read."""
+    figures = fit_statistics(train, config, most_boxes=QUICK)
+    found = [*class_findings(train, "train"), *class_findings(val, "val"), *fit_findings(figures, config)]
+    return [entry.note() for entry in found if entry.level != "ok"]

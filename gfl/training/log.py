@@ -1,0 +1,141 @@
+"""What a run tells: a progress bar or plain lines, metrics.jsonl, TensorBoard. Only the main process says anything."""
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from gfl.common.distributed import mean_over_processes
+from gfl.common.errors import UserError
+from gfl.common.files import write_text
+
+
+class RunLog:
+    """The record of one training run.
+
+    Args:
+        first_step: the step a resumed run goes on from; what an earlier attempt recorded later than that is dropped.
+        evaluated: whether figures recorded at `first_step` stand, or will be made again.
+        interval: steps over which losses are averaged and after which the device is waited for.
+        enabled: False on all processes but the main one, which take part in the averages only.
+    """
+
+    def __init__(
+        self,
+        run_dir: Path,
+        *,
+        first_step: int,
+        total_steps: int,
+        images_per_step: int,
+        interval: int,
+        evaluated: bool,
+        enabled: bool,
+    ) -> None:
+        self.total_steps, self.images_per_step, self.interval = total_steps, images_per_step, interval
+        self.enabled, self.bar = enabled, None
+        self.step, self.epoch = first_step, 0
+        self._sums: list[Tensor] = []
+        self._since = self._last_step = time.perf_counter()
+        if not enabled:
+            return
+        from torch.utils.tensorboard import SummaryWriter  # slow to import, and only one process needs it
+
+        self.path = run_dir / "metrics.jsonl"
+        try:
+            _drop_after(self.path, first_step, evaluated)
+            self.writer = SummaryWriter(run_dir / "tensorboard", purge_step=first_step + 1)
+        except OSError as error:
+            raise UserError(f"cannot write to {run_dir}: {error.strerror}") from None
+        if sys.stderr.isatty():
+            # The bar comes last and takes what room is left, so that a narrow terminal still shows the figures.
+            layout = "{percentage:3.0f}% {n_fmt}/{total_fmt} <{remaining}{postfix} {bar}"
+            self.bar = tqdm(total=total_steps, initial=first_step, bar_format=layout, dynamic_ncols=True)
+
+    def train_step(self, step: int, epoch: int, losses: dict[str, Tensor], rate: float, *, last: bool = False) -> None:
+        """Note that `step` steps are done; averages are recorded every `interval` steps and after the `last`."""
+        self.step, self.epoch = step, epoch
+        self._sums.append(torch.stack([loss.float() for loss in losses.values()]))
+        if self.bar:
+            self.bar.update()
+        self._last_step = time.perf_counter()
+        if step % self.interval and not last:
+            return
+        means = mean_over_processes(torch.stack(self._sums).mean(dim=0)).tolist()
+        means = dict(zip(losses, means, strict=True))
+        images_per_s = len(self._sums) * self.images_per_step / max(time.perf_counter() - self._since, 1e-9)
+        self._sums.clear()
+        if self.enabled:
+            self._report(means, rate, images_per_s)
+        self._since = time.perf_counter()
+
+    def _report(self, losses: dict[str, float], rate: float, images_per_s: float) -> None:
+        scalars = {f"loss/{name}": value for name, value in losses.items()}
+        self._record(scalars | {"lr": rate, "images_per_s": images_per_s})
+        terms = {name: f"{value:.3f}" if value >= 0.01 else f"{value:.1e}" for name, value in losses.items()}
+        text = "  ".join(f"{name} {value}" for name, value in terms.items()) + f"  lr {rate:.1e}"
+        if self.bar:
+            self.bar.set_postfix_str(f"{text}  {images_per_s:.1f} images/s")
+            return
+        minutes, seconds = divmod(round((self.total_steps - self.step) * self.images_per_step / images_per_s), 60)
+        self._print(
+            f"epoch {self.epoch:>3}  step {self.step:>6}/{self.total_steps}  {text}  {images_per_s:6.1f} images/s  "
+            f"ETA {minutes // 60}:{minutes % 60:02}:{seconds:02}"
+        )
+
+    def evaluation(self, epoch: int, metrics: dict[str, Any], pictures: list[np.ndarray]) -> None:
+        """Record COCO figures and sample pictures, uint8 (H, W, 3), after `epoch` (from 1)."""
+        self.epoch = epoch
+        overall = {f"val/{name}": value for name, value in metrics.items() if isinstance(value, float)}
+        per_class = {f"val_class/{name}": each["AP"] for name, each in metrics["per_class"].items()}
+        self._record(overall | {name: value for name, value in per_class.items() if value is not None})
+        for number, picture in enumerate(pictures):
+            self.writer.add_image(f"val/{number}", picture, self.step, dataformats="HWC")
+        told = {name: value for name, value in metrics.items() if name != "per_class"}
+        figures = "  ".join(f"{name} {'-' if value is None else f'{value:.3f}'}" for name, value in told.items())
+        self._print(f"epoch {self.epoch:>3}  val  {figures}")
+        self._since += time.perf_counter() - self._last_step  # evaluation is no training time
+
+    def close(self) -> None:
+        """Flush and close; may be called twice."""
+        if self.bar:
+            self.bar.close()
+            self.bar = None
+        if self.enabled:
+            self.writer.close()
+
+    def _print(self, text: str) -> None:
+        tqdm.write(text) if self.bar else print(text, flush=True)
+
+    def _record(self, values: dict[str, float]) -> None:
+        for name, value in values.items():
+            self.writer.add_scalar(name, value, self.step)
+        try:
+            with open(self.path, "a", encoding="utf-8") as file:
+                file.write(json.dumps({"step": self.step, "epoch": self.epoch, **values}) + "\n")
+        except OSError as error:
+            raise UserError(f"cannot write {self.path}: {error.strerror}") from None
+
+
+def _drop_after(path: Path, step: int, evaluated: bool) -> None:
+    """Keep the records up to `step`, the evaluation's there if `evaluated`; a line that was cut off goes too."""
+    if not path.is_file():
+        return
+    lines = path.read_text(encoding="utf-8").splitlines()
+    kept = [line for line in lines if _place(line) <= (step, evaluated)]
+    if len(kept) < len(lines):
+        write_text(path, "".join(line + "\n" for line in kept))
+
+
+def _place(line: str) -> tuple[float, bool]:
+    """Its step, and whether it is of the evaluation after that."""
+    try:
+        record = json.loads(line)
+        return record["step"], any(key.startswith("val") for key in record)
+    except (ValueError, TypeError, KeyError):
+        return float("inf"), True

@@ -1,0 +1,53 @@
+"""What a run will do, for the user to check before it does it."""
+
+import os
+
+import torch
+from torch import nn
+
+from gfl.common import distributed
+from gfl.config import Config
+from gfl.data.coco import CocoData
+from gfl.data.loader import TrainSampler
+from gfl.training.data_fit import fit_notes
+from gfl.training.optim import autocast_dtype, scaled_lr
+
+
+def run_summary(
+    config: Config, device: torch.device, model: nn.Module, train: CocoData, val: CocoData, sampler: TrainSampler
+) -> list[str]:
+    """Lines of a name and a value each, then notes on what is unusual."""
+    optim = config.optim
+    counts = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
+    total, trained = sum(n for n, _ in counts) / 1e6, sum(n for n, grad in counts if grad) / 1e6
+    processes, amp = distributed.world_size(), autocast_dtype(optim, device)
+    kind = f"{device.type}" + (f" ({torch.get_num_threads()} threads)" if device.type == "cpu" else "")
+    precision = "float32" if amp is None else f"{str(amp).removeprefix('torch.')} autocast"
+    classes = ", ".join(
+        f"{label} {name} (id {category})"
+        for label, (name, category) in enumerate(zip(train.class_names, train.category_ids, strict=True))
+    )
+    lines = {
+        "device": f"{processes} x {kind}, {precision}" + (", channels_last" if optim.channels_last else ""),
+        "train": f"{len(sampler.candidates)} of {len(train)} images, {len(train.labels)} boxes  {train.annotations}",
+        "val": f"{len(val)} images, {len(val.labels)} boxes  {val.annotations}",
+        "classes": f"{len(train.class_names)}: {classes}",
+        "model": f"{config.model.backbone.name}, {total:.2f} M parameters ({trained:.2f} M trained)",
+        "batch": f"{optim.batch} = {processes} process(es) x {optim.accumulate} pass(es) x "
+        f"{optim.batch // processes // optim.accumulate} images",
+        "lr": f"{scaled_lr(optim):g} = {optim.lr:g} x {optim.batch} / {optim.base_batch}, {optim.name}, "
+        f"{optim.warmup_steps} warm-up steps, {optim.decay} decay",
+        "steps": f"{optim.epochs} epochs x {sampler.steps_per_epoch} = {optim.epochs * sampler.steps_per_epoch}",
+        "output": config.run_dir,
+    }
+    notes = [f"train: {note}" for note in train.notes] + [f"val: {note}" for note in val.notes]
+    if dropped := len(train) - len(sampler.candidates):
+        notes.append(f"{dropped} training images without boxes dropped; data.keep_empty=true keeps them")
+    if optim.warmup_steps * 2 > optim.epochs * sampler.steps_per_epoch:
+        notes.append("more than half of the steps are warm-up; lower optim.warmup_steps or raise optim.epochs")
+    if optim.decay == "step" and optim.steps and optim.steps[0] >= optim.epochs:
+        notes.append(f"optim.steps={list(optim.steps)} lie beyond the last epoch: the rate never falls")
+    if config.data.workers > (cores := os.cpu_count() or 1):
+        notes.append(f"{config.data.workers} loader processes on {cores} cores; data.workers={cores} may be faster")
+    notes += fit_notes(train, val, config)
+    return [f"{name:<8} {value}" for name, value in lines.items()] + [f"note     {note}" for note in notes]
