@@ -1,20 +1,21 @@
-# make demo: set up, write soft shapes, train, evaluate, predict. make test: set up, then the tests.
-# VENV=path puts the environment elsewhere, PYTHON=python3.12 builds it with another interpreter.
+# make demo: set up, write soft shapes, train, evaluate, predict. make test: set up, then the tests; make test-all: also
+# those that inject faults, fuzz or train long. VENV=path puts the environment elsewhere, PYTHON=python3.12 builds it
+# with another interpreter.
 
 PYTHON ?= python3
 VENV ?= .venv
 RUN := runs/demo
 BIN := $(VENV)/bin
-READY := $(VENV)/.requirements-installed
+READY := $(VENV)/.installed
 
-.PHONY: demo test setup
+.PHONY: demo test test-robustness test-all setup
 
 setup: $(READY)
 
-$(READY): requirements.txt
+$(READY): requirements.txt pyproject.toml
 	@echo "setting up $(VENV): about 6 GB with CUDA libraries, a few minutes"
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --requirement requirements.txt
+	$(BIN)/python -m pip install --quiet --editable ".[dev]"
 	@touch $@
 
 demo: $(READY)
@@ -29,4 +30,9 @@ demo: $(READY)
 	@ls $(RUN)/pictures/*.png | sed 's/^/             /'
 
 test: $(READY)
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile -m "not robustness"
+
+test-robustness: $(READY)
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile -m robustness
+
+test-all: test test-robustness

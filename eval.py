@@ -1,4 +1,4 @@
-"""COCO figures of a checkpoint, and its detections in COCO's results format."""
+"""COCO metrics of a checkpoint, and its detections in COCO's results format."""
 
 import argparse
 import re
@@ -7,7 +7,7 @@ import signal
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        description="Evaluate a checkpoint on a COCO-format split: the twelve COCO figures and AP per class.",
+        description="Evaluate a checkpoint on a COCO-format split: the twelve COCO metrics and AP per class.",
         epilog="example: python eval.py runs/gfl_r18_shapes\n"
         "another split: python eval.py runs/mine/last.pt --data data/mine/test.json data/mine/test --out runs/test\n"
         "several GPUs: torchrun --nproc_per_node=8 eval.py runs/gfl_r50_fpn_1x_coco",
@@ -34,34 +34,34 @@ if __name__ == "__main__":  # before the heavy imports, so that --help answers a
 
 from pathlib import Path
 
-from tqdm import tqdm
-
 from gfl.checkpoint import load_detector
 from gfl.common import distributed
 from gfl.common.errors import UserError, run
 from gfl.common.files import write_json
+from gfl.common.progress import progress_bar
 from gfl.data.coco import load_coco
 from gfl.data.loader import build_eval_loader
-from gfl.evaluation.coco_eval import coco_metrics, metrics_table, run_detector
+from gfl.evaluation.coco_eval import coco_metrics, format_metrics, run_detector
 
 
 def main(args: argparse.Namespace) -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    model, config, class_names, path = load_detector(Path(args.checkpoint), args.overrides)
+    detector = load_detector(args.checkpoint, args.overrides, device="cpu")
+    config, path = detector.config, detector.checkpoint
     annotations, images, out = config.data.val.annotations, config.data.val.images, path.parent
     if not annotations and not args.data:
         raise UserError(f"{path} names no data to evaluate on; give it with --data ANNOTATIONS.json IMAGES/")
-    if args.data:  # another split gets a folder of its own, so that the run's own figures stay
+    if args.data:  # another split gets a folder of its own, so that the run's own metrics stay
         annotations, images = args.data
         out = path.parent / Path(annotations).stem
-    if args.overrides:  # other settings: the run's own figures stay
+    if args.overrides:  # other settings: the run's own metrics stay
         out = out / re.sub(r"[^\w.=-]+", "_", "_".join(args.overrides))[:100]
     if args.out:
         out = Path(args.out)
     if out.is_file():
         raise UserError(f"--out {out} is a file; choose a folder")
     with distributed.process_group() as device:
-        data = load_coco(annotations, images, class_names)
+        data = load_coco(annotations, images, detector.class_names)
         rank, world = distributed.rank(), distributed.world_size()
         loader = build_eval_loader(
             data, config.data, batch=config.eval.batch, rank=rank, world=world, pin_memory=device.type == "cuda"
@@ -72,18 +72,18 @@ def main(args: argparse.Namespace) -> None:
             )
             for note in data.notes:
                 print(f"note: {note}")
-        with tqdm(total=len(loader), unit="batch", disable=None if rank == 0 else True) as bar:  # None: terminal only
-            results = run_detector(model.to(device), loader, data, config.eval, device, on_batch=bar.update)
+        with progress_bar(total=len(loader), unit="batch", enabled=rank == 0) as bar:
+            results = run_detector(detector.model.to(device), loader, data, config.eval, device, on_batch=bar.update)
         if results is None:
             return
         write_json(out / "detections.json", results)
         print(f"{len(results)} detections: {out / 'detections.json'}")
         if not data.has_annotations:
-            print("the json has no annotations: no figures; upload detections.json where the truth is kept")
+            print("the json has no annotations: no metrics; submit detections.json to the evaluation server")
             return
         metrics = coco_metrics(data, results)
         write_json(out / "metrics.json", metrics)
-        print(f"\n{metrics_table(metrics)}\n\nfigures: {out / 'metrics.json'}")
+        print(f"\n{format_metrics(metrics)}\n\nmetrics: {out / 'metrics.json'}")
         print(f"next: python scripts/predict.py {args.checkpoint} {data.root} -o {out / 'pictures'}")
 
 

@@ -9,9 +9,10 @@ from typing import Annotated, Any, Literal
 
 import yaml
 
-from gfl.common.dataclass_from_dict import Check, above, at_least, between, build, describe, is_text
+from gfl.common.dataclass_from_dict import Check, above, at_least, between, dataclass_from_dict
 from gfl.common.errors import UserError
 from gfl.common.files import write_text
+from gfl.common.text import describe, is_text
 from gfl.common.yaml_file import parse_yaml, read_yaml
 
 # Limits of sizes are far beyond use; what is more is a slip of the keyboard, and told before memory runs out.
@@ -80,9 +81,12 @@ class HeadConfig:
     channels: Annotated[int, Check("a multiple of 32 from 64 to 8192", lambda n: 64 <= n <= 8192 and n % 32 == 0)] = 256
     num_convs: Annotated[int, between(1, 100)] = 4
     conv_bias: bool = False  # of the towers' convolutions, as in FCOS
-    quality: str = "joint"  # gfl/method/quality.py
+    # How quality is estimated (gfl/method/quality.py).
+    quality: Literal["none", "centerness_branch", "iou_branch", "centerness_guided", "iou_guided", "joint", "dgqp"] = (
+        "joint"
+    )
     dgqp: DGQPConfig = field(default_factory=DGQPConfig)
-    box: str = "general"  # gfl/method/box_representation.py
+    box: Literal["dirac", "anchor_delta", "gaussian", "general"] = "general"  # gfl/method/box_representation.py
     reg_max: Annotated[int, between(1, 1000)] = 16
     delta: Annotated[float, above(0)] = 1.0
 
@@ -105,7 +109,7 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class AssignConfig:
-    kind: str = "atss"  # gfl/method/assign.py
+    kind: Literal["atss", "fcos", "fovea", "max_iou"] = "atss"  # gfl/method/assign.py
     topk: Count = 9  # atss
     anchor_scale: Annotated[float, above(0)] = 8.0  # atss, max_iou: side of the square around a point, in strides
     center_radius: Annotated[float, above(0)] = 1.5  # fcos, in strides
@@ -207,18 +211,21 @@ class Config:
     seed: Annotated[int, at_least(0)] = 0
 
 
-def load_config(path: str | Path, overrides: Iterable[str] = ()) -> Config:
+def load_config(path: str | Path, overrides: Iterable[str] = (), *, source: str = "command line") -> Config:
     """Read a YAML file, the files it inherits from (`base`, relative to it) and ``section.key=value`` overrides.
+
+    Args:
+        source: where the overrides come from, named in errors.
 
     Raises `UserError` naming the file and key for anything missing, misspelt, of the wrong type or out of range.
     """
-    tree = merge(_read_with_bases(Path(path)), parse_overrides(overrides))
+    tree = merge(_read_with_bases(Path(path)), parse_overrides(overrides, source))
     return config_from_dict(tree, str(path))
 
 
 def config_from_dict(tree: Mapping[str, Any], source: str) -> Config:
     """A `Config` from nested plain data such as `config_to_dict` returns; `source` is named in errors."""
-    return build(Config, tree, source)
+    return dataclass_from_dict(Config, tree, source)
 
 
 def config_to_dict(config: Config) -> dict[str, Any]:
@@ -250,7 +257,7 @@ def config_differences(before: Mapping[str, Any], config: Config) -> dict[str, t
     return {key: (old.get(key), new[key]) for key in new if old.get(key) != new[key]}
 
 
-def parse_overrides(overrides: Iterable[str]) -> dict[str, Any]:
+def parse_overrides(overrides: Iterable[str], source: str = "command line") -> dict[str, Any]:
     """``["optim.lr=0.005"]`` -> ``{"optim": {"lr": 0.005}}``, checked against the known keys.
 
     One without "=" that ends in .yaml is a config laid over what stands before it.
@@ -262,11 +269,11 @@ def parse_overrides(overrides: Iterable[str]) -> dict[str, Any]:
             tree = merge(tree, _read_with_bases(Path(override)))
             continue
         if not equals:
-            raise UserError(f"command line: {override!r} is not of the form section.key=value")
-        nested: Any = parse_yaml(text, f"command line: {override!r}")
+            raise UserError(f"{source}: {override!r} is not of the form section.key=value")
+        nested: Any = parse_yaml(text, f"{source}: {override!r}")
         for part in reversed(key.split(".")):
             nested = {part: nested}
-        build(Config, nested, "command line")
+        dataclass_from_dict(Config, nested, source)
         tree = merge(tree, nested)
     return tree
 
@@ -280,7 +287,7 @@ def _read_with_bases(path: Path, inheriting: tuple[str, ...] = (), known: dict |
         return known[real]
     tree = read_yaml(path)
     base = tree.pop("base", None)
-    build(Config, tree, str(path))  # here, so that an error names the file the key stands in
+    dataclass_from_dict(Config, tree, str(path))  # here, so that an error names the file the key stands in
     bases = [] if base is None else base if isinstance(base, list) else [base]
     if not all(isinstance(name, str) and is_text(name) for name in bases):
         raise UserError(f"{path}: base must be the path of a config or a list of them, not {describe(base)}")

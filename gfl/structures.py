@@ -14,6 +14,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+SIZE_DIVISOR = 32  # images are padded to a multiple of it, singly in the reference and as a batch here
+
 
 class Targets(NamedTuple):
     """Ground truth of a batch, padded to G slots."""

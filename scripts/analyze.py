@@ -1,8 +1,7 @@
-"""What a detector's scores and side distributions say: pictures and figures beyond AP."""
+"""What a detector's scores and side distributions say: pictures and statistics beyond AP."""
 
 import argparse
 import os
-import sys
 from pathlib import Path
 
 
@@ -25,21 +24,19 @@ def parse_args() -> argparse.Namespace:
 
 
 ARGS = parse_args() if __name__ == "__main__" else None  # before the heavy imports, so that --help answers at once
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the repository, also when called from elsewhere
 
 from typing import Any
 
 import numpy as np
-import torch
-from tqdm import tqdm
 
 from gfl.checkpoint import load_detector
 from gfl.common.errors import UserError, run
 from gfl.common.files import write_json
+from gfl.common.progress import progress_bar
 from gfl.config import Config
 from gfl.data.coco import CocoData, image_path, load_coco
+from gfl.data.image_files import read_image
 from gfl.data.loader import build_eval_loader
-from gfl.data.transforms import read_image
 from gfl.evaluation.analysis import (
     SHAPES,
     accurate,
@@ -47,7 +44,8 @@ from gfl.evaluation.analysis import (
     side_shapes,
     spread_statistics,
 )
-from gfl.evaluation.draw import draw_distributions, save_picture
+from gfl.evaluation.draw import draw_distributions, save_image
+from gfl.evaluation.inference import bin_positions
 from gfl.evaluation.plots import plot_scores, plot_shapes, plot_spread, plot_targets
 from gfl.evaluation.predictions import Predictions, collect_predictions
 from gfl.training.data_fit import regression_targets, target_statistics
@@ -57,24 +55,28 @@ def main(args: argparse.Namespace) -> None:
     out = Path(args.out)
     if out.is_file():
         raise UserError(f"--out {out} is a file; choose a folder")
-    told: dict[str, Any] = {}
+    statistics: dict[str, Any] = {}
     scores, shares = [], []
     for name, checkpoint in zip(short_names(args.checkpoints), args.checkpoints, strict=True):
-        config, data, found = look(checkpoint, args.data)
-        told[name] = {"checkpoint": checkpoint, "annotations": data.annotations, "scores": score_statistics(found)}
-        scores.append((name, found, told[name]["scores"]))
-        told[name]["targets"] = targets(name, config, data, out)
+        config, data, found = collect(checkpoint, args.data)
+        statistics[name] = {
+            "checkpoint": checkpoint,
+            "annotations": data.annotations,
+            "scores": score_statistics(found),
+        }
+        scores.append((name, found, statistics[name]["scores"]))
+        statistics[name]["targets"] = targets(name, config, data, out)
         if found.probabilities is not None:
-            told[name]["shapes"] = shapes(name, config, data, found, out, args)
-            shares.append((name, told[name]["shapes"]))
-        told[name]["spread"] = spread(name, data, found, out)
-        print(summary(name, told[name]))
+            statistics[name]["shapes"] = shapes(name, config, data, found, out, args)
+            shares.append((name, statistics[name]["shapes"]))
+        statistics[name]["spread"] = spread(name, data, found, out)
+        print(summary(name, statistics[name]))
     plot_scores(scores, out / "scores.png")
     if shares:
         plot_shapes(shares, out / "shapes.png")
-    write_json(out / "analysis.json", told)
+    write_json(out / "analysis.json", statistics)
     pictures = ", ".join(sorted(path.name for path in out.glob("*.png")))
-    print(f"\nfigures: {out / 'analysis.json'}\npictures in {out}: {pictures}")
+    print(f"\nstatistics: {out / 'analysis.json'}\npictures in {out}: {pictures}")
 
 
 def short_names(checkpoints: list[str]) -> list[str]:
@@ -87,19 +89,19 @@ def short_names(checkpoints: list[str]) -> list[str]:
     return ["-".join(part[-length:]) for part in parts]
 
 
-def look(checkpoint: str, split: list[str] | None) -> tuple[Config, CocoData, Predictions]:
+def collect(checkpoint: str, split: list[str] | None) -> tuple[Config, CocoData, Predictions]:
     """A checkpoint's config, the split and the detections on it."""
-    model, config, class_names, path = load_detector(Path(checkpoint))
+    detector = load_detector(checkpoint)
+    model, config, path = detector.model, detector.config, detector.checkpoint
     annotations, images = split or (config.data.val.annotations, config.data.val.images)
     if not annotations:
-        raise UserError(f"{path} names no data to look at; give it with --data ANNOTATIONS.json IMAGES/")
-    data = load_coco(annotations, images, class_names)
+        raise UserError(f"{path} names no data to analyze; give it with --data ANNOTATIONS.json IMAGES/")
+    data = load_coco(annotations, images, detector.class_names)
     if not len(data.labels):
         raise UserError(f"{annotations} has no boxes to compare detections with")
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     loader = build_eval_loader(data, config.data, batch=config.eval.batch)
-    with tqdm(total=len(loader), unit="batch", disable=None) as bar:  # None: terminal only
-        found = collect_predictions(model.to(device), loader, data, config, device, on_batch=bar.update)
+    with progress_bar(total=len(loader), unit="batch") as bar:
+        found = collect_predictions(model, loader, data, config, on_batch=bar.update)
     if not len(found.scores):
         raise UserError(f"{path} detects nothing in {annotations} above eval.score_thresh {config.eval.score_thresh}")
     return config, data, found
@@ -108,10 +110,10 @@ def look(checkpoint: str, split: list[str] | None) -> tuple[Config, CocoData, Pr
 def targets(name: str, config: Config, data: CocoData, out: Path) -> dict[str, Any]:
     """Figures and histogram of what the split's boxes ask of the box branch."""
     learned = regression_targets(data, config)
-    figures = target_statistics(learned, config)
+    statistics = target_statistics(learned, config)
     if len(learned.distances):
-        plot_targets(name, learned.distances, figures, out / f"{name}.targets.png")
-    return figures
+        plot_targets(name, learned.distances, statistics, out / f"{name}.targets.png")
+    return statistics
 
 
 def shapes(
@@ -125,8 +127,8 @@ def shapes(
         with_most = confident[np.lexsort((-found.scores[confident], -counts))]
         most = with_most[: args.examples][np.sort(counts)[::-1][: args.examples] > 0]
         for number, detection in enumerate(most):
-            picture = draw_example(found, int(detection), data, config)
-            save_picture(picture, out / f"{name}.{kind.replace(' ', '_')}.{number}.png")
+            example = draw_example(found, int(detection), data, config)
+            save_image(example, out / f"{name}.{kind.replace(' ', '_')}.{number}.png")
     return {kind: float((kinds == kind).mean()) if kinds.size else 0.0 for kind in SHAPES}
 
 
@@ -135,38 +137,43 @@ def draw_example(found: Predictions, detection: int, data: CocoData, config: Con
     row = int(found.images[detection])
     image = read_image(image_path(data, row), tuple(data.sizes[row].tolist()))
     one = slice(detection, detection + 1)
+    positions = bin_positions(
+        found.points[one],
+        found.strides[one, None] * np.tile(found.scales[one], 2),
+        found.probabilities.shape[-1],
+        delta=config.model.head.delta,
+    )
     label = data.class_names[found.labels[detection]]
     text = f"{label} {found.scores[detection]:.2f}, IoU {found.iou[detection]:.2f}"
     return draw_distributions(
         image,
         found.boxes_xyxy[one],
         found.points[one],
-        found.strides[one] * found.scales[one].mean(axis=1),
+        positions,
         found.probabilities[one],
         found.labels[one],
         [text],
-        delta=config.model.head.delta,
     )
 
 
 def spread(name: str, data: CocoData, found: Predictions, out: Path) -> dict[str, Any] | None:
     """Figures and pictures of the predicted spreads where the json tells the blur of edges."""
     found = accurate(found)
-    figures = spread_statistics(found, data.sizes)
-    if figures:
-        plot_spread(name, found, figures, out / f"{name}.spread.png")
-    return figures
+    statistics = spread_statistics(found, data.sizes)
+    if statistics:
+        plot_spread(name, found, statistics, out / f"{name}.spread.png")
+    return statistics
 
 
-def summary(name: str, told: dict[str, Any]) -> str:
-    """The main figures as text."""
+def summary(name: str, statistics: dict[str, Any]) -> str:
+    """The main statistics as text."""
 
     def number(value: float | None) -> str:
         return "undefined" if value is None else f"{value:.3f}"
 
-    scores, goal = told["scores"], told["targets"]
+    scores, goal = statistics["scores"], statistics["targets"]
     lines = [
-        f"\n{name}: {scores['detections']} detections on {told['annotations']}",
+        f"\n{name}: {scores['detections']} detections on {statistics['annotations']}",
         f"scores   rank correlation with IoU {number(scores['spearman'])}, "
         f"{number(scores['spearman_on_objects'])} over the {scores['detections_on_objects']} with IoU >= 0.5",
     ]
@@ -177,9 +184,9 @@ def summary(name: str, told: dict[str, Any]) -> str:
         )
     else:
         lines.append("targets  no point learns any box: they are too small for the strides, or outside their images")
-    if "shapes" in told:
-        lines.append("sides    " + ", ".join(f"{share:.1%} {kind}" for kind, share in told["shapes"].items()))
-    if found := told["spread"]:
+    if "shapes" in statistics:
+        lines.append("sides    " + ", ".join(f"{share:.1%} {kind}" for kind, share in statistics["shapes"].items()))
+    if found := statistics["spread"]:
         lines.append(
             f"spread   rank correlation with the true blur {number(found['spearman'])} over {found['sides']} sides, "
             f"median {found['median_predicted']:.1f} px for {found['median_blur']:.1f} px"

@@ -1,15 +1,12 @@
 """Time a training step and its parts on made-up data, and report the peak memory."""
 
 import argparse
-import sys
-from pathlib import Path
 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description="Median time of the parts of a training step and peak memory, on random images with random boxes.",
-        epilog="example: python scripts/benchmark.py configs/gfl_r50_fpn_1x_coco.yaml --batch 2 --size 800 1088 "
-        "model.backbone.weights=none",
+        epilog="example: python scripts/benchmark.py configs/gfl_r50_fpn_1x_coco.yaml --batch 2 --size 800 1088",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("config", help="YAML file, see configs/")
@@ -23,7 +20,6 @@ def parse_args() -> argparse.Namespace:
 
 
 ARGS = parse_args() if __name__ == "__main__" else None  # before the heavy imports, so that --help answers at once
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the repository, also when called from elsewhere
 
 import resource
 import statistics
@@ -31,30 +27,29 @@ import time
 
 import torch
 
+from gfl.build import build_criterion, build_detector
 from gfl.common.errors import UserError, run
 from gfl.config import load_config
-from gfl.method.criterion import build_criterion
-from gfl.method.points import SIZE_DIVISOR
-from gfl.model.detector import build_detector, normalize_images
-from gfl.structures import Targets
-from gfl.training.optim import autocast_dtype, build_optimizer
+from gfl.evaluation.inference import default_device
+from gfl.model.detector import normalize_images
+from gfl.structures import SIZE_DIVISOR, Targets
+from gfl.training.optim import autocast_dtype, build_optimizer, memory_format
 
 
 def main(args: argparse.Namespace) -> None:
     if min(args.batch, args.steps, args.boxes, args.classes) < 1 or any(side % SIZE_DIVISOR for side in args.size):
         raise UserError(f"counts must be at least 1 and --size multiples of {SIZE_DIVISOR}")
     config = load_config(args.config, args.overrides)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = default_device()
     torch.manual_seed(config.seed)
-    memory_format = torch.channels_last if config.optim.channels_last else torch.contiguous_format
-    model = build_detector(config, args.classes).to(device, memory_format=memory_format).train()
+    model = build_detector(config, args.classes).to(device, memory_format=memory_format(config.optim)).train()
     criterion = build_criterion(config, model.quality, model.box_repr)
     optimizer = build_optimizer(model, config.optim)
     dtype = autocast_dtype(config.optim, device)
     images, sizes, targets = random_batch(args, device)
 
     def forward():
-        batch = normalize_images(images, sizes).contiguous(memory_format=memory_format)
+        batch = normalize_images(images, sizes).contiguous(memory_format=memory_format(config.optim))
         with torch.autocast(device.type, dtype, enabled=dtype is not None):
             return model(batch)
 

@@ -1,7 +1,6 @@
 """Make checkpoints of other programs ours, and ours mmdetection's."""
 
 import argparse
-import sys
 from pathlib import Path
 
 
@@ -23,7 +22,6 @@ def parse_args() -> argparse.Namespace:
 
 
 ARGS = parse_args() if __name__ == "__main__" else None  # before the heavy imports, so that --help answers at once
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the repository, also when called from elsewhere
 
 from typing import Any
 

@@ -5,8 +5,6 @@ import argparse
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
 EXAMPLE = """exit code: 0 fine, 1 warnings, 2 training would refuse the data or stop on them
 example: python scripts/doctor.py train.json images/train --val val.json images/val --config configs/finetune.yaml
 with other settings: python scripts/doctor.py train.json images/train data.short_side=640 model.head.reg_max=24"""

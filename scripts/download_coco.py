@@ -1,10 +1,7 @@
 """Download COCO 2017, check it and unpack it where the configs look for it."""
 
 import argparse
-import sys
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the repository, also when called from elsewhere
 
 WHAT = ("train", "val", "annotations", "test")
 
@@ -31,9 +28,8 @@ def parse_args() -> argparse.Namespace:
 
 ARGS = parse_args() if __name__ == "__main__" else None  # before the heavy imports, so that --help answers at once
 
-from tqdm import tqdm
-
 from gfl.common.errors import UserError, run
+from gfl.common.progress import progress_bar
 from gfl.tools.prepare.download import COCO, COCO_SERVER, Archive, fetch, unpack
 
 
@@ -63,7 +59,7 @@ class Bar:
     """A progress bar in bytes, on a terminal only."""
 
     def __init__(self, text: str) -> None:
-        self.bar = tqdm(desc=text, unit="B", unit_scale=True, disable=None)
+        self.bar = progress_bar(desc=text, unit="B", unit_scale=True)
 
     def __enter__(self) -> "Bar":
         return self

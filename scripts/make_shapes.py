@@ -5,11 +5,8 @@ A set that is already there is left alone; one made with other arguments is repl
 """
 
 import argparse
-import sys
 import time
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 EXAMPLE = "example:\n  python scripts/make_shapes.py --out data/shapes --train 800 --val 200 --seed 0"
 DEFAULT_OUT = "data/shapes"  # where configs/gfl_r18_shapes.yaml looks

@@ -1,4 +1,4 @@
-"""Detect objects in pictures, and draw what the detector believes about each side of its boxes."""
+"""Detect objects in images, and draw the distribution of each side of their boxes."""
 
 import argparse
 import sys
@@ -24,37 +24,27 @@ def parse_args() -> argparse.Namespace:
 
 
 ARGS = parse_args() if __name__ == "__main__" else None  # before the heavy imports, so that --help answers at once
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the repository, also when called from elsewhere
 
 from collections import Counter
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import torch
 
 from gfl.checkpoint import load_detector
 from gfl.common.errors import UserError, run
 from gfl.common.files import write_json
-from gfl.config import Config
-from gfl.data.loader import Sample, collate
-from gfl.data.transforms import keep_ratio_size, read_image, resize
-from gfl.evaluation.coco_eval import detect
-from gfl.evaluation.draw import bin_positions, draw_boxes, draw_distributions, mean_and_std, save_picture
-from gfl.method.box_representation import GeneralBox
-from gfl.model.detector import Detector
-
-SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
+from gfl.data.image_files import IMAGE_SUFFIXES, is_image, read_image
+from gfl.evaluation.draw import draw_boxes, draw_distributions, save_image
+from gfl.evaluation.inference import Prediction
 
 
 def main(args: argparse.Namespace) -> None:
-    if Path(args.out).is_file():
-        raise UserError(f"--out {args.out} is a file; choose a folder")
+    out = Path(args.out)
+    if out.is_file():
+        raise UserError(f"--out {out} is a file; choose a folder")
     paths = find_images(Path(args.images))[: args.limit]
-    model, config, class_names, _ = load_detector(Path(args.checkpoint))
-    config = replace(config, eval=replace(config.eval, score_thresh=args.score))
-    model.to("cuda" if torch.cuda.is_available() else "cpu")
-    out, predictions, failed = Path(args.out), {}, 0
+    detector = load_detector(args.checkpoint)
+    predictions, failed = {}, 0
     stems = Counter(path.stem for path in paths)
     for path in paths:
         try:
@@ -63,19 +53,11 @@ def main(args: argparse.Namespace) -> None:
             print(f"skipped: {error}", file=sys.stderr)
             failed += 1
             continue
-        found = predict(model, config, image)
+        found = detector.predict(image, score_thresh=args.score)
         name = path.stem if stems[path.stem] == 1 else path.name
-        texts = [
-            f"{class_names[label]} {score:.2f}" for label, score in zip(found["labels"], found["scores"], strict=True)
-        ]
-        save_picture(draw_boxes(image, found["boxes"], found["labels"], texts), out / f"{name}.boxes.png")
-        written = [f"{out / name}.boxes.png"]
-        if found["probabilities"] is not None:
-            sides = draw_sides(image, found, texts, args.boxes, config.model.head.delta)
-            written.append(f"{out / name}.sides.png")
-            save_picture(sides, Path(written[-1]))
-        predictions[str(path)] = to_json(found, class_names, config.model.head.delta)
-        print(f"{path}: {len(texts)} objects  {'  '.join(written)}")
+        written = draw(image, found, out / name, max_sides=args.boxes)
+        predictions[str(path)] = to_json(found)
+        print(f"{path}: {len(found.scores)} objects  {'  '.join(map(str, written))}")
     write_json(out / "predictions.json", predictions)
     print(f"{sum(map(len, predictions.values()))} objects in {len(predictions)} images: {out / 'predictions.json'}")
     if failed:
@@ -88,61 +70,47 @@ def find_images(path: Path) -> list[Path]:
         return [path]
     if not path.is_dir():
         raise UserError(f"no image or folder {path}")
-    images = sorted(entry for entry in path.iterdir() if entry.suffix.lower() in SUFFIXES)
+    images = sorted(entry for entry in path.iterdir() if is_image(entry))
     if not images:
-        raise UserError(f"no images in {path}; known endings: {', '.join(sorted(SUFFIXES))}")
+        raise UserError(f"no images in {path}; known endings: {', '.join(IMAGE_SUFFIXES)}")
     return images
 
 
-def draw_sides(
-    image: np.ndarray, found: dict[str, np.ndarray], texts: list[str], count: int, delta: float
-) -> np.ndarray:
-    """The distributions of the `count` best detections."""
-    best = {key: value[:count] for key, value in found.items()}
-    columns = (best[key] for key in ("boxes", "points", "strides", "probabilities", "labels"))
-    return draw_distributions(image, *columns, texts[:count], delta=delta)
+def draw(image: np.ndarray, found: Prediction, stem: Path, *, max_sides: int) -> list[Path]:
+    """Write `stem`.boxes.png, and `stem`.sides.png where sides are distributions; returns their paths."""
+    texts = [f"{name} {score:.2f}" for name, score in zip(found.class_names, found.scores, strict=True)]
+    written = [stem.with_name(f"{stem.name}.boxes.png")]
+    save_image(draw_boxes(image, found.boxes_xyxy, found.labels, texts), written[0])
+    if found.sides is None or found.sides.probabilities is None:
+        return written
+    best = slice(max_sides)
+    sides = draw_distributions(
+        image,
+        found.boxes_xyxy[best],
+        found.points[best],
+        found.sides.positions[best],
+        found.sides.probabilities[best],
+        found.labels[best],
+        texts[best],
+    )
+    written.append(stem.with_name(f"{stem.name}.sides.png"))
+    save_image(sides, written[1])
+    return written
 
 
-def predict(model: Detector, config: Config, image: np.ndarray) -> dict[str, np.ndarray]:
-    """Detections of an RGB image (H, W, 3), best first, in its pixels: boxes (M, 4), labels, scores (M,), and for each
-    the predicting point (M, 2), its stride (M,) and the probabilities (M, 4, N) of its sides, None without any."""
-    height, width = image.shape[:2]
-    size = keep_ratio_size(height, width, short_side=config.data.short_side_in_eval, long_side=config.data.long_side)
-    resized, no_boxes = resize(image, np.zeros((0, 4), np.float32), size)
-    sample = Sample(resized, no_boxes, np.zeros(0, np.int64), image_id=0, orig_size=(height, width))
-    detections, output = detect(model, collate([sample]).to(next(model.parameters()).device), config.eval)
-    index = detections.point_index[0]
-    scale = np.array([width / size[1], height / size[0]])
-    general = isinstance(model.box_repr, GeneralBox)
-    return {
-        "boxes": detections.boxes_xyxy[0].cpu().numpy(),
-        "labels": detections.labels[0].cpu().numpy(),
-        "scores": detections.scores[0].cpu().numpy(),
-        "points": output.grid.points[index].cpu().numpy() * scale,
-        "strides": output.grid.strides[index].cpu().numpy() * scale.mean(),
-        "probabilities": model.box_repr.probabilities(output.reg_pred[0, index]).cpu().numpy() if general else None,
-    }
-
-
-def to_json(found: dict[str, np.ndarray], class_names: tuple[str, ...], delta: float) -> list[dict[str, Any]]:
-    """Label, score, box (x, y, width, height) and the deviations of its sides (l, t, r, b), all in pixels.
+def to_json(found: Prediction) -> list[dict[str, Any]]:
+    """Label, score, box (x, y, width, height) and the sides' standard deviations (l, t, r, b), all in pixels.
 
     Deviations only where sides are distributions.
     """
-    boxes = np.concatenate([found["boxes"][:, :2], found["boxes"][:, 2:] - found["boxes"][:, :2]], axis=1)
+    boxes = np.concatenate([found.boxes_xyxy[:, :2], found.boxes_xyxy[:, 2:] - found.boxes_xyxy[:, :2]], axis=1)
     entries = [
-        {
-            "label": class_names[label],
-            "score": round(float(score), 4),
-            "bbox": [round(float(value), 2) for value in box],
-        }
-        for label, score, box in zip(found["labels"], found["scores"], boxes, strict=True)
+        {"label": name, "score": round(float(score), 4), "bbox": [round(float(value), 2) for value in box]}
+        for name, score, box in zip(found.class_names, found.scores, boxes, strict=True)
     ]
-    if found["probabilities"] is None:
+    if found.sides is None:
         return entries
-    positions = bin_positions(found["points"], found["strides"], found["probabilities"].shape[-1], delta)
-    _, deviations = mean_and_std(positions, found["probabilities"])
-    sides = [[round(float(value), 2) for value in deviation] for deviation in deviations]
+    sides = [[round(float(value), 2) for value in std] for std in found.sides.std]
     return [entry | {"side_std": side_std} for entry, side_std in zip(entries, sides, strict=True)]
 
 

@@ -1,10 +1,7 @@
 """Turn a data set in Pascal VOC's or YOLO's layout into COCO-format json, which everything here reads."""
 
 import argparse
-import sys
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the repository, also when called from elsewhere
 
 EXAMPLE = (
     "example: python scripts/to_coco.py voc data/VOC2012 --out data/VOC2012/coco\n"
@@ -55,9 +52,8 @@ import shlex
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from tqdm import tqdm
-
 from gfl.common.errors import run
+from gfl.common.progress import progress_bar
 from gfl.tools.prepare.to_coco import Split, coco_tree, write_split
 from gfl.tools.prepare.voc import class_names, read_voc
 from gfl.tools.prepare.yolo import read_yolo
@@ -80,7 +76,7 @@ def main(args: argparse.Namespace) -> None:
 
 
 def progress(images: Sequence[Any]) -> Iterable[Any]:
-    return tqdm(images, unit="image", disable=None, leave=False)  # on a terminal only
+    return progress_bar(images, unit="image", leave=False)
 
 
 def report(split: Split, file: Path) -> None:

@@ -16,6 +16,7 @@ from mutators import SYNTAX, hostile, mutate_bytes, mutate_tree, with_raw
 from torch import nn
 
 from gfl import checkpoint as checkpoints
+from gfl.build import build_criterion, build_detector
 from gfl.config import Config, config_from_dict, config_to_dict, load_config, save_config
 from gfl.data.coco import CocoData, load_coco
 from gfl.data.loader import (
@@ -29,8 +30,7 @@ from gfl.data.loader import (
 )
 from gfl.evaluation.coco_eval import coco_metrics, detect, metrics_table
 from gfl.evaluation.predictions import read_truth
-from gfl.method.criterion import build_criterion
-from gfl.model.detector import Detector, build_detector
+from gfl.model.detector import DenseDetector
 from gfl.training.optim import autocast_dtype, build_optimizer, learning_rate, set_learning_rate
 from gfl.training.resume import restore
 
@@ -164,7 +164,7 @@ def build_from(config: Config, data: CocoData) -> None:
     sampler.epoch_batches(0)
     torch.manual_seed(config.seed)
     with torch.device("meta"):
-        model = build_detector(config, len(data.class_names), pretrained=False)
+        model = build_detector(config, len(data.class_names))
     build_criterion(config, model.quality, model.box_repr)
     optimizer = build_optimizer(nn.Linear(2, 2), optim)
     autocast_dtype(optim, torch.device("cpu"))
@@ -179,7 +179,7 @@ def build_from(config: Config, data: CocoData) -> None:
 
 
 @cache
-def trained() -> tuple[Config, Detector, torch.optim.Optimizer, torch.amp.GradScaler]:
+def trained() -> tuple[Config, DenseDetector, torch.optim.Optimizer, torch.amp.GradScaler]:
     """A small detector of which the head learns, after a step with fp16's scaler."""
     tree = {
         "model": {
@@ -191,7 +191,7 @@ def trained() -> tuple[Config, Detector, torch.optim.Optimizer, torch.amp.GradSc
     }
     config = config_from_dict(tree, "fuzz")
     torch.manual_seed(0)
-    model = build_detector(config, 2, pretrained=False)
+    model = build_detector(config, 2)
     optimizer, scaler = build_optimizer(model, config.optim), torch.amp.GradScaler("cpu")
     step(optimizer, scaler)
     return config, model, optimizer, scaler
@@ -265,7 +265,7 @@ def check_checkpoints(folder: Path, attempt: Attempt) -> None:
         assert all(parameter.isfinite().all() for parameter in model.parameters())
 
 
-def detect_on(model: Detector, config: Config) -> None:
+def detect_on(model: DenseDetector, config: Config) -> None:
     image = np.zeros((64, 64, 3), np.uint8)
     none = np.zeros((0, 4), np.float32), np.zeros(0, np.int64)
     detect(model, collate([Sample(image, *none, 1, (64, 64))]), config.eval)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from gfl.build import build_detector
 from gfl.config import config_from_dict
 from gfl.data.loader import build_eval_loader
 from gfl.evaluation.analysis import (
@@ -17,7 +18,6 @@ from gfl.evaluation.analysis import (
 )
 from gfl.evaluation.plots import plot_scores, plot_shapes, plot_spread, plot_targets
 from gfl.evaluation.predictions import Predictions, Truth, collect_predictions, match, read_truth, side_spread
-from gfl.model.detector import build_detector
 from gfl.training.data_fit import RegressionTargets, target_statistics
 
 

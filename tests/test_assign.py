@@ -8,9 +8,10 @@ import oracles
 import pytest
 import torch
 
+from gfl.build import build_assigner
 from gfl.common.errors import UserError
 from gfl.config import AssignConfig
-from gfl.method.assign import assign_atss, assign_fcos, assign_fovea, assign_max_iou, build_assigner
+from gfl.method.assign import assign_atss, assign_fcos, assign_fovea, assign_max_iou
 from gfl.method.points import make_point_grid, points_in_images
 from gfl.structures import Targets
 

@@ -4,16 +4,10 @@ import oracles
 import pytest
 import torch
 
+from gfl.build import build_box_representation
 from gfl.common.errors import UserError
 from gfl.config import HeadConfig
-from gfl.method.box_representation import (
-    AnchorDeltaBox,
-    DiracBox,
-    GaussianBox,
-    GeneralBox,
-    build_box_repr,
-    highest_mode,
-)
+from gfl.method.box_representation import AnchorDeltaBox, DiracBox, GaussianBox, GeneralBox, highest_mode
 from gfl.method.boxes import distances_to_boxes
 from gfl.method.losses import distribution_focal_loss, giou_loss
 
@@ -30,7 +24,7 @@ def random_logits(*shape):
 @pytest.mark.parametrize("name", BOXES)
 def test_what_minimises_the_training_loss_decodes_to_the_target(name):
     """The representation's own loss where it has one, else GIoU."""
-    box = build_box_repr(HeadConfig(box=name))
+    box = build_box_representation(HeadConfig(box=name))
     target = torch.rand(6, 4, generator=torch.Generator().manual_seed(0)) * 11 + 1
     points = torch.zeros(6, 2)
     target_boxes = distances_to_boxes(points, target)
@@ -52,7 +46,7 @@ def test_what_minimises_the_training_loss_decodes_to_the_target(name):
 
 @pytest.mark.parametrize("name", BOXES)
 def test_distances_of_half_precision_outputs_are_float32(name):
-    box, reg_pred = build_box_repr(HeadConfig(box=name)), random_logits(6, 4, BOXES[name]).bfloat16()
+    box, reg_pred = build_box_representation(HeadConfig(box=name)), random_logits(6, 4, BOXES[name]).bfloat16()
     assert box.num_outputs == BOXES[name]
     with torch.autocast("cpu", torch.bfloat16):
         distances = box.distances(reg_pred)
@@ -64,7 +58,7 @@ def test_distances_of_half_precision_outputs_are_float32(name):
     ("name", "loss"), [("dirac", None), ("anchor_delta", None), ("gaussian", "nll"), ("general", "dfl")]
 )
 def test_who_has_a_loss_of_its_own_names_it(name, loss):
-    box = build_box_repr(HeadConfig(box=name))
+    box = build_box_representation(HeadConfig(box=name))
     value = box.loss(random_logits(5, 4, BOXES[name]), torch.ones(5, 4))
     assert box.loss_name == loss
     assert (value is None) == (loss is None)
@@ -268,22 +262,22 @@ def test_the_peak_of_a_distribution_with_two_lies_at_the_higher_one(higher, lowe
 
 
 def test_build_by_name():
-    box = build_box_repr(HeadConfig(reg_max=7, delta=0.25))
+    box = build_box_representation(HeadConfig(reg_max=7, delta=0.25))
     assert (box.num_outputs, box.delta, box.peak) == (8, 0.25, False)
-    types = [type(build_box_repr(HeadConfig(box=name))) for name in BOXES]
+    types = [type(build_box_representation(HeadConfig(box=name))) for name in BOXES]
     assert types == [DiracBox, AnchorDeltaBox, GaussianBox, GeneralBox]
 
 
 def test_build_with_peak():
-    assert build_box_repr(HeadConfig(), decode="peak").peak
+    assert build_box_representation(HeadConfig(), decode="peak").peak
 
 
 @pytest.mark.parametrize("name", ["dirac", "anchor_delta", "gaussian"])
 def test_a_peak_needs_general_distributions(refusal, name):
-    message = refusal(build_box_repr, HeadConfig(box=name), decode="peak")
+    message = refusal(build_box_representation, HeadConfig(box=name), decode="peak")
     assert message == f"eval.decode: peak needs the distributions of box: general; box: {name} predicts none"
 
 
 def test_an_unknown_name_is_told_with_those_that_exist():
     with pytest.raises(UserError, match=r"model\.head\.box: 'gausian' does not exist; available: .*general"):
-        build_box_repr(HeadConfig(box="gausian"))
+        build_box_representation(HeadConfig(box="gausian"))

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+from gfl.build import build_detector
 from gfl.checkpoint import (
     FORMAT,
     TRAINING,
@@ -23,7 +24,6 @@ from gfl.checkpoint import (
     save_checkpoint,
 )
 from gfl.config import config_from_dict, config_to_dict
-from gfl.model.detector import build_detector
 
 SMALL = config_from_dict(
     {
@@ -320,7 +320,7 @@ def test_the_first_file_of_a_run_folder_is_found(tmp_path):
 def run_dir(tmp_path_factory):
     """A run whose best and last detectors differ in one number."""
     folder = tmp_path_factory.mktemp("run")
-    model = build_detector(SMALL, 2, pretrained=False)
+    model = build_detector(SMALL, 2)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     for name, value in (("last.pt", 3.0), ("best.pt", 7.0)):
         with torch.no_grad():

@@ -8,7 +8,8 @@ import pytest
 import torch
 import yaml
 
-from gfl.common.dataclass_from_dict import told
+from gfl.build import build_detector
+from gfl.common.text import format_differences
 from gfl.config import (
     Config,
     config_differences,
@@ -17,7 +18,6 @@ from gfl.config import (
     load_config,
     save_config,
 )
-from gfl.model.detector import build_detector
 
 ROOT = Path(__file__).resolve().parent.parent
 COMMITTED = sorted((ROOT / "configs").glob("*.yaml"))
@@ -340,7 +340,7 @@ def test_a_number_replaces_an_inherited_list_of_offsets_and_the_other_way_round(
 def build_tiny(tree):
     config = config_from_dict(tree, "test")
     with torch.device("meta"):
-        return build_detector(config, 3, pretrained=False)
+        return build_detector(config, 3)
 
 
 @pytest.mark.parametrize("count", [1, 4, 6])
@@ -412,8 +412,8 @@ def test_a_config_that_cannot_be_written_is_told(tmp_path, refusal):
 
 def test_differences_name_every_changed_key_and_no_other():
     changed = config_from_dict({"optim": {"lr": 0.02, "steps": [9]}, "run_dir": "elsewhere"}, "test")
-    assert told(config_differences(config_to_dict(Config()), Config())) == []
-    assert told(config_differences(config_to_dict(Config()), changed)) == [
+    assert format_differences(config_differences(config_to_dict(Config()), Config())) == []
+    assert format_differences(config_differences(config_to_dict(Config()), changed)) == [
         "optim.lr: 0.01 -> 0.02",
         "optim.steps: [8, 11] -> [9]",
         "run_dir: runs/gfl -> elsewhere",
@@ -423,7 +423,7 @@ def test_differences_name_every_changed_key_and_no_other():
 def test_a_key_that_an_older_run_did_not_have_is_a_difference():
     before = config_to_dict(Config())
     del before["optim"]["clip_norm"]
-    assert told(config_differences(before, Config())) == ["optim.clip_norm: None -> 0.0"]
+    assert format_differences(config_differences(before, Config())) == ["optim.clip_norm: None -> 0.0"]
 
 
 @pytest.mark.parametrize("path", COMMITTED, ids=lambda path: path.stem)
@@ -440,7 +440,7 @@ def test_each_committed_config_loads_and_its_head_names_its_command_and_figure(p
 def test_the_ms2x_configs_differ_from_1x_in_scale_schedule_and_backbone_only(backbone, name):
     once = load_config(ROOT / "configs" / "gfl_r50_fpn_1x_coco.yaml")
     twice = load_config(ROOT / "configs" / f"gfl_{name}_fpn_ms2x_coco.yaml")
-    changed = dict(line.split(": ", 1) for line in told(config_differences(config_to_dict(once), twice)))
+    changed = dict(line.split(": ", 1) for line in format_differences(config_differences(config_to_dict(once), twice)))
     assert changed.pop("run_dir").endswith(f"gfl_{name}_fpn_ms2x_coco")
     assert changed.pop("model.backbone.name", "-> resnet50").endswith(f"-> {backbone}")
     assert changed == {

@@ -18,11 +18,11 @@ import yaml
 from reference import golden_weight, neck_and_head_shapes, slow_detector
 from torchvision import models
 
+from gfl.build import build_detector
 from gfl.checkpoint import FORMAT, load_detector, read_checkpoint, weights, write_torch_file
 from gfl.common.errors import run
 from gfl.config import config_from_dict, config_to_dict, load_config
 from gfl.model.backbone import Backbone, load_pretrained
-from gfl.model.detector import build_detector
 from gfl.tools.convert.architecture import FCOS, PROJECT, PROJECT_V1, parse_foreign, recognize_detector
 from gfl.tools.convert.state_dict import COCO_CLASSES, convert_backbone, convert_detector, mmdet_names, to_mmdet
 from gfl.tools.convert.torch_file import read_torch_file
@@ -62,7 +62,7 @@ def load_program(path):
 def names_and_shapes(config, classes):
     """Of mmdetection's detector."""
     with torch.device("meta"):
-        state = build_detector(config, classes, pretrained=False).state_dict()
+        state = build_detector(config, classes).state_dict()
         return {name: list(tensor.shape) for name, tensor in to_mmdet(state, config).items()}
 
 
@@ -134,7 +134,7 @@ def test_a_golden_file_of_80_classes_is_converted_with_the_names_of_coco(tmp_pat
         "toothbrush",
     )
     assert len(set(names)) == 80
-    build_detector(config, 80, pretrained=False).load_state_dict(state)
+    build_detector(config, 80).load_state_dict(state)
     assert_same(to_mmdet(state, config), tensors)
 
 
@@ -234,7 +234,7 @@ def test_points_of_v1_lie_where_its_anchors_have_their_centres(v1_head):
     assert foreign.program == "implus/GFocal (V1)"
     state, config, _ = convert_detector(foreign)
     assert config.model.points.offset == tuple((s - 1) / (2 * s) for s in (8, 16, 32, 64, 128))
-    model = build_detector(config, 3, pretrained=False).eval()
+    model = build_detector(config, 3).eval()
     model.load_state_dict(state)
     with torch.no_grad():
         output = model(torch.zeros(1, 3, 128, 256))
@@ -269,7 +269,7 @@ def test_what_the_file_does_not_say_is_the_configs(v1_head):
 def test_deformable_convolutions_are_found_under_old_and_new_names(dcn, old_names):
     config = make_config(backbone={"name": "resnet50", "dcn": dcn, "dcn_stages": ["c4", "c5"]})
     with torch.device("meta"):
-        own = build_detector(config, 3, pretrained=False).state_dict()
+        own = build_detector(config, 3).state_dict()
     shapes = {theirs: shape for theirs, shape in names_and_shapes(config, 3).items() if "offset" in theirs}
     assert shapes["backbone.layer3.0.conv2.conv_offset.weight"] == [18 if dcn == "v1" else 27, 256, 3, 3]
     tensors = {name: torch.zeros(shape) for name, shape in names_and_shapes(config, 3).items()}
@@ -369,7 +369,7 @@ def test_atss_and_fcos_go_there_and_back(kind, branched):
 def test_our_atss_and_fcos_have_the_names_of_mmdetection(kind):
     config = BRANCHED[kind]
     assert names_and_shapes(config, 3) == branched_shapes(kind)
-    ours = build_detector(config, 3, pretrained=False).state_dict()
+    ours = build_detector(config, 3).state_dict()
     back = converted(to_mmdet(ours, config))
     assert_same(back.state, ours)
     assert back.config.model.head == config.model.head
@@ -395,7 +395,7 @@ def test_converted_weights_predict_what_a_second_implementation_does(kind, branc
         if name.startswith("bbox_head.") and "_reg.weight" in name:
             branched[name] = 3 * branched[name]
     state, config, _ = converted(branched)
-    model = build_detector(config, 3, pretrained=False).eval()
+    model = build_detector(config, 3).eval()
     model.load_state_dict(state)
     with torch.no_grad():
         boxes_xyxy, scores = model.predict(IMAGES)
@@ -665,7 +665,7 @@ UNKNOWN_THERE = {
 @pytest.mark.parametrize(("head", "fpn", "points", "expected"), UNKNOWN_THERE.values(), ids=UNKNOWN_THERE)
 def test_a_model_that_no_head_there_expresses_is_refused(head, fpn, points, expected, refuse, tmp_path):
     config = make_config(head=head, fpn=fpn, points=points)
-    state = build_detector(config, 3, pretrained=False).state_dict()
+    state = build_detector(config, 3).state_dict()
     write_torch_file(tmp_path / "in.pt", weights(state, config, NAMES))
     assert expected in refuse("--to", "mmdet", tmp_path / "in.pt", tmp_path / "out.pth")
 
@@ -738,7 +738,7 @@ def ours(tmp_path_factory, small_tensors):
     folder = tmp_path_factory.mktemp("run")
     state = convert_detector(parse_foreign(small_tensors), SMALL_V2, NAMES).state
     write_torch_file(folder / "best.pt", weights(state, SMALL_V2, NAMES))
-    model = build_detector(SMALL_V2, 3, pretrained=False).eval()
+    model = build_detector(SMALL_V2, 3).eval()
     model.load_state_dict(state)
     return folder, model
 
@@ -1031,7 +1031,7 @@ def test_resuming_from_converted_weights_is_a_clear_error(coco_set, tmp_path, re
         "run_dir": str(tmp_path / "run"),
     }
     config = config_from_dict(tree | {"optim": {"batch": 1}}, "test")
-    state = build_detector(config, 3, pretrained=False).state_dict()
+    state = build_detector(config, 3).state_dict()
     (tmp_path / "run").mkdir()
     write_torch_file(tmp_path / "run" / "last.pt", weights(state, config, NAMES))
     message = refusal(train.Trainer, config, torch.device("cpu"), StopRequest([]), resume=True)

@@ -10,15 +10,23 @@ import pytest
 import torch
 
 import gfl.method.criterion
+from gfl.build import (
+    ASSIGNERS,
+    BOX_REPRESENTATIONS,
+    QUALITIES,
+    build_box_representation,
+    build_criterion,
+    build_detector,
+    build_quality,
+)
 from gfl.config import AssignConfig, HeadConfig, config_from_dict
-from gfl.method.assign import ASSIGNERS, assign_atss, assign_max_iou
-from gfl.method.box_representation import BOX_REPRESENTATIONS, GeneralBox, build_box_repr
+from gfl.method.assign import assign_atss, assign_max_iou
+from gfl.method.box_representation import GeneralBox
 from gfl.method.boxes import clip_boxes, distances_to_boxes
-from gfl.method.criterion import Criterion, build_criterion
+from gfl.method.criterion import Criterion
 from gfl.method.points import make_point_grid, points_in_images
 from gfl.method.postprocess import select_detections
-from gfl.method.quality import QUALITIES, DistributionGuidedQuality, JointQuality, build_quality
-from gfl.model.detector import build_detector
+from gfl.method.quality import DistributionGuidedQuality, JointQuality
 from gfl.model.head import GFLHead
 from gfl.structures import HeadOutput, Targets
 
@@ -258,14 +266,14 @@ def loss_names(quality, box):
 
 def criterion_of(quality, box, assigner=assign_atss, *, decode="expectation", **weights):
     head = HeadConfig(quality=quality, box=box)
-    return Criterion(assigner, build_quality(head, beta=2.0), build_box_repr(head, decode=decode), **weights)
+    return Criterion(assigner, build_quality(head, beta=2.0), build_box_representation(head, decode=decode), **weights)
 
 
 def batch_of(quality, box, seed=0):
     """As `random_batch`, with the outputs of a row and a representation, all of which want gradients."""
     output, boxes, labels, sizes = random_batch(seed)
     generator = torch.Generator().manual_seed(seed + 100)
-    num_outputs = build_box_repr(HeadConfig(box=box)).num_outputs
+    num_outputs = build_box_representation(HeadConfig(box=box)).num_outputs
     reg_pred = torch.randn(*output.reg_pred.shape[:3], num_outputs, generator=generator)
     # Deltas so large that some points lie outside their predicted boxes; of the others, most distances positive.
     reg_pred = reg_pred * 5 if box == "anchor_delta" else reg_pred + 1
@@ -289,7 +297,7 @@ def head_and_criterion(quality, box):
     model = {"head": {"quality": quality, "box": box, "reg_max": 8}}
     config = config_from_dict({"model": model}, "test")
     row = build_quality(config.model.head, beta=2.0)
-    box_repr = build_box_repr(config.model.head)
+    box_repr = build_box_representation(config.model.head)
     torch.manual_seed(0)
     head = GFLHead(
         5,

@@ -9,14 +9,12 @@ import pytest
 import torch
 from reference import golden_weight
 
+from gfl.build import BOX_REPRESENTATIONS, QUALITIES, build_criterion, build_detector
 from gfl.common.errors import UserError
 from gfl.config import config_from_dict
-from gfl.method.box_representation import BOX_REPRESENTATIONS
 from gfl.method.boxes import box_iou
-from gfl.method.criterion import build_criterion
 from gfl.method.postprocess import select_detections
-from gfl.method.quality import QUALITIES
-from gfl.model.detector import build_detector, normalize_images
+from gfl.model.detector import normalize_images
 from gfl.tools.convert.architecture import parse_foreign
 from gfl.tools.convert.state_dict import convert_detector, mmdet_names, to_mmdet
 from gfl.training.optim import build_optimizer
@@ -63,7 +61,7 @@ def test_outputs_equal_the_golden_model(name):
     weights = {tensor: golden_weight(tensor, shape) for tensor, shape in shapes.items()}
     state, config, _ = convert_detector(parse_foreign({"state_dict": weights}))
     with torch.device("meta"):  # no random weights only to replace them
-        model = build_detector(config, 80, pretrained=False).eval()
+        model = build_detector(config, 80).eval()
     model.load_state_dict(state, assign=True)
     with np.load(GOLDEN / f"{name}.npz") as golden:
         noise = np.random.RandomState(int(golden["image_seed"])).standard_normal((1, 3, 128, 160))
@@ -273,7 +271,7 @@ def test_pretrained_weights_are_loaded_unless_a_checkpoint_follows():
     config = make_config(weights="absent.pth")
     with pytest.raises(UserError, match=r"no file absent\.pth"):
         build_detector(config, 3)
-    build_detector(config, 3, pretrained=False)
+    build_detector(config, 3)
 
 
 def test_levels_and_offset_come_from_the_config():

@@ -6,11 +6,11 @@ import shlex
 
 import pytest
 import torch
+from gfl.training.finetune import CLASS_TENSORS, load_initial_weights
 
+from gfl.build import build_detector
 from gfl.checkpoint import load_detector, weights, write_torch_file
 from gfl.config import config_from_dict, load_config, parse_overrides
-from gfl.model.detector import build_detector
-from gfl.training.finetune import CLASS_TENSORS, load_initial_weights
 
 OLD = ("disc", "ring", "cross", "star")
 NEW = ("cross", "moon", "disc")
@@ -33,7 +33,7 @@ def starting_from(path, settings):
 def trained(path, settings, class_names=OLD):
     """Write a checkpoint whose every tensor differs from a new model's, and return them."""
     torch.manual_seed(11)
-    model = build_detector(settings, len(class_names), pretrained=False)
+    model = build_detector(settings, len(class_names))
     state = {k: torch.randn_like(v) if v.is_floating_point() else v + 9 for k, v in model.state_dict().items()}
     write_torch_file(path, weights(state, settings, class_names))
     return state
@@ -41,7 +41,7 @@ def trained(path, settings, class_names=OLD):
 
 def fresh(settings, class_names=NEW):
     torch.manual_seed(5)
-    return build_detector(settings, len(class_names), pretrained=False)
+    return build_detector(settings, len(class_names))
 
 
 @pytest.mark.parametrize(
@@ -65,7 +65,7 @@ def test_all_but_the_rows_of_new_classes_is_taken_bit_for_bit(tmp_path, head):
 
 def test_every_tensor_with_a_row_per_class_is_known():
     settings = config({"quality": "dgqp"})
-    three, four = (build_detector(settings, count, pretrained=False).state_dict() for count in (3, 4))
+    three, four = (build_detector(settings, count).state_dict() for count in (3, 4))
     assert {name for name in three if three[name].shape != four[name].shape} == set(CLASS_TENSORS)
 
 
@@ -164,7 +164,7 @@ def test_the_detector_answers_for_known_classes_as_the_start_does(tmp_path, head
     start = fresh(settings, OLD).eval()
     write_torch_file(tmp_path / "start.pt", weights(start.state_dict(), settings, OLD))
     torch.manual_seed(6)
-    model = build_detector(settings, len(NEW), pretrained=False).eval()
+    model = build_detector(settings, len(NEW)).eval()
     load_initial_weights(model, starting_from(tmp_path / "start.pt", settings), NEW)
     with torch.inference_mode():
         boxes, scores = model.decode(model(images))

@@ -5,12 +5,13 @@ import pytest
 import torch
 from torch import nn
 
+from gfl.build import QUALITIES, build_quality
 from gfl.common.errors import UserError
 from gfl.config import DGQPConfig, HeadConfig
 from gfl.method.boxes import centerness
 from gfl.method.losses import quality_focal_loss
 from gfl.method.points import make_point_grid
-from gfl.method.quality import QUALITIES, DistributionGuidedQuality, JointQuality, build_quality
+from gfl.method.quality import DistributionGuidedQuality, JointQuality
 from gfl.structures import HeadOutput
 
 

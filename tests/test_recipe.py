@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import nn
 
+from gfl.build import build_detector
 from gfl.config import Config, config_differences, config_to_dict, load_config
-from gfl.model.detector import build_detector
 from gfl.tools.convert.state_dict import mmdet_names
 from gfl.training.optim import build_optimizer, learning_rate, set_learning_rate
 
@@ -177,7 +177,7 @@ def built(request):
     """A row, its detector without memory for the weights, and its optimiser."""
     config = load(request.param)
     with torch.device("meta"):
-        model = build_detector(config, 80, pretrained=False).train()
+        model = build_detector(config, 80).train()
     return ROWS[request.param], model, build_optimizer(model, config.optim)
 
 

@@ -2,17 +2,14 @@
 
 import dataclasses
 import difflib
-import itertools
 import math
-import reprlib
 import types
 import typing
-import unicodedata
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar
 
 from gfl.common.errors import UserError
+from gfl.common.text import describe, format_value, is_text
 
 T = TypeVar("T")
 
@@ -38,7 +35,7 @@ def above(low: float) -> Check:
     return Check(f"above {low}", lambda value: value > low)
 
 
-def build(cls: type[T], tree: Any, source: str, prefix: str = "") -> T:
+def dataclass_from_dict(cls: type[T], tree: Any, source: str, prefix: str = "") -> T:
     """An instance of dataclass `cls` from nested mappings.
 
     Args:
@@ -55,7 +52,7 @@ def build(cls: type[T], tree: Any, source: str, prefix: str = "") -> T:
         if key not in hints:
             close = difflib.get_close_matches(str(key), hints, n=1)
             hint = f"did you mean {prefix}{close[0]}?" if close else f"known here: {', '.join(hints)}"
-            raise UserError(f"{source}: unknown key {prefix}{shown(key)}; {hint}")
+            raise UserError(f"{source}: unknown key {prefix}{format_value(key)}; {hint}")
         values[key] = _convert(hints[key], value, source, f"{prefix}{key}")
     return cls(**values)
 
@@ -66,7 +63,7 @@ def _convert(hint: Any, value: Any, source: str, key: str) -> Any:
     if origin is typing.Annotated:
         return _checked(_convert(args[0], value, source, key), args[1], source, key)
     if dataclasses.is_dataclass(hint):
-        return build(hint, value, source, f"{key}.")
+        return dataclass_from_dict(hint, value, source, f"{key}.")
     if origin is Literal:
         allowed = f"one of {', '.join(map(str, args))}"
         return _checked(value, Check(allowed, lambda v: (type(v), v) in [(type(a), a) for a in args]), source, key)
@@ -97,11 +94,6 @@ def _plain(hint: type, value: Any, source: str, key: str) -> Any:
     return value
 
 
-def is_text(value: str) -> bool:
-    """Whether it can be printed and written: neither control characters nor halves of surrogate pairs."""
-    return not any(unicodedata.category(character) in ("Cc", "Cs") for character in value)
-
-
 def check_plain(tree: Any, source: str) -> None:
     """Raises `UserError` unless `tree` is numbers, text, lists and mappings, of a size that can be copied and shown."""
     stack, count = [("", tree, 0)], 0
@@ -116,13 +108,15 @@ def check_plain(tree: Any, source: str) -> None:
         elif isinstance(value, list):
             stack += [(key, entry, depth + 1) for entry in value]
         elif type(value) not in (str, int, float, bool, type(None)):
-            raise UserError(f"{source}: {shown(key)} is {describe(value)}, which no key takes; put text in quotes")
+            raise UserError(
+                f"{source}: {format_value(key)} is {describe(value)}, which no key takes; put text in quotes"
+            )
 
 
 def _checked(value: Any, check: Check, source: str, key: str) -> Any:
     if not check.holds(value):
-        shown = list(value) if isinstance(value, tuple) else value
-        raise UserError(f"{source}: {key} must be {check.wanted}, not {describe(shown)}")
+        written = list(value) if isinstance(value, tuple) else value  # as YAML has it
+        raise UserError(f"{source}: {key} must be {check.wanted}, not {describe(written)}")
     return value
 
 
@@ -140,43 +134,3 @@ def _number_hint(hint: type, value: Any) -> str:
     if not exponent:
         return f"; write {number}"
     return f"; YAML reads this as text, write {mantissa if '.' in mantissa else mantissa + '.0'}e{int(exponent):+}"
-
-
-def describe(value: Any) -> str:
-    """A value as an error shows it."""
-    return "nothing" if value is None else f"{shorten(value)} ({type(value).__name__})"
-
-
-def shown(value: Any, most: int = 80) -> str:
-    """A name or value in a line: text as it is, unless it is long or cannot be printed."""
-    text = str(value) if isinstance(value, (str, Path)) else shorten(value)
-    return text if 0 < len(text) <= most and text.isprintable() else shorten(text)
-
-
-def shorten(value: Any, most: int = 80) -> str:
-    """`repr` in one line, cut off, at little cost for values of any size and depth."""
-    text = " ".join(_REPR.repr(value).split())
-    return text if len(text) <= most else text[: most - 3] + "..."
-
-
-class _Repr(reprlib.Repr):
-    def repr_dict(self, x: dict, level: int) -> str:
-        """In the order of its keys, the first of which tell most."""
-        if level <= 0:
-            return "{...}"
-        first = itertools.islice(x.items(), self.maxdict)
-        entries = [f"{self.repr1(key, level - 1)}: {self.repr1(value, level - 1)}" for key, value in first]
-        return "{" + ", ".join(entries + ["..."] * (len(x) > self.maxdict)) + "}"
-
-    def repr_int(self, x: int, level: int) -> str:
-        """Beyond 4300 digits Python's own `repr` is an error."""
-        return repr(x) if abs(x) < 10**40 else "a number of more than 40 digits"
-
-
-_REPR = _Repr()
-_REPR.maxlevel, _REPR.maxstring, _REPR.maxother = 4, 80, 80
-
-
-def told(differences: Mapping[str, tuple[Any, Any]]) -> list[str]:
-    """``optim.lr: 0.01 -> 0.02`` for each of such differences: key -> (old, new)."""
-    return [f"{key}: {shown(old)} -> {shown(new)}" for key, (old, new) in differences.items()]

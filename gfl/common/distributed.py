@@ -27,14 +27,14 @@ def is_main() -> bool:
     return rank() == 0
 
 
-def launch() -> str:
+def launch_id() -> str:
     """What names one call of torchrun: the same for processes that it starts again; empty without torchrun."""
     run_id = os.environ.get("TORCHELASTIC_RUN_ID")
     return f"{run_id} {os.getppid()}" if run_id else ""
 
 
-def _starts_before(environment: Mapping[str, str]) -> str:
-    """How often torchrun has started the processes before: what those wrote into its store is not for these to read.
+def restart_prefix(environment: Mapping[str, str]) -> str:
+    """A prefix for keys in torchrun's store: how often it has started the processes before, whose entries are stale.
 
     Raises `UserError` for nodes that share torchrun's own store, since each of them counts for itself: without a
     common number, processes would look for those of the last start, and wait for ever (pytorch issue 135712).
@@ -66,7 +66,7 @@ def process_group():
     if "WORLD_SIZE" not in os.environ:
         yield device
         return
-    prefix, (backend, device_id) = _starts_before(os.environ), ("nccl", device) if cuda else ("gloo", None)
+    prefix, (backend, device_id) = restart_prefix(os.environ), ("nccl", device) if cuda else ("gloo", None)
     try:
         store, number, world = next(dist.rendezvous("env://"))
         store = dist.PrefixStore(f"start{prefix}", store)
@@ -76,10 +76,11 @@ def process_group():
     try:
         yield device
     except RuntimeError as error:
-        if not isinstance(error, dist.DistError) and "gloo/transport" not in str(error):  # NCCL's kind, gloo's kind
+        # NCCL's errors have a type of their own, gloo's only the path of its source in their text.
+        if not isinstance(error, dist.DistError) and "gloo/transport" not in str(error):
             raise
         raise UserError(
-            f"process {rank()} has lost another process of the run: what that one said tells why; go on with --resume"
+            f"process {rank()} lost another process of the run; its own error says why. Go on with --resume"
         ) from None
     dist.destroy_process_group()  # not after an error: NCCL would wait for the others, and torchrun for this process
 

@@ -1,10 +1,16 @@
-"""What a user did wrong, told in one line."""
+"""What a user did wrong, reported in one line instead of a traceback."""
 
+import contextlib
 import gc
 import os
 import signal
 import sys
 from collections.abc import Callable
+from pathlib import Path
+
+from gfl.common.text import printable
+
+ERROR_FILE = "GFL_ERROR_FILE"  # environment variable: a file that gets the message of a `UserError` as well
 
 
 class Interrupted(Exception):
@@ -16,7 +22,15 @@ class Interrupted(Exception):
 
 
 class UserError(Exception):
-    """Bad input from outside the program; the message names the file, id or key and says what to do."""
+    """Bad input from the user; the message names the file, id or key and says what to do.
+
+    Args:
+        code: a stable word for the kind of error, where code or tests tell it apart from others.
+    """
+
+    def __init__(self, message: str, *, code: str = "") -> None:
+        super().__init__(message)
+        self.code = code
 
 
 def run(main: Callable, *args) -> None:
@@ -24,7 +38,10 @@ def run(main: Callable, *args) -> None:
     try:
         return main(*args)
     except UserError as error:
-        line, code = "error: " + "".join(c if c.isprintable() else "?" for c in str(error)), 2
+        line, code = f"error: {printable(str(error))}", 2
+        if path := os.environ.get(ERROR_FILE):
+            with contextlib.suppress(OSError):
+                Path(path).write_text(f"{error}\n", encoding="utf-8", errors="replace")
     except Interrupted as error:
         line, code = str(error), 128 + error.signum
     except KeyboardInterrupt:

@@ -4,6 +4,8 @@ import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from gfl.common.text import printable, truncate_middle
+
 LEVELS = ("ok", "warning", "error")  # by rising exit code
 INDENT = " " * 6  # of the names below a finding
 NAME_LINES = 2  # at most
@@ -81,7 +83,7 @@ def _left_out(items: Sequence[str | int], width: int) -> int:
 def _pack(items: Sequence[str | int], count: int, width: int) -> list[str]:
     """The first `count` items on lines that break between items only."""
     rest = len(items) - count
-    pieces = [_shortened(printable(str(item)), width - 1) for item in items[:count]]
+    pieces = [truncate_middle(printable(str(item)), width - 1) for item in items[:count]]
     pieces = [piece + "," for piece in pieces[:-1]] + pieces[-1:] + ([f"and {rest} more"] if rest else [])
     lines: list[str] = []
     for piece in pieces:
@@ -90,13 +92,3 @@ def _pack(items: Sequence[str | int], count: int, width: int) -> list[str]:
         else:
             lines.append(piece)
     return lines
-
-
-def _shortened(text: str, room: int) -> str:
-    half = (room - 3) // 2
-    return text if len(text) <= room else f"{text[:half]}...{text[-half:]}"
-
-
-def printable(text: str) -> str:
-    """`text` with a question mark for whatever would disturb the terminal."""
-    return "".join(c if c.isprintable() else "?" for c in text)

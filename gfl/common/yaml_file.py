@@ -6,8 +6,9 @@ from typing import Any
 
 import yaml
 
-from gfl.common.dataclass_from_dict import check_plain, describe, shorten, shown
+from gfl.common.dataclass_from_dict import check_plain
 from gfl.common.errors import UserError
+from gfl.common.text import describe, format_value, short_repr
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -15,7 +16,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     try:
         tree = parse_yaml(path.read_text(encoding="utf-8"), str(path))
     except OSError as error:
-        raise UserError(f"cannot read config {shown(path, 300)}: {error.strerror}") from None
+        raise UserError(f"cannot read config {format_value(path, 300)}: {error.strerror}") from None
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not valid YAML: {error}") from None
     if tree is None:
@@ -47,7 +48,7 @@ class _Loader(yaml.SafeLoader):
                 problem = "merge keys (<<) are not read here; write a config that both name as their base"
                 raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
             if twice := [value for (_, value), count in keys.items() if count > 1]:
-                problem = f"key {shorten(twice[0])} occurs twice"
+                problem = f"key {short_repr(twice[0])} occurs twice"
                 raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
         return super().construct_mapping(node, deep)
 
@@ -55,5 +56,5 @@ class _Loader(yaml.SafeLoader):
         try:
             return super().construct_object(node, deep)
         except (ValueError, LookupError, TypeError, AttributeError):  # what PyYAML's own conversions run into
-            problem = f"{shorten(node.value)} is not of the type {node.tag.rpartition(':')[-1]}"
+            problem = f"{short_repr(node.value)} is not of the type {node.tag.rpartition(':')[-1]}"
             raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark) from None

@@ -1,4 +1,4 @@
-"""Images that cannot be used, and the list of those that training replaced (``data.on_bad_image: skip``)."""
+"""The list of images that training replaced by others (``data.on_bad_image: skip``)."""
 
 import contextlib
 import json
@@ -6,18 +6,13 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from gfl.common.distributed import gather_to_main
-from gfl.common.errors import UserError
 from gfl.common.files import write_json
 
 FILE = "bad_images.json"  # in the run folder, if there were any
-MOST_LINES = 20  # printed of a list
+MAX_LINES = 20  # printed of a list
 
 
-class BadImage(UserError):
-    """An image file that is missing, damaged or of another size than the json says."""
-
-
-def tell_bad_images(replaced: Mapping[str, str], run_dir: Path) -> None:
+def report_bad_images(replaced: Mapping[str, str], run_dir: Path) -> None:
     """Print, and keep as json in the run folder, what was replaced in any process, and before interruptions.
 
     All processes call it, each with its own file names and reasons; only the main one prints and writes.
@@ -34,5 +29,5 @@ def tell_bad_images(replaced: Mapping[str, str], run_dir: Path) -> None:
         return
     write_json(path, bad)
     print(f"bad      {len(bad)} training images were replaced by others (data.on_bad_image=skip): {path}")
-    for reason in list(bad.values())[:MOST_LINES]:
+    for reason in list(bad.values())[:MAX_LINES]:
         print(f"bad      {reason}")

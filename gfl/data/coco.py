@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from gfl.common.dataclass_from_dict import is_text, shorten, shown
 from gfl.common.errors import UserError
+from gfl.common.text import is_text, list_some, short_repr
 
 MIN_SIDE = 1.0  # pixels; a smaller box is degenerate, as in the reference
 HUGE = 2**31  # no coordinate is as large
@@ -116,12 +116,12 @@ def category_names(categories: Sequence[dict[str, Any]], path: str) -> dict[int,
     """Category id -> name by rising id; names that occur twice carry their id, so that each names one class."""
     for entry in categories:
         if not isinstance(entry, dict) or type(entry.get("id")) is not int or not isinstance(entry.get("name"), str):
-            raise UserError(f"{path}: category {shorten(entry)} needs a whole number 'id' and a text 'name'")
+            raise UserError(f"{path}: category {short_repr(entry)} needs a whole number 'id' and a text 'name'")
         if abs(entry["id"]) >= HUGE**2:
-            raise UserError(f"{path}: category id {shorten(entry['id'])} is beyond what 63 bits hold")
+            raise UserError(f"{path}: category id {short_repr(entry['id'])} is beyond what 63 bits hold")
         if not is_text(entry["name"]):
             raise UserError(
-                f"{path}: category id {entry['id']}: its name has control characters: {shorten(entry['name'])}"
+                f"{path}: category id {entry['id']}: its name has control characters: {short_repr(entry['name'])}"
             )
     ids = Counter(entry["id"] for entry in categories)
     if twice := [category for category, count in ids.items() if count > 1]:
@@ -132,7 +132,7 @@ def category_names(categories: Sequence[dict[str, Any]], path: str) -> dict[int,
         for entry in sorted(categories, key=lambda entry: entry["id"])
     }
     if twice := [name for name, count in Counter(names.values()).items() if count > 1]:
-        raise UserError(f"{path}: category name {shorten(twice[0])} stands for two categories; rename one")
+        raise UserError(f"{path}: category name {short_repr(twice[0])} stands for two categories; rename one")
     return names
 
 
@@ -143,8 +143,8 @@ def match_classes(names: dict[int, str], class_names: tuple[str, ...], path: str
     if missing or extra:
         raise UserError(
             f"{path}: its {len(ids)} categories are not the model's {len(class_names)} classes"
-            + (f"; without {_some(missing)}" if missing else "")
-            + (f"; with unknown {_some(extra)}" if extra else "")
+            + (f"; without {list_some(missing)}" if missing else "")
+            + (f"; with unknown {list_some(extra)}" if extra else "")
             + "; use a json with the categories the model was trained on"
         )
     return tuple(ids[name] for name in class_names)
@@ -156,11 +156,13 @@ def read_images(entries: list[Any], path: str) -> tuple[np.ndarray, np.ndarray, 
     for entry in entries:
         fields = ("id", "width", "height")
         if not isinstance(entry, dict) or any(type(entry.get(key)) is not int for key in fields):
-            raise UserError(f"{path}: image {shorten(entry)} needs whole numbers 'id', 'width' and 'height'")
+            raise UserError(f"{path}: image {short_repr(entry)} needs whole numbers 'id', 'width' and 'height'")
         if not isinstance(entry.get("file_name"), str) or not all(0 < entry[side] < HUGE for side in fields[1:]):
-            raise UserError(f"{path}: image id {shorten(entry['id'])} needs a 'file_name' and a size of at least 1 x 1")
+            raise UserError(
+                f"{path}: image id {short_repr(entry['id'])} needs a 'file_name' and a size of at least 1 x 1"
+            )
         if abs(entry["id"]) >= HUGE**2:
-            raise UserError(f"{path}: image id {shorten(entry['id'])} is beyond what 63 bits hold")
+            raise UserError(f"{path}: image id {short_repr(entry['id'])} is beyond what 63 bits hold")
         ids.append(entry["id"])
         names.append(entry["file_name"])
         check_file_name(entry["file_name"], f"{path}: image id {entry['id']}")
@@ -189,7 +191,7 @@ def check_files(root: str, file_names: np.ndarray, path: str) -> None:
     missing = [name for name in file_names if not os.path.isfile(os.path.join(root, name))]
     if missing:
         count = f"{len(missing)} of its {len(file_names)} images are not in {root}"
-        raise UserError(f"{path}: {count}: {_some(missing)}; bring them there or leave them out of the json")
+        raise UserError(f"{path}: {count}: {list_some(missing)}; bring them there or leave them out of the json")
 
 
 def _read_boxes(
@@ -214,7 +216,7 @@ def _read_boxes(
         plural = "box" if len(degenerate) == 1 else "boxes"
         notes.append(
             f"{len(degenerate)} degenerate {plural} skipped (under 1 px or outside the image; COCO's figures keep it): "
-            f"annotation {_some(degenerate)}"
+            f"annotation {list_some(degenerate)}"
         )
     if num_crowd:
         notes.append(f"{num_crowd} crowd boxes left out of training")
@@ -231,15 +233,15 @@ def check_annotation(
 ) -> tuple[int, int]:
     """Row of the image and label of one annotation; raises `UserError` if it cannot be used."""
     if not isinstance(entry, dict):
-        raise UserError(f"{path}: annotation number {position} is not a mapping: {shorten(entry)}")
+        raise UserError(f"{path}: annotation number {position} is not a mapping: {short_repr(entry)}")
     who = f"{path}: annotation {_called(entry, position)}"
     if type(entry.get("image_id")) is not int or entry["image_id"] not in row_of:
-        raise UserError(f"{who}: image_id {shorten(entry.get('image_id'))} is not among the json's images")
+        raise UserError(f"{who}: image_id {short_repr(entry.get('image_id'))} is not among the json's images")
     if type(entry.get("category_id")) is not int or entry["category_id"] not in label_of:
-        raise UserError(f"{who}: category_id {shorten(entry.get('category_id'))} is not among the json's categories")
+        raise UserError(f"{who}: category_id {short_repr(entry.get('category_id'))} is not among the json's categories")
     box = entry.get("bbox")
     if not isinstance(box, list) or len(box) != 4 or not all(map(_is_number, box)):
-        raise UserError(f"{who}: bbox must be four numbers [x, y, width, height], not {shorten(box)}")
+        raise UserError(f"{who}: bbox must be four numbers [x, y, width, height], not {short_repr(box)}")
     if entry.get("iscrowd") not in (None, 0, 1) or not (entry.get("area") is None or _is_number(entry["area"])):
         raise UserError(f"{who}: iscrowd must be 0 or 1 and area a number, where they are given")
     return row_of[entry["image_id"]], label_of[entry["category_id"]]
@@ -253,7 +255,7 @@ def _is_number(value: Any) -> bool:
 def _called(entry: dict[str, Any], position: int) -> str:
     """An annotation's id, or where it stands."""
     number = entry.get("id", f"number {position}")
-    return str(number) if _is_number(number) or "id" not in entry else shorten(number)
+    return str(number) if _is_number(number) or "id" not in entry else short_repr(number)
 
 
 def visible_box(bbox: list[float], image_height: int, image_width: int) -> tuple[float, float, float, float] | None:
@@ -263,10 +265,6 @@ def visible_box(bbox: list[float], image_height: int, image_width: int) -> tuple
         return None
     x1, y1, x2, y2 = max(x, 0), max(y, 0), min(x + width, image_width), min(y + height, image_height)
     return (x1, y1, x2, y2) if x2 > x1 and y2 > y1 else None
-
-
-def _some(items: Sequence[Any], most: int = 3) -> str:
-    return ", ".join(map(shown, items[:most])) + (f" and {len(items) - most} more" if len(items) > most else "")
 
 
 def image_path(data: CocoData, index: int) -> Path:

@@ -1,54 +1,17 @@
-"""One image and its boxes: read, resize, augment, flip. What is random comes from the generator that is passed in."""
+"""One image and its boxes: resize, augment, flip. What is random comes from the generator that is passed in."""
 
 import inspect
 import os
 import random
 from collections.abc import Sequence
 from importlib import metadata
-from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 
-from gfl.common.dataclass_from_dict import shorten, shown
 from gfl.common.errors import UserError
-from gfl.data.bad_images import BadImage
-
-cv2.setNumThreads(0)  # loader processes are the parallelism; OpenCV's own threads would fight with them
-
-
-def read_image(path: Path, size: tuple[int, int] | None = None) -> np.ndarray:
-    """An image file as uint8 (H, W, 3) RGB, upright by its EXIF orientation.
-
-    Args:
-        size: (height, width) the json states. If only the file's unrotated pixels fit, the annotations were made
-            on those and they are returned.
-
-    Raises `BadImage` for a file that is missing, damaged or of another size.
-    """
-    try:
-        data = np.frombuffer(path.read_bytes(), np.uint8)
-    except OSError as error:
-        raise BadImage(f"cannot read image {path}: {error.strerror}") from None
-    for flags in (cv2.IMREAD_COLOR_RGB, cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION):
-        image = _decode(data, flags)
-        if image is None:
-            raise BadImage(f"image {path} is damaged or of an unknown format; restore it or leave it out")
-        if size is None or image.shape[:2] == tuple(size):
-            return image
-    height, width = image.shape[:2]
-    raise BadImage(
-        f"image {path} is {width} x {height} but the json says {size[1]} x {size[0]}; its boxes would not fit: "
-        "correct the json's width and height or the file"
-    )
-
-
-def _decode(data: np.ndarray, flags: int) -> np.ndarray | None:
-    try:
-        return cv2.imdecode(data, flags) if data.size else None
-    except cv2.error:  # a damaged header that asks for an enormous picture
-        return None
+from gfl.common.text import format_value, one_line, short_repr
 
 
 def keep_ratio_size(height: int, width: int, *, short_side: int, long_side: int) -> tuple[int, int]:
@@ -103,7 +66,7 @@ class Augmentation:
         try:
             result = {"bboxes": boxes_xyxy, "rows": rows} | self._compose(image=image, **given)
         except Exception as error:  # a transform may raise anything, such as for a crop larger than the image
-            raise UserError(f"data.augment: {type(error).__name__}: {_line(error)}") from None
+            raise UserError(f"data.augment: {type(error).__name__}: {one_line(error)}") from None
         image, rows = result["image"], np.asarray(result["rows"], np.int64)
         if image.dtype != np.uint8 or image.shape[2:] != (3,):
             raise UserError(
@@ -132,18 +95,12 @@ def _build_transform(albumentations: Any, entry: dict[str, Any]) -> Any:
     transform = getattr(albumentations, name, None) if isinstance(name, str) else None
     if not isinstance(transform, type) or not issubclass(transform, albumentations.BasicTransform):
         raise UserError(
-            f"data.augment: {shorten(name)} is not an albumentations transform; write {{name: ToGray, p: 0.1}}"
+            f"data.augment: {short_repr(name)} is not an albumentations transform; write {{name: ToGray, p: 0.1}}"
         )
     # albumentations itself only warns about an argument it does not know.
     if unknown := arguments.keys() - inspect.signature(transform.__init__).parameters:
-        raise UserError(f"data.augment: {name} takes no argument {', '.join(sorted(map(shown, unknown))[:3])}")
+        raise UserError(f"data.augment: {name} takes no argument {', '.join(sorted(map(format_value, unknown))[:3])}")
     try:
         return transform(**arguments)
     except (TypeError, ValueError) as error:
-        raise UserError(f"data.augment: {name}: {_line(error)}") from None
-
-
-def _line(error: Exception) -> str:
-    """What a library says, in one line of moderate length."""
-    text = " ".join(str(error).split())
-    return text if len(text) <= 240 else text[:237] + "..."
+        raise UserError(f"data.augment: {name}: {one_line(error)}") from None

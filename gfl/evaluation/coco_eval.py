@@ -1,4 +1,4 @@
-"""From a detector and a split to COCO's figures, computed by pycocotools."""
+"""From a detector and a split to COCO's metrics, computed by pycocotools."""
 
 import contextlib
 import io
@@ -14,40 +14,20 @@ from pycocotools.cocoeval import COCOeval
 from gfl.common.distributed import gather_to_main
 from gfl.config import EvalConfig
 from gfl.data.coco import CocoData, image_path, read_coco_json
+from gfl.data.image_files import read_image
 from gfl.data.loader import batches
-from gfl.data.transforms import read_image
 from gfl.evaluation.draw import draw_boxes
-from gfl.method.boxes import clip_boxes
-from gfl.method.postprocess import select_detections
-from gfl.model.detector import Detector, normalize_images
-from gfl.structures import Batch, Detections, HeadOutput
+from gfl.evaluation.inference import detect
+from gfl.model.detector import DenseDetector
+from gfl.structures import Batch, Detections
 
-FIGURES = ("AP", "AP50", "AP75", "APS", "APM", "APL", "AR1", "AR10", "AR100", "ARS", "ARM", "ARL")
+METRIC_NAMES = ("AP", "AP50", "AP75", "APS", "APM", "APL", "AR1", "AR10", "AR100", "ARS", "ARM", "ARL")
 
 Result = dict[str, Any]  # one detection in COCO's results format
 
 
-@torch.inference_mode()
-def detect(model: Detector, batch: Batch, config: EvalConfig) -> tuple[Detections, HeadOutput]:
-    """Detections of a batch on the model's device, in pixels of the original images, and the output they come from."""
-    output = model(normalize_images(batch.images, batch.image_sizes))
-    boxes_xyxy, scores = model.decode(output)
-    detections = select_detections(
-        clip_boxes(boxes_xyxy, batch.image_sizes),
-        scores,
-        output.grid.level_sizes,
-        factor=model.quality.factor(output),
-        score_thresh=config.score_thresh,
-        pre_nms_topk=config.pre_nms_topk,
-        nms_iou=config.nms_iou,
-        max_detections=config.max_detections,
-    )
-    scale = (batch.orig_sizes / batch.image_sizes).flip(-1).repeat(1, 2)  # x, y, x, y
-    return detections._replace(boxes_xyxy=detections.boxes_xyxy * scale[:, None].to(detections.boxes_xyxy)), output
-
-
 def run_detector(
-    model: Detector,
+    model: DenseDetector,
     loader: Iterable[Batch],
     data: CocoData,
     config: EvalConfig,
@@ -94,22 +74,22 @@ def _to_results(detections: Detections, image_ids: Sequence[int], category_ids: 
 
 
 def coco_metrics(data: CocoData, results: list[Result]) -> dict[str, Any]:
-    """COCO's twelve figures, and under ``per_class`` AP and AP50 of each; None where nothing is to be found.
+    """COCO's twelve metrics, and under ``per_class`` AP and AP50 of each; None where nothing is to be found.
 
     The ground truth is the json's own, with crowd and degenerate boxes, as the official evaluation uses it.
     """
-    truth = _ground_truth(data.annotations)
+    ground_truth = _ground_truth(data.annotations)
     if not results:  # pycocotools cannot load an empty list
         results = [
             {"image_id": int(data.image_ids[0]), "category_id": data.category_ids[0], "bbox": [0, 0, 0, 0], "score": 0}
         ]
     with contextlib.redirect_stdout(io.StringIO()):
-        evaluation = COCOeval(truth, truth.loadRes([dict(result) for result in results]), "bbox")
+        evaluation = COCOeval(ground_truth, ground_truth.loadRes([dict(result) for result in results]), "bbox")
         evaluation.params.catIds = list(data.category_ids)
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()
-    metrics = {name: _figure(value) for name, value in zip(FIGURES, evaluation.stats, strict=True)}
+    metrics = {name: _metric(value) for name, value in zip(METRIC_NAMES, evaluation.stats, strict=True)}
     precision = evaluation.eval["precision"][..., 0, -1]  # IoU threshold, recall, class; all areas, most detections
     columns = np.argsort(np.argsort(data.category_ids)).tolist()  # pycocotools orders the classes by category id
     metrics["per_class"] = {
@@ -135,22 +115,22 @@ def _ground_truth(path: str) -> COCO:
             "iscrowd": int(entry.get("iscrowd") or 0),
         }
         for number, entry in enumerate(tree["annotations"], start=1)
-        for box in [_truth_box(entry["bbox"])]
+        for box in [_finite_box(entry["bbox"])]
     ]
-    truth = COCO()
+    ground_truth = COCO()
     images, categories = ([{"id": entry["id"]} for entry in tree[key]] for key in ("images", "categories"))
-    truth.dataset = {"images": images, "categories": categories, "annotations": annotations, "info": {}}
+    ground_truth.dataset = {"images": images, "categories": categories, "annotations": annotations, "info": {}}
     with contextlib.redirect_stdout(io.StringIO()):
-        truth.createIndex()
-    return truth
+        ground_truth.createIndex()
+    return ground_truth
 
 
-def _truth_box(bbox: list[float]) -> list[float]:
+def _finite_box(bbox: list[float]) -> list[float]:
     """NaN and infinity become a box that nothing matches; pycocotools would let anything match them."""
     return bbox if all(map(math.isfinite, bbox)) else [0, 0, 0, 0]
 
 
-def _figure(value: float) -> float | None:
+def _metric(value: float) -> float | None:
     return None if value < 0 else float(value)
 
 
@@ -159,24 +139,24 @@ def _mean(precision: np.ndarray) -> float | None:
     return float(precision.mean()) if precision.size else None
 
 
-def metrics_table(metrics: dict[str, Any]) -> str:
-    """The twelve figures in two lines and one line per class, as text."""
-    text = {name: "-" if metrics[name] is None else f"{metrics[name]:.3f}" for name in FIGURES}
+def format_metrics(metrics: dict[str, Any]) -> str:
+    """The twelve metrics in two lines and one line per class, as text."""
+    text = {name: "-" if metrics[name] is None else f"{metrics[name]:.3f}" for name in METRIC_NAMES}
     lines = []
-    for row in (FIGURES[:6], FIGURES[6:]):
+    for row in (METRIC_NAMES[:6], METRIC_NAMES[6:]):
         lines += ["  ".join(f"{name:>6}" for name in row), "  ".join(f"{text[name]:>6}" for name in row)]
     per_class = metrics["per_class"]
     longest = max(5, *(len(name) for name in per_class))
     lines += ["", f"{'class':<{longest}}  {'AP':>6}  {'AP50':>6}"]
-    for name, figures in per_class.items():
-        values = ("-" if value is None else f"{value:.3f}" for value in figures.values())
+    for name, values_of_class in per_class.items():
+        values = ("-" if value is None else f"{value:.3f}" for value in values_of_class.values())
         lines.append(f"{name:<{longest}}  " + "  ".join(f"{value:>6}" for value in values))
     return "\n".join(lines)
 
 
-def sample_pictures(data: CocoData, results: list[Result], count: int, *, min_score: float = 0.3) -> list[np.ndarray]:
+def draw_samples(data: CocoData, results: list[Result], count: int, *, min_score: float = 0.3) -> list[np.ndarray]:
     """The split's first `count` images, uint8 (H, W, 3), with confident detections and the true boxes."""
-    pictures = []
+    images_drawn = []
     label_of = {category: label for label, category in enumerate(data.category_ids)}
     for index in range(min(count, len(data))):
         image_id = int(data.image_ids[index])
@@ -186,7 +166,7 @@ def sample_pictures(data: CocoData, results: list[Result], count: int, *, min_sc
         texts = [f"{data.class_names[label]} {r['score']:.2f}" for label, r in zip(labels, found, strict=True)]
         image = read_image(image_path(data, index), tuple(data.sizes[index].tolist()))
         boxes_xyxy = np.array(corners, np.float32).reshape(-1, 4)
-        pictures.append(
+        images_drawn.append(
             draw_boxes(image, boxes_xyxy, np.array(labels, np.int64), texts, target_boxes=data.boxes_of(index)[0])
         )
-    return pictures
+    return images_drawn

@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike
 from PIL import Image, ImageDraw, ImageFont
 
 from gfl.common.errors import UserError
+from gfl.evaluation.inference import mean_and_std
 
 # After Okabe and Ito (2008), safe for colour-blind eyes: ordered for contrast, without a blue too dark for the card.
 PALETTE = ((230, 159, 0), (86, 180, 233), (0, 190, 140), (240, 228, 66), (213, 94, 0), (204, 121, 167))
@@ -56,23 +57,22 @@ def draw_distributions(
     image: np.ndarray,
     boxes_xyxy: ArrayLike,
     points: ArrayLike,
-    strides: ArrayLike,
+    positions: ArrayLike,
     probabilities: ArrayLike,
     labels: ArrayLike,
     texts: Sequence[str],
-    delta: float = 1.0,
 ) -> np.ndarray:
     """Show where each side of each detection may lie: an overview, then one enlarged panel per detection.
 
     image: (H, W, 3) uint8 RGB. boxes_xyxy: (M, 4) pixels. points: (M, 2) pixels, the points that predict the boxes.
-    strides: (M,) pixels. probabilities: (M, 4, N) over the bins of l, t, r, b, which are `delta` strides apart.
+    positions, probabilities: (M, 4, N) of the bins of l, t, r, b; pixels, x for left and right, y for top and bottom.
     labels: (M,) int, the colour. texts: M titles. Six detections make a picture of about 1660 x 1670.
     Returns (H', W', 3) uint8, its size set by M alone; without detections the image as `draw_boxes` returns it.
     """
     if len(texts) == 0:
         return draw_boxes(image, boxes_xyxy, labels, texts)
-    boxes, probabilities = _rows(boxes_xyxy), np.asarray(probabilities, dtype=float)
-    positions = bin_positions(points, strides, probabilities.shape[-1], delta)
+    boxes = _rows(boxes_xyxy)
+    positions, probabilities = (np.asarray(values, dtype=float) for values in (positions, probabilities))
     # All bars share one scale; its floor keeps broad humps from looking sharp where nothing sharper is beside them.
     unit_height = (STRIP - AXIS - 2 * FONT) / max(0.5, probabilities.max())
     numbers = [str(i + 1) for i in range(len(texts))]
@@ -85,29 +85,13 @@ def draw_distributions(
     return np.array(_arrange(cells).reduce(SUPERSAMPLE))
 
 
-def save_picture(picture: np.ndarray, path: Path) -> None:
+def save_image(image: np.ndarray, path: Path) -> None:
     """Write uint8 (H, W, 3) in the format of the file's ending; raises `UserError` where that is impossible."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(picture).save(path)
+        Image.fromarray(image).save(path)
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror or error}") from None
-
-
-def bin_positions(points: ArrayLike, strides: ArrayLike, num_bins: int, delta: float = 1.0) -> np.ndarray:
-    """Where the bins lie in the picture: (M, 4, num_bins) pixels, x for left and right, y for top and bottom.
-
-    points: (M, 2) pixels. strides: (M,) pixels. Bin i lies i * delta strides from the point, outwards.
-    """
-    start = np.tile(np.asarray(points, dtype=float).reshape(-1, 2), 2)[:, :, None]
-    outwards = np.array([-1.0, -1.0, 1.0, 1.0])[:, None]
-    return start + outwards * delta * np.asarray(strides, dtype=float).reshape(-1, 1, 1) * np.arange(num_bins)
-
-
-def mean_and_std(positions: np.ndarray, probabilities: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Expectation and standard deviation over the last axis, in the unit of positions: (..., N) x 2 -> (...) x 2."""
-    mean = (positions * probabilities).sum(-1)
-    return mean, np.sqrt(((positions - mean[..., None]) ** 2 * probabilities).sum(-1))
 
 
 def _colours(labels):

@@ -1,4 +1,4 @@
-"""Plots of measured figures, drawn with matplotlib."""
+"""Diagrams of measured values, drawn with matplotlib."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,7 +9,6 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from gfl.ablation.study import Outcome
 from gfl.common.errors import UserError
 from gfl.evaluation.draw import PALETTE
 from gfl.evaluation.predictions import Predictions
@@ -31,13 +30,13 @@ matplotlib.rcParams.update(
 )
 
 
-def figure(columns: int, rows: int = 1, *, width: float = 4.6, height: float = 3.8) -> tuple[Figure, list[Axes]]:
+def new_figure(columns: int, rows: int = 1, *, width: float = 4.6, height: float = 3.8) -> tuple[Figure, list[Axes]]:
     """A figure and its axes, row by row; without a window."""
     page = Figure(figsize=(width * columns, height * rows), layout="constrained")
     return page, [page.add_subplot(rows, columns, index + 1) for index in range(rows * columns)]
 
 
-def save(page: Figure, path: Path) -> None:
+def save_figure(page: Figure, path: Path) -> None:
     """Write a PNG; raises `UserError` where that is impossible."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -46,80 +45,58 @@ def save(page: Figure, path: Path) -> None:
         raise UserError(f"cannot write {path}: {error.strerror}") from None
 
 
-def plot_study(title: str, outcomes: Sequence[Outcome], path: Path) -> None:
-    """Difference of every row to its baseline row, ours with its confidence interval, and the paper's."""
-    shown = [row for row in reversed(outcomes) if row.difference is not None]
-    page, (axes,) = figure(1, width=7.5, height=1.6 + 0.45 * max(1, len(shown)))
-    for place, row in enumerate(shown):
-        axes.errorbar(row.difference, place, xerr=row.margin, fmt="o", capsize=4, color=COLOURS[0], label="here")
-        if row.paper_difference is not None:
-            axes.plot(row.paper_difference, place - 0.22, "D", markersize=5, color=COLOURS[1], label="paper, on COCO")
-    axes.axvline(0, color="#404040", linewidth=1)
-    axes.set_yticks(range(len(shown)), [f"{row.name}  ({row.seeds} seed{'s' * (row.seeds > 1)})" for row in shown])
-    axes.set_ylim(-0.7, len(shown) - 0.3)
-    axes.set_xlabel("difference of AP to the baseline row, in points")
-    axes.set_title(title)
-    handles, labels = axes.get_legend_handles_labels()
-    each_once = dict(zip(labels, handles, strict=True))
-    if each_once:
-        axes.legend(each_once.values(), each_once.keys(), loc="best")
-    else:
-        axes.text(0.5, 0.5, "nothing to compare with the baseline row yet", transform=axes.transAxes, ha="center")
-    save(page, path)
-
-
 def plot_scores(named: Sequence[tuple[str, Predictions, dict[str, Any]]], path: Path) -> None:
     """Score against true IoU of every detection, one panel per checkpoint (after figure 2b of the paper)."""
-    page, panels = figure(len(named), width=4.4, height=4.4)
-    for axes, (name, found, told) in zip(panels, named, strict=True):
+    page, panels = new_figure(len(named), width=4.4, height=4.4)
+    for axes, (name, found, metrics) in zip(panels, named, strict=True):
         axes.plot(found.iou, found.scores, ".", markersize=3, alpha=0.25, color=COLOURS[0], markeredgewidth=0)
         axes.set(xlim=(-0.02, 1.02), ylim=(0, 1.02), xlabel="IoU with the object of its class", ylabel="score")
         axes.set_title(
-            f"{name}\nSpearman {_number(told['spearman'])}, at IoU ≥ 0.5 {_number(told['spearman_on_objects'])}"
+            f"{name}\nSpearman {_number(metrics['spearman'])}, at IoU ≥ 0.5 {_number(metrics['spearman_on_objects'])}"
         )
-    save(page, path)
+    save_figure(page, path)
 
 
-def plot_targets(name: str, distances: np.ndarray, told: dict[str, Any], path: Path) -> None:
+def plot_targets(name: str, distances: np.ndarray, metrics: dict[str, Any], path: Path) -> None:
     """How far the sides of the data set's boxes lie from the points that learn them (figure 5c of the paper)."""
-    page, (axes,) = figure(1, width=6.4, height=3.8)
-    limit = told["reg_max"] * told["delta"]
+    page, (axes,) = new_figure(1, width=6.4, height=3.8)
+    limit = metrics["reg_max"] * metrics["delta"]
     edges = np.linspace(0, max(limit, distances.max()) * 1.05, 60)
     axes.hist(distances.clip(min=0).ravel(), bins=edges, color=COLOURS[0])
-    axes.axvline(limit, color=COLOURS[1], label=f"reg_max {told['reg_max']} · delta {told['delta']:g}")
-    wanted = told["recommended_reg_max"]
+    axes.axvline(limit, color=COLOURS[1], label=f"reg_max {metrics['reg_max']} · delta {metrics['delta']:g}")
+    wanted = metrics["recommended_reg_max"]
     label = f"reg_max {wanted}: 99.9 % of the sides within"
-    axes.axvline(wanted * told["delta"], color=COLOURS[2], linestyle="--", label=label)
+    axes.axvline(wanted * metrics["delta"], color=COLOURS[2], linestyle="--", label=label)
     axes.set(xlabel="distance of a side from its point, in strides", ylabel="sides")
-    axes.set_title(f"{name}: {told['share_beyond']:.2%} of the sides beyond reg_max")
+    axes.set_title(f"{name}: {metrics['share_beyond']:.2%} of the sides beyond reg_max")
     axes.legend()
-    save(page, path)
+    save_figure(page, path)
 
 
-def plot_spread(name: str, found: Predictions, told: dict[str, Any], path: Path) -> None:
+def plot_spread(name: str, found: Predictions, metrics: dict[str, Any], path: Path) -> None:
     """Predicted spread of sides against the true blur of their edges, and the calibration over all and per level."""
-    page, (cloud, over_all, by_level) = figure(3, width=4.6, height=4.2)
+    page, (cloud, over_all, by_level) = new_figure(3, width=4.6, height=4.2)
     low, high = 0.3, max(10.0, float(found.spreads.max()))
     known = np.isfinite(found.true_sigmas)
     dots = {"markersize": 3, "alpha": 0.3, "markeredgewidth": 0, "color": COLOURS[0]}
     cloud.loglog(found.spreads[known].clip(min=low), found.true_sigmas[known], ".", **dots)
     cloud.loglog([low, high], [low, high], color="#808080", linewidth=1)
     cloud.set(xlabel="predicted spread of the side, px", ylabel="true blur of the edge, px")
-    cloud.set_title(f"{name}: {told['sides']} sides, Spearman {_number(told['spearman'])}")
-    _plot_curve(over_all, told["curve"], "error", "root mean square error", COLOURS[1])
-    _plot_curve(over_all, told["curve"], "blur", "median true blur", COLOURS[0])
+    cloud.set_title(f"{name}: {metrics['sides']} sides, Spearman {_number(metrics['spearman'])}")
+    _plot_curve(over_all, metrics["curve"], "error", "root mean square error", COLOURS[1])
+    _plot_curve(over_all, metrics["curve"], "blur", "median true blur", COLOURS[0])
     over_all.set_title("calibration by deciles of all sides")
-    for (stride, part), colour in zip(told["by_stride"].items(), COLOURS, strict=False):
+    for (stride, part), colour in zip(metrics["by_stride"].items(), COLOURS, strict=False):
         enough = part["sides"] >= 10 * len(part["curve"])  # else a decile is noise
         label = f"stride {stride}: {part['sides']} sides, Spearman {_number(part['spearman'])}"
         _plot_curve(by_level, part["curve"] if enough else [], "blur", label + ", too few" * (not enough), colour)
     by_level.set_title("median true blur by deciles of each level")
     for axes in (over_all, by_level):
-        end = max(group["predicted"] for group in told["curve"])
+        end = max(group["predicted"] for group in metrics["curve"])
         axes.plot([0, end], [0, end], color="#808080", linewidth=1, label="equal")
         axes.set(xlabel="predicted spread, mean of a decile, px", ylabel="px")
         axes.legend(fontsize=8)
-    save(page, path)
+    save_figure(page, path)
 
 
 def _plot_curve(axes: Axes, curve: Sequence[dict[str, float]], key: str, label: str, colour: str) -> None:
@@ -129,7 +106,7 @@ def _plot_curve(axes: Axes, curve: Sequence[dict[str, float]], key: str, label: 
 
 def plot_shapes(named: Sequence[tuple[str, dict[str, float]]], path: Path) -> None:
     """Shares of sharp, flat and two-peaked sides per checkpoint."""
-    page, (axes,) = figure(1, width=6.4, height=1.4 + 0.5 * len(named))
+    page, (axes,) = new_figure(1, width=6.4, height=1.4 + 0.5 * len(named))
     left = np.zeros(len(named))
     for number, kind in enumerate(named[0][1]):
         shares = np.array([shares[kind] for _, shares in named])
@@ -139,7 +116,7 @@ def plot_shapes(named: Sequence[tuple[str, dict[str, float]]], path: Path) -> No
     axes.invert_yaxis()
     axes.set(xlim=(0, 1), xlabel="share of the sides of confident detections")
     axes.legend(ncols=4, loc="lower center", bbox_to_anchor=(0.5, 1.0))
-    save(page, path)
+    save_figure(page, path)
 
 
 def _number(value: float | None) -> str:

@@ -13,15 +13,13 @@ from gfl.common.errors import UserError
 from gfl.config import Config
 from gfl.data.coco import CocoData, read_coco_json
 from gfl.data.loader import batches
-from gfl.evaluation.coco_eval import detect
-from gfl.method.box_representation import GaussianBox, GeneralBox
+from gfl.evaluation.inference import RawDetections, detect_with_sides
 from gfl.method.boxes import box_iou
-from gfl.method.losses import MAX_LOG_VARIANCE
-from gfl.model.detector import Detector
+from gfl.model.detector import DenseDetector
 from gfl.structures import Batch
 
 
-class Truth(NamedTuple):
+class GroundTruth(NamedTuple):
     """Ground truth of one image, crowds left out."""
 
     boxes_xyxy: np.ndarray  # (g, 4) pixels
@@ -46,7 +44,7 @@ class Predictions(NamedTuple):
     true_sigmas: np.ndarray  # (n, 4) NaN where unknown
 
 
-def read_truth(data: CocoData) -> list[Truth]:
+def read_ground_truth(data: CocoData) -> list[GroundTruth]:
     """Ground truth by image index; `edge_sigma` is an extra field of soft shapes."""
     found: dict[int, list[tuple[list[float], int, list[float]]]] = {int(image_id): [] for image_id in data.image_ids}
     for entry in read_coco_json(data.annotations).get("annotations", []):
@@ -59,7 +57,7 @@ def read_truth(data: CocoData) -> list[Truth]:
     truths = []
     for entries in found.values():
         boxes, categories, sigmas = zip(*entries, strict=True) if entries else ((), (), ())
-        truths.append(Truth(_rows(boxes), np.array(categories, np.int64), _rows(sigmas)))
+        truths.append(GroundTruth(_rows(boxes), np.array(categories, np.int64), _rows(sigmas)))
     return truths
 
 
@@ -68,40 +66,35 @@ def _rows(values: Iterable) -> np.ndarray:
 
 
 def collect_predictions(
-    model: Detector,
+    model: DenseDetector,
     loader: Iterable[Batch],
     data: CocoData,
     config: Config,
-    device: torch.device,
     *,
     on_batch: Callable[[], object] = lambda: None,
 ) -> Predictions:
     """Detections of the whole split beside its ground truth."""
-    truths, row_of = read_truth(data), {int(image_id): row for row, image_id in enumerate(data.image_ids)}
+    device = next(model.parameters()).device
+    truths, row_of = read_ground_truth(data), {int(image_id): row for row, image_id in enumerate(data.image_ids)}
+    delta = config.model.head.delta
     parts: list[Predictions] = []
     for batch in batches(loader):
-        detections, output = detect(model, batch.to(device), config.eval)
-        for slot, image_id in enumerate(batch.image_ids.tolist()):
-            kept = detections.labels[slot] >= 0
-            index = detections.point_index[slot][kept]
-            scale = (batch.orig_sizes[slot] / batch.image_sizes[slot]).flip(0).numpy()
-            boxes = detections.boxes_xyxy[slot][kept].cpu().numpy().astype(np.float64)
-            labels = detections.labels[slot][kept].cpu().numpy()
-            strides = output.grid.strides[index].cpu().numpy()
-            probabilities, spreads = _sides(model.box_repr, output.reg_pred[slot, index], strides, scale)
+        detections = detect_with_sides(model, batch.to(device), config.eval)
+        for image_id, found in zip(batch.image_ids.tolist(), detections, strict=True):
             row = row_of[image_id]
-            iou, true_boxes, true_sigmas = match(boxes, np.array(data.category_ids)[labels], truths[row])
+            category_ids = np.array(data.category_ids)[found.labels]
+            iou, true_boxes, true_sigmas = match(found.boxes_xyxy, category_ids, truths[row])
             parts.append(
                 Predictions(
-                    images=np.full(len(boxes), row),
-                    boxes_xyxy=boxes,
-                    labels=labels,
-                    scores=detections.scores[slot][kept].cpu().numpy(),
-                    points=output.grid.points[index].cpu().numpy() * scale,
-                    strides=strides,
-                    scales=np.tile(scale, (len(boxes), 1)),
-                    probabilities=probabilities,
-                    spreads=spreads,
+                    images=np.full(len(found.scores), row),
+                    boxes_xyxy=found.boxes_xyxy,
+                    labels=found.labels,
+                    scores=found.scores,
+                    points=found.points,
+                    strides=found.strides,
+                    scales=np.tile(found.scale, (len(found.scores), 1)),
+                    probabilities=found.probabilities,
+                    spreads=_spreads(found, delta),
                     iou=iou,
                     true_boxes=true_boxes,
                     true_sigmas=true_sigmas,
@@ -112,18 +105,11 @@ def collect_predictions(
     return Predictions(*(None if column[0] is None else np.concatenate(column) for column in columns))
 
 
-def _sides(
-    box_repr: torch.nn.Module, reg_pred: torch.Tensor, strides: np.ndarray, scale: np.ndarray
-) -> tuple[np.ndarray | None, np.ndarray | None]:
-    """Distributions (n, 4, N) and spreads (n, 4) in pixels of the file, as far as the representation has them."""
-    to_pixels = strides[:, None] * np.tile(scale, 2)
-    if isinstance(box_repr, GeneralBox):
-        probabilities = box_repr.probabilities(reg_pred).cpu().numpy()
-        return probabilities, side_spread(probabilities, box_repr.delta) * to_pixels
-    if isinstance(box_repr, GaussianBox):
-        log_variance = reg_pred[..., 1].float().clamp(-MAX_LOG_VARIANCE, MAX_LOG_VARIANCE)  # as its loss sees it
-        return None, (log_variance / 2).exp().cpu().numpy() * to_pixels
-    return None, None
+def _spreads(found: RawDetections, delta: float) -> np.ndarray | None:
+    """(n, 4) standard deviations in pixels of the file; None where a side is a number only."""
+    if found.probabilities is not None:
+        return side_spread(found.probabilities, delta) * found.stride_pixels
+    return None if found.deviations is None else found.deviations * found.stride_pixels
 
 
 def side_spread(probabilities: np.ndarray, delta: float) -> np.ndarray:
@@ -138,7 +124,7 @@ def side_spread(probabilities: np.ndarray, delta: float) -> np.ndarray:
     return delta * np.sqrt(np.maximum(variance - fraction * (1 - fraction), 0))
 
 
-def match(boxes: np.ndarray, category_ids: np.ndarray, truth: Truth) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def match(boxes: np.ndarray, category_ids: np.ndarray, truth: GroundTruth) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """IoU (n,), box (n, 4) and sigmas (n, 4) of the ground truth of its class that each detection overlaps most."""
     if not len(boxes) or not len(truth.boxes_xyxy):
         return np.zeros(len(boxes)), np.full((len(boxes), 4), np.nan), np.full((len(boxes), 4), np.nan)

@@ -1,14 +1,8 @@
 """Axis 3 of the ablations: which points learn which box. Batched over padded ground truth, without host syncs."""
 
-from collections.abc import Callable
-from functools import partial
-
 import torch
 from torch import Tensor
 
-from gfl.common.dataclass_from_dict import shorten
-from gfl.common.errors import UserError
-from gfl.config import AssignConfig
 from gfl.method.boxes import box_area, box_iou, boxes_to_distances
 from gfl.structures import Assignment, PointGrid, Targets
 
@@ -34,14 +28,14 @@ def assign_atss(
     eligible &= targets.valid.unsqueeze(-1)
 
     points = grid.points[candidates]
-    iou = box_iou(_squares(grid, anchor_scale)[candidates], boxes_xyxy)  # (B, G, Q)
+    iou = box_iou(anchor_boxes(grid, anchor_scale)[candidates], boxes_xyxy)  # (B, G, Q)
     threshold = _mean_plus_std(iou, eligible)
     within = boxes_to_distances(points, boxes_xyxy).amin(dim=-1) > MIN_INSIDE
     positive = eligible & within & (iou >= threshold.unsqueeze(-1))
-    return Assignment(_resolve(candidates, iou.masked_fill(~positive, -1.0), num_points=inside.shape[1]))
+    return Assignment(resolve_conflicts(candidates, iou.masked_fill(~positive, -1.0), num_points=inside.shape[1]))
 
 
-def _squares(grid: PointGrid, scale: float) -> Tensor:
+def anchor_boxes(grid: PointGrid, scale: float) -> Tensor:
     """(P, 4) a box of `scale` strides around every point."""
     half = grid.strides[:, None] * scale / 2
     return torch.cat([grid.points - half, grid.points + half], dim=-1)
@@ -74,7 +68,7 @@ def _mean_plus_std(iou: Tensor, eligible: Tensor) -> Tensor:
     return mean + variance.sqrt()
 
 
-def _resolve(candidates: Tensor, iou: Tensor, *, num_points: int) -> Tensor:
+def resolve_conflicts(candidates: Tensor, iou: Tensor, *, num_points: int) -> Tensor:
     """Claims (B, G, Q) with IoU -1 where there is none -> (B, P) the slot that wins each point, -1 background.
 
     Two scatter reductions instead of a (B, G, P) table; both are order-independent and so deterministic on a GPU.
@@ -161,7 +155,7 @@ def assign_max_iou(
     """
     if not targets.valid.shape[-1]:
         return _background(inside)
-    iou = box_iou(_squares(grid, anchor_scale)[:, None], targets.boxes_xyxy[:, None])  # (B, P, G)
+    iou = box_iou(anchor_boxes(grid, anchor_scale)[:, None], targets.boxes_xyxy[:, None])  # (B, P, G)
     iou = iou.masked_fill(~(targets.valid[:, None] & inside.unsqueeze(-1)), 0)
     best, index = iou.max(dim=-1)
     index = torch.where(best >= positive_iou, index, torch.where(best < negative_iou, -1, -2))
@@ -169,18 +163,3 @@ def assign_max_iou(
     slots = torch.arange(iou.shape[-1], device=iou.device)
     forced = torch.where((iou == most) & (most > 0), slots, -1).amax(dim=-1)  # the last box that claims the point
     return Assignment(torch.where(forced >= 0, forced, index))
-
-
-ASSIGNERS: dict[str, Callable[[AssignConfig], Callable[..., Assignment]]] = {
-    "atss": lambda config: partial(assign_atss, topk=config.topk, anchor_scale=config.anchor_scale),
-    "fcos": lambda config: partial(assign_fcos, center_radius=config.center_radius),
-    "fovea": lambda config: assign_fovea,
-    "max_iou": lambda config: partial(assign_max_iou, anchor_scale=config.anchor_scale),
-}
-
-
-def build_assigner(config: AssignConfig) -> Callable[[PointGrid, Targets, Tensor], Assignment]:
-    """The assigner that the config names; raises `UserError` for one that does not exist."""
-    if config.kind not in ASSIGNERS:
-        raise UserError(f"assign.kind: {shorten(config.kind)} does not exist; available: {', '.join(ASSIGNERS)}")
-    return ASSIGNERS[config.kind](config)

@@ -11,10 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gfl.common.dataclass_from_dict import shorten
-from gfl.common.errors import UserError
-from gfl.config import HeadConfig
-from gfl.method.losses import distribution_focal_loss, gaussian_loss
+from gfl.method.losses import MAX_LOG_VARIANCE, distribution_focal_loss, gaussian_loss
 
 ANCHOR_SCALE = 8.0  # side of the square that anchor deltas start from, in strides
 DELTA_STDS = (0.1, 0.1, 0.2, 0.2)  # of x, y, width, height
@@ -76,6 +73,10 @@ class GaussianBox(BoxRepresentation):
         """(..., 4, 2) -> (..., 4) means, not negative."""
         return F.relu(reg_pred[..., 0].float())
 
+    def deviations(self, reg_pred: Tensor) -> Tensor:
+        """(..., 4, 2) -> (..., 4) standard deviations in strides, within the limits of the loss."""
+        return (reg_pred[..., 1].float().clamp(-MAX_LOG_VARIANCE, MAX_LOG_VARIANCE) / 2).exp()
+
     def loss(self, reg_pred: Tensor, target_distances: Tensor) -> Tensor:
         """Negative log likelihood averaged over the sides; of the raw mean, so that a negative one still learns."""
         return gaussian_loss(reg_pred[..., 0], reg_pred[..., 1], target_distances).mean(dim=-1)
@@ -134,23 +135,3 @@ def highest_mode(probabilities: Tensor) -> Tensor:
     rises, falls = (F.pad(wrong.long().cumsum(dim=-1), (1, 0)) for wrong in (step > 0, step < 0))
     bins = torch.arange(probabilities.shape[-1], device=probabilities.device)
     return torch.where(bins >= top, rises == rises.gather(-1, top), falls == falls.gather(-1, top))
-
-
-# Rows of table 2(a), and ATSS's own anchor deltas; general is with DFL unless `loss.dfl_weight` is 0.
-BOX_REPRESENTATIONS = {
-    "dirac": lambda head, peak: DiracBox(),
-    "anchor_delta": lambda head, peak: AnchorDeltaBox(),
-    "gaussian": lambda head, peak: GaussianBox(),
-    "general": lambda head, peak: GeneralBox(reg_max=head.reg_max, delta=head.delta, peak=peak),
-}
-
-
-def build_box_repr(head: HeadConfig, *, decode: str = "expectation") -> BoxRepresentation:
-    """The representation that the config names; raises `UserError` for one that does not exist or fit `decode`."""
-    if head.box not in BOX_REPRESENTATIONS:
-        raise UserError(
-            f"model.head.box: {shorten(head.box)} does not exist; available: {', '.join(BOX_REPRESENTATIONS)}"
-        )
-    if decode == "peak" and head.box != "general":
-        raise UserError(f"eval.decode: peak needs the distributions of box: general; box: {head.box} predicts none")
-    return BOX_REPRESENTATIONS[head.box](head, decode == "peak")

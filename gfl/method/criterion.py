@@ -6,8 +6,6 @@ import torch
 from torch import Tensor, nn
 
 from gfl.common.distributed import mean_over_processes, world_size
-from gfl.config import Config
-from gfl.method.assign import build_assigner
 from gfl.method.box_representation import BoxRepresentation
 from gfl.method.boxes import box_iou, boxes_to_distances, distances_to_boxes
 from gfl.method.losses import giou_loss
@@ -61,11 +59,12 @@ class Criterion(nn.Module):
         boxes = distances_to_boxes(points, self.box_repr.distances(output.reg_pred))
         target_boxes = torch.where(positive.unsqueeze(-1), target_boxes / grid.strides[:, None], _unit_boxes(points))
         target_distances = boxes_to_distances(points, target_boxes)
-        measure = self.quality.measure(box_iou(boxes.detach(), target_boxes).clamp(0, 1), target_distances)
-        weight = self.quality.box_weight(output, measure) * positive
+        iou = box_iou(boxes.detach(), target_boxes).clamp(0, 1)
+        quality_target = self.quality.quality_target(iou, target_distances)
+        weight = self.quality.box_weight(output, quality_target) * positive
         num_positive, sum_weight = _normalisers(positive, weight)
 
-        cls_loss = self.quality.class_loss(output, labels, positive, measure)
+        cls_loss = self.quality.class_loss(output, labels, positive, quality_target)
         cls_loss = cls_loss.masked_fill(~(inside & assignment.trained).unsqueeze(-1), 0).sum()
         losses = {
             "cls": self.cls_weight * cls_loss / num_positive,
@@ -74,24 +73,10 @@ class Criterion(nn.Module):
         own_loss = self.box_repr.loss(output.reg_pred, target_distances)
         if own_loss is not None:
             losses[self.box_repr.loss_name] = self.dfl_weight * (own_loss * weight).sum() / sum_weight
-        branch_loss = self.quality.branch_loss(output, measure)
+        branch_loss = self.quality.branch_loss(output, quality_target)
         if branch_loss is not None:
             losses["quality"] = self.quality_weight * (branch_loss * positive).sum() / num_positive
         return losses
-
-
-def build_criterion(config: Config, quality: Quality, box_repr: BoxRepresentation) -> Criterion:
-    """The criterion that `config` describes, around the quality and box representation of its detector."""
-    loss = config.loss
-    return Criterion(
-        build_assigner(config.assign),
-        quality,
-        box_repr,
-        cls_weight=loss.cls_weight,
-        box_weight=loss.box_weight,
-        dfl_weight=loss.dfl_weight,
-        quality_weight=loss.quality_weight,
-    )
 
 
 def _unit_boxes(points: Tensor) -> Tensor:

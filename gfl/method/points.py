@@ -1,32 +1,33 @@
 """The grid of points of the pyramid."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from gfl.structures import PointGrid
+from gfl.structures import SIZE_DIVISOR, PointGrid
 
-SIZE_DIVISOR = 32  # images are padded to a multiple of it, singly in the reference and as a batch in ours
+
+class PointLayout(NamedTuple):
+    """Where the points of each level lie: at ``(index + offset) * stride``.
+
+    An offset of 0 is mmdetection's convention; docs/deviations.md has the others.
+    """
+
+    strides: tuple[int, ...]  # pixels, from fine to coarse
+    offset: float | tuple[float, ...] = 0.0  # in strides, one for all levels or one per level
 
 
 def make_point_grid(
-    feature_sizes: Sequence[tuple[int, int]],
-    strides: Sequence[int],
-    *,
-    offset: float | Sequence[float] = 0.0,
-    device: torch.device | None = None,
+    feature_sizes: Sequence[tuple[int, int]], layout: PointLayout, *, device: torch.device | None = None
 ) -> PointGrid:
-    """Points at ``(index + offset) * stride`` of every level, from the (height, width) of its feature map.
-
-    `offset` is in strides, one for all levels or one per level: 0 is mmdetection's convention; see "Deviations" in the
-    README.
-    """
+    """The points of every level, from the (height, width) of its feature map."""
     points, point_strides = [], []
-    offsets = offset if isinstance(offset, Sequence) else [offset] * len(strides)
-    for (height, width), stride, shift in zip(feature_sizes, strides, offsets, strict=True):
-        y = (torch.arange(height, device=device, dtype=torch.float32) + shift) * stride
-        x = (torch.arange(width, device=device, dtype=torch.float32) + shift) * stride
+    offsets = layout.offset if isinstance(layout.offset, tuple) else [layout.offset] * len(layout.strides)
+    for (height, width), stride, offset in zip(feature_sizes, layout.strides, offsets, strict=True):
+        y = (torch.arange(height, device=device, dtype=torch.float32) + offset) * stride
+        x = (torch.arange(width, device=device, dtype=torch.float32) + offset) * stride
         grid_y, grid_x = torch.meshgrid(y, x, indexing="ij")
         points.append(torch.stack([grid_x, grid_y], dim=-1).reshape(-1, 2))
         point_strides.append(torch.full((height * width,), float(stride), device=device))

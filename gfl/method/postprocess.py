@@ -14,7 +14,7 @@ def select_detections(
     scores: Tensor,
     level_sizes: Sequence[int],
     *,
-    factor: Tensor | None = None,
+    rank_factor: Tensor | None = None,
     score_thresh: float = 0.05,
     pre_nms_topk: int = 1000,
     nms_iou: float = 0.6,
@@ -26,15 +26,15 @@ def select_detections(
         boxes_xyxy: (B, P, 4) pixels.
         scores: (B, P, C) probabilities.
         level_sizes: points per level, summing to P.
-        factor: (B, P) by which the scores of what remains are multiplied before NMS: the threshold is not applied to
-            a quality branch, as in FCOS and ATSS.
+        rank_factor: (B, P) by which the scores of what remains are multiplied before NMS: the threshold is not applied
+            to a quality branch, as in FCOS and ATSS.
 
     One point may give boxes of several classes.
     """
-    factor = [None] * len(scores) if factor is None else factor
+    rank_factor = [None] * len(scores) if rank_factor is None else rank_factor
     detections = [
         _select_one(*image, level_sizes, score_thresh, pre_nms_topk, nms_iou, max_detections)
-        for image in zip(boxes_xyxy.float(), scores.float(), factor, strict=True)
+        for image in zip(boxes_xyxy.float(), scores.float(), rank_factor, strict=True)
     ]
     return _pad(detections)
 
@@ -42,7 +42,7 @@ def select_detections(
 def _select_one(
     boxes_xyxy: Tensor,
     scores: Tensor,
-    factor: Tensor | None,
+    rank_factor: Tensor | None,
     level_sizes: Sequence[int],
     score_thresh: float,
     pre_nms_topk: int,
@@ -60,8 +60,8 @@ def _select_one(
     pair = torch.cat(pairs)
     point, label = pair // num_classes, pair % num_classes
     boxes, score = boxes_xyxy[point], scores.flatten()[pair]
-    if factor is not None:
-        score = score * factor[point]
+    if rank_factor is not None:
+        score = score * rank_factor[point]
     solid = (boxes[:, 2:] > boxes[:, :2]).all(dim=1)  # clipping leaves nothing of a box outside its image
     boxes, score, label, point = boxes[solid], score[solid], label[solid], point[solid]
     keep = batched_nms(boxes, score, label, nms_iou)[:max_detections]

@@ -1,7 +1,7 @@
 """Axis 1 of the ablations: how a detector says how well a box fits (table 1a, and GFLv2's).
 
 A row of the table is a `Quality`: what it adds to the head's outputs, what the class logits learn, how much a box
-counts, and how outputs become scores. Its `measure` of a box is the IoU with its ground truth, or the centerness.
+counts, and how outputs become scores. The quality that a box has is its IoU with the ground truth, or its centerness.
 """
 
 import torch
@@ -9,14 +9,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import sigmoid_focal_loss
 
-from gfl.common.dataclass_from_dict import shorten
-from gfl.common.errors import UserError
-from gfl.config import HeadConfig
 from gfl.method.boxes import centerness
 from gfl.method.losses import quality_focal_loss
 from gfl.structures import HeadOutput
 
-GUIDE_POWER = 1.5  # of the measure, in the weights of guided rows
+GUIDE_POWER = 1.5  # of the quality, in the weights of guided rows
 
 
 class Quality(nn.Module):
@@ -28,25 +25,25 @@ class Quality(nn.Module):
         """The head's outputs with what this row predicts beside them: here nothing."""
         return output
 
-    def measure(self, iou: Tensor, distances: Tensor) -> Tensor:
+    def quality_target(self, iou: Tensor, distances: Tensor) -> Tensor:
         """(B, P), how well a box fits.
 
         `iou` (B, P) of the predicted box with its ground truth, `distances` (B, P, 4) to the sides of the latter.
         """
         return iou
 
-    def class_loss(self, output: HeadOutput, labels: Tensor, positive: Tensor, measure: Tensor) -> Tensor:
+    def class_loss(self, output: HeadOutput, labels: Tensor, positive: Tensor, quality_target: Tensor) -> Tensor:
         """Elementwise loss (B, P, C).
 
-        `labels` (B, P) in [0, C), any value where `positive` (B, P) is False; `measure` (B, P).
+        `labels` (B, P) in [0, C), any value where `positive` (B, P) is False; `quality_target` (B, P).
         """
         raise NotImplementedError
 
-    def branch_loss(self, output: HeadOutput, measure: Tensor) -> Tensor | None:
+    def branch_loss(self, output: HeadOutput, quality_target: Tensor) -> Tensor | None:
         """Loss (B, P) of the quality branch at positives; None where there is none."""
         return None
 
-    def box_weight(self, output: HeadOutput, measure: Tensor) -> Tensor:
+    def box_weight(self, output: HeadOutput, quality_target: Tensor) -> Tensor:
         """Weight (B, P) of a positive's box terms, without gradient."""
         raise NotImplementedError
 
@@ -54,7 +51,7 @@ class Quality(nn.Module):
         """Class probabilities (B, P, C) in float32, to which the score threshold applies."""
         return output.cls_logits.float().sigmoid()
 
-    def factor(self, output: HeadOutput) -> Tensor | None:
+    def rank_factor(self, output: HeadOutput) -> Tensor | None:
         """Qualities (B, P) by which scores are multiplied after the threshold, to rank detections; None for 1."""
         return None
 
@@ -70,12 +67,12 @@ class JointQuality(Quality):
         """Logits (B, P, C) of the scores."""
         return output.cls_logits
 
-    def class_loss(self, output: HeadOutput, labels: Tensor, positive: Tensor, measure: Tensor) -> Tensor:
-        """QFL (B, P, C): the target is the measure at the label's class and 0 elsewhere."""
-        target = _at_label(output, labels, measure * positive)
+    def class_loss(self, output: HeadOutput, labels: Tensor, positive: Tensor, quality_target: Tensor) -> Tensor:
+        """QFL (B, P, C): the target is the quality at the label's class and 0 elsewhere."""
+        target = scatter_to_class(output, labels, quality_target * positive)
         return quality_focal_loss(self.logits(output), target, beta=self.beta)
 
-    def box_weight(self, output: HeadOutput, measure: Tensor) -> Tensor:
+    def box_weight(self, output: HeadOutput, quality_target: Tensor) -> Tensor:
         """The detached best score."""
         return self.scores(output).detach().amax(dim=-1)
 
@@ -120,12 +117,12 @@ class DistributionGuidedQuality(JointQuality):
 class SeparateQuality(Quality):
     """The rows that the paper compares with: class logits learn the class alone, with the focal loss.
 
-    The quality, if any, is a `branch` of its own (its sigmoid learns the measure and multiplies the scores in
-    evaluation only) or a guide (positives' class losses are weighted by the measure, and nothing is predicted). Box
-    terms are weighted by the measure, as in ATSS and FCOS.
+    The quality, if any, is a `branch` of its own (its sigmoid learns that quality and multiplies the scores in
+    evaluation only) or a guide (positives' class losses are weighted by it, and nothing is predicted). Box
+    terms are weighted by the quality, as in ATSS and FCOS.
 
     Args:
-        by: what measures a box, ``iou`` or ``centerness``; None for nothing, and a weight of 1.
+        by: what the quality of a box is, ``iou`` or ``centerness``; None for nothing, and a weight of 1.
         guide: guided, without a branch.
     """
 
@@ -134,73 +131,41 @@ class SeparateQuality(Quality):
         self.by, self.guide = by, guide
         self.has_branch = by is not None and not guide
 
-    def measure(self, iou: Tensor, distances: Tensor) -> Tensor:
+    def quality_target(self, iou: Tensor, distances: Tensor) -> Tensor:
         """IoU, centerness or 1, (B, P)."""
         if self.by is None:
             return torch.ones_like(iou)
         return iou if self.by == "iou" else centerness(distances)
 
-    def class_loss(self, output: HeadOutput, labels: Tensor, positive: Tensor, measure: Tensor) -> Tensor:
+    def class_loss(self, output: HeadOutput, labels: Tensor, positive: Tensor, quality_target: Tensor) -> Tensor:
         """Elementwise focal loss (B, P, C) with target 1 at the label's class of positives."""
         logits = output.cls_logits.float()
-        target = _at_label(output, labels, positive.to(logits.dtype))
+        target = scatter_to_class(output, labels, positive.to(logits.dtype))
         loss = sigmoid_focal_loss(logits, target)  # alpha 0.25, gamma 2
         if not self.guide:
             return loss
         # After IoU-balanced classification loss (arXiv 1908.05641): the sum over positives stays what it was.
-        weight = measure.pow(GUIDE_POWER).unsqueeze(-1)
+        weight = quality_target.pow(GUIDE_POWER).unsqueeze(-1)
         positive_loss = (loss * target).detach()
         weight = weight * positive_loss.sum() / (positive_loss * weight).sum().clamp(min=1e-6)
         return torch.where(target > 0, loss * weight, loss)
 
-    def branch_loss(self, output: HeadOutput, measure: Tensor) -> Tensor | None:
-        """Binary cross entropy (B, P) of the branch against the measure."""
+    def branch_loss(self, output: HeadOutput, quality_target: Tensor) -> Tensor | None:
+        """Binary cross entropy (B, P) of the branch against the quality."""
         if not self.has_branch:
             return None
-        return F.binary_cross_entropy_with_logits(output.quality_logits.float(), measure, reduction="none")
+        return F.binary_cross_entropy_with_logits(output.quality_logits.float(), quality_target, reduction="none")
 
-    def box_weight(self, output: HeadOutput, measure: Tensor) -> Tensor:
-        """The measure."""
-        return measure
+    def box_weight(self, output: HeadOutput, quality_target: Tensor) -> Tensor:
+        """The quality itself."""
+        return quality_target
 
-    def factor(self, output: HeadOutput) -> Tensor | None:
+    def rank_factor(self, output: HeadOutput) -> Tensor | None:
         """The branch's qualities (B, P) in float32."""
         return output.quality_logits.float().sigmoid() if self.has_branch else None
 
 
-def _at_label(output: HeadOutput, labels: Tensor, values: Tensor) -> Tensor:
+def scatter_to_class(output: HeadOutput, labels: Tensor, values: Tensor) -> Tensor:
     """(B, P, C) with `values` (B, P) at the labels' classes and 0 elsewhere."""
     target = torch.zeros_like(output.cls_logits, dtype=values.dtype)
     return target.scatter_(-1, labels.unsqueeze(-1), values.unsqueeze(-1))
-
-
-# Rows of table 1(a) in its order, then GFLv2's.
-QUALITIES = {
-    "none": lambda head, beta: SeparateQuality(),
-    "centerness_branch": lambda head, beta: SeparateQuality(by="centerness"),
-    "iou_branch": lambda head, beta: SeparateQuality(by="iou"),
-    "centerness_guided": lambda head, beta: SeparateQuality(by="centerness", guide=True),
-    "iou_guided": lambda head, beta: SeparateQuality(by="iou", guide=True),
-    "joint": lambda head, beta: JointQuality(beta=beta),
-    "dgqp": lambda head, beta: _build_dgqp(head, beta),
-}
-
-
-def build_quality(head: HeadConfig, *, beta: float) -> Quality:
-    """The row that the config names; raises `UserError` for one that does not exist or fit."""
-    if head.quality not in QUALITIES:
-        raise UserError(
-            f"model.head.quality: {shorten(head.quality)} does not exist; available: {', '.join(QUALITIES)}"
-        )
-    return QUALITIES[head.quality](head, beta)
-
-
-def _build_dgqp(head: HeadConfig, beta: float) -> DistributionGuidedQuality:
-    if head.box != "general":
-        raise UserError(
-            f"model.head.quality: dgqp reads the distributions of box: general; box: {head.box} predicts none"
-        )
-    dgqp = head.dgqp
-    if dgqp.topk > head.reg_max + 1:
-        raise UserError(f"model.head.dgqp.topk: {dgqp.topk} are more than the {head.reg_max + 1} bins of a side")
-    return DistributionGuidedQuality(beta=beta, topk=dgqp.topk, hidden=dgqp.hidden, add_mean=dgqp.add_mean)

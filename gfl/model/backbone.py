@@ -1,11 +1,9 @@
 """ResNets as torchvision names and builds them, without the classifier, frozen as the detection recipe wants."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torchvision import models
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 from torchvision.ops import deform_conv2d
 
@@ -102,72 +100,3 @@ class DeformConv(nn.Conv2d):
                 mask = mask.sigmoid()
             window = {"stride": self.stride, "padding": self.padding}
             return deform_conv2d(features, offset, self.weight, **window, mask=mask).to(x.dtype)
-
-
-def load_pretrained(backbone: Backbone, name: str, weights: str) -> None:
-    """Fill `backbone` with ImageNet weights: ``none``, ``torchvision`` (its weights API, needs a network) or a file.
-
-    A file holds a torchvision state dict, whose classifier is ignored, or a checkpoint of a detector, whose backbone is
-    taken; deformable convolutions keep their initial offsets where the file has none. Raises `UserError` for weights
-    that are missing, unreadable or of another architecture.
-    """
-    if weights == "none":
-        return
-    state = _download(name) if weights == "torchvision" else _read(Path(weights))
-    own = backbone.state_dict()
-    # What no ImageNet model has, and the counters that files older than PyTorch 0.4.1 lack.
-    optional = {key for key in own if "conv_offset" in key or key.endswith("num_batches_tracked")}
-    state = {key: own[key] for key in optional} | {key: state[key] for key in state if not key.startswith("fc.")}
-    wrong = sorted(key for key in own.keys() | state.keys() if _shape(own, key) != _shape(state, key))
-    if wrong:
-        raise UserError(
-            f"model.backbone.weights: {weights} does not fit {name}: {len(wrong)} tensors missing, left over or of "
-            f"another shape ({', '.join(wrong[:3])}{', ...' if len(wrong) > 3 else ''})"
-        )
-    backbone.load_state_dict(state)
-
-
-def _shape(state: dict[str, Tensor], key: str) -> torch.Size | None:
-    return state[key].shape if key in state else None
-
-
-def _download(name: str) -> dict[str, Tensor]:
-    try:
-        weights = models.get_model_weights(name).IMAGENET1K_V1
-    except ValueError:
-        raise UserError(
-            f"model.backbone.weights: torchvision has none for {name}; download open-mmlab's, then give the file that "
-            "scripts/convert_checkpoint.py makes of them"
-        ) from None
-    try:
-        return weights.get_state_dict(progress=False, check_hash=True)
-    except (OSError, RuntimeError) as error:  # RuntimeError: the file that came has another hash
-        raise UserError(
-            f"model.backbone.weights: torchvision could not download {name} ({error}); put the file somewhere and give "
-            "its path, or train from scratch with model.backbone.weights=none"
-        ) from None
-
-
-def _read(path: Path) -> dict[str, Tensor]:
-    if not path.is_file():
-        raise UserError(
-            f"model.backbone.weights: no file {path}; give a file that scripts/convert_checkpoint.py made or of "
-            "torchvision, 'torchvision' to download it, or 'none'"
-        )
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception:  # torch raises many types for a file it cannot read
-        raise UserError(
-            f"model.backbone.weights: cannot read {path}: damaged, or no file of tensors; "
-            "scripts/convert_checkpoint.py reads those of other programs"
-        ) from None
-    if isinstance(state, dict) and isinstance(state.get("model"), dict) and "format" in state:  # of this program
-        named = ((str(key), value) for key, value in state["model"].items())
-        state = {key.removeprefix("backbone."): value for key, value in named if key.startswith("backbone.")}
-    entries = state.items() if isinstance(state, dict) else [(None, None)]
-    if not all(isinstance(key, str) and isinstance(value, Tensor) for key, value in entries):
-        raise UserError(
-            f"model.backbone.weights: {path} is not the state dict of a backbone, which scripts/convert_checkpoint.py "
-            "makes of ImageNet weights, nor a checkpoint of this program"
-        )
-    return state

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from gfl.method.points import make_point_grid
+from gfl.method.points import PointLayout, make_point_grid
 from gfl.structures import HeadOutput
 
 GROUPS = 32  # of GroupNorm
@@ -18,34 +18,31 @@ class GFLHead(nn.Module):
 
     Args:
         num_outputs: regression outputs per side (`box_repr.num_outputs`).
-        strides: of the pyramid's levels, in pixels.
+        layout: of the points, one entry per level of the pyramid.
         conv_bias: of the towers.
         quality_branch: one more logit per point, from the regression tower (`quality.has_branch`).
-        offset: of the points, in strides: one for all levels, or one per level.
     """
 
     def __init__(
         self,
         num_classes: int,
         num_outputs: int,
+        layout: PointLayout,
         *,
-        strides: Sequence[int],
         in_channels: int = 256,
         channels: int = 256,
         num_convs: int = 4,
         conv_bias: bool = False,
         quality_branch: bool = False,
-        offset: float | Sequence[float] = 0.0,
     ) -> None:
         super().__init__()
-        self.num_classes, self.num_outputs = num_classes, num_outputs
-        self.strides, self.offset = tuple(strides), offset
+        self.num_classes, self.num_outputs, self.layout = num_classes, num_outputs, layout
         self.cls_tower = _tower(in_channels, channels, num_convs, conv_bias)
         self.reg_tower = _tower(in_channels, channels, num_convs, conv_bias)
         self.cls_out = nn.Conv2d(channels, num_classes, 3, padding=1)
         self.reg_out = nn.Conv2d(channels, 4 * num_outputs, 3, padding=1)
         self.quality_out = nn.Conv2d(channels, 1, 3, padding=1) if quality_branch else None
-        self.scales = nn.Parameter(torch.ones(len(self.strides)))  # one per level, on the regression outputs
+        self.scales = nn.Parameter(torch.ones(len(layout.strides)))  # one per level, on the regression outputs
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.normal_(module.weight, std=0.01)
@@ -63,7 +60,7 @@ class GFLHead(nn.Module):
             if self.quality_out:
                 quality_logits.append(self.quality_out(regression).flatten(1))
         sizes = [(feature.shape[-2], feature.shape[-1]) for feature in pyramid]
-        grid = make_point_grid(sizes, self.strides, offset=self.offset, device=pyramid[0].device)
+        grid = make_point_grid(sizes, self.layout, device=pyramid[0].device)
         reg = torch.cat(reg_pred, dim=1).unflatten(-1, (4, self.num_outputs))
         quality = torch.cat(quality_logits, dim=1) if self.quality_out else None
         return HeadOutput(torch.cat(cls_logits, dim=1), reg, quality, grid)

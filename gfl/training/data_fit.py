@@ -5,14 +5,14 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from gfl.build import build_assigner
 from gfl.common.findings import Finding, finding
 from gfl.config import Config
 from gfl.data.coco import CocoData
 from gfl.data.transforms import keep_ratio_size
-from gfl.method.assign import build_assigner
 from gfl.method.boxes import boxes_to_distances
-from gfl.method.points import SIZE_DIVISOR, make_point_grid, points_in_images
-from gfl.structures import Targets
+from gfl.method.points import make_point_grid, points_in_images
+from gfl.structures import SIZE_DIVISOR, Targets
 
 TAIL = 0.001  # share of sides that may exceed the recommended reg_max
 NOTABLE = 0.01  # share of sides beyond reg_max, and of objects without a point, from which on it is a warning

@@ -1,4 +1,4 @@
-"""What a run tells: a progress bar or plain lines, metrics.jsonl, TensorBoard. Only the main process says anything."""
+"""The log of a run: a progress bar or plain lines, metrics.jsonl, TensorBoard; by the main process only."""
 
 import json
 import sys
@@ -11,35 +11,31 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from gfl.checkpoint import Progress
 from gfl.common.distributed import mean_over_processes
 from gfl.common.errors import UserError
 from gfl.common.files import write_text
+from gfl.common.progress import progress_bar
+from gfl.config import Config
 
 
 class RunLog:
-    """The record of one training run.
+    """The record of one training run: what an earlier attempt recorded beyond `progress` is dropped.
 
     Args:
-        first_step: the step a resumed run goes on from; what an earlier attempt recorded later than that is dropped.
-        evaluated: whether figures recorded at `first_step` stand, or will be made again.
-        interval: steps over which losses are averaged and after which the device is waited for.
         enabled: False on all processes but the main one, which take part in the averages only.
+
+    Raises `UserError` if the run folder cannot be written.
     """
 
     def __init__(
-        self,
-        run_dir: Path,
-        *,
-        first_step: int,
-        total_steps: int,
-        images_per_step: int,
-        interval: int,
-        evaluated: bool,
-        enabled: bool,
+        self, run_dir: Path, config: Config, progress: Progress, steps_per_epoch: int, *, enabled: bool
     ) -> None:
-        self.total_steps, self.images_per_step, self.interval = total_steps, images_per_step, interval
+        self.total_steps = config.optim.epochs * steps_per_epoch
+        self.images_per_step, self.interval = config.optim.batch, config.log.interval
         self.enabled, self.bar = enabled, None
-        self.step, self.epoch = first_step, 0
+        first_step = progress.epoch * steps_per_epoch + progress.step
+        self.step, self.epoch = first_step, progress.epoch + 1
         self._sums: list[Tensor] = []
         self._since = self._last_step = time.perf_counter()
         if not enabled:
@@ -48,17 +44,17 @@ class RunLog:
 
         self.path = run_dir / "metrics.jsonl"
         try:
-            _drop_after(self.path, first_step, evaluated)
+            _drop_after(self.path, first_step, evaluated=progress.step < steps_per_epoch)
             self.writer = SummaryWriter(run_dir / "tensorboard", purge_step=first_step + 1)
         except OSError as error:
             raise UserError(f"cannot write to {run_dir}: {error.strerror}") from None
         if sys.stderr.isatty():
-            # The bar comes last and takes what room is left, so that a narrow terminal still shows the figures.
+            # The bar comes last and takes what room is left, so that a narrow terminal still shows the losses.
             layout = "{percentage:3.0f}% {n_fmt}/{total_fmt} <{remaining}{postfix} {bar}"
-            self.bar = tqdm(total=total_steps, initial=first_step, bar_format=layout, dynamic_ncols=True)
+            self.bar = progress_bar(total=self.total_steps, initial=first_step, bar_format=layout, dynamic_ncols=True)
 
     def train_step(self, step: int, epoch: int, losses: dict[str, Tensor], rate: float, *, last: bool = False) -> None:
-        """Note that `step` steps are done; averages are recorded every `interval` steps and after the `last`."""
+        """Record that `step` steps are done; means are logged every `log.interval` steps and after the `last`."""
         self.step, self.epoch = step, epoch
         self._sums.append(torch.stack([loss.float() for loss in losses.values()]))
         if self.bar:
@@ -88,17 +84,16 @@ class RunLog:
             f"ETA {minutes // 60}:{minutes % 60:02}:{seconds:02}"
         )
 
-    def evaluation(self, epoch: int, metrics: dict[str, Any], pictures: list[np.ndarray]) -> None:
-        """Record COCO figures and sample pictures, uint8 (H, W, 3), after `epoch` (from 1)."""
-        self.epoch = epoch
+    def evaluation(self, metrics: dict[str, Any], samples: list[np.ndarray]) -> None:
+        """Record COCO metrics and images with detections, uint8 (H, W, 3), at the step and epoch of the last call."""
         overall = {f"val/{name}": value for name, value in metrics.items() if isinstance(value, float)}
         per_class = {f"val_class/{name}": each["AP"] for name, each in metrics["per_class"].items()}
         self._record(overall | {name: value for name, value in per_class.items() if value is not None})
-        for number, picture in enumerate(pictures):
-            self.writer.add_image(f"val/{number}", picture, self.step, dataformats="HWC")
-        told = {name: value for name, value in metrics.items() if name != "per_class"}
-        figures = "  ".join(f"{name} {'-' if value is None else f'{value:.3f}'}" for name, value in told.items())
-        self._print(f"epoch {self.epoch:>3}  val  {figures}")
+        for number, sample in enumerate(samples):
+            self.writer.add_image(f"val/{number}", sample, self.step, dataformats="HWC")
+        values = {name: value for name, value in metrics.items() if name != "per_class"}
+        text = "  ".join(f"{name} {'-' if value is None else f'{value:.3f}'}" for name, value in values.items())
+        self._print(f"epoch {self.epoch:>3}  val  {text}")
         self._since += time.perf_counter() - self._last_step  # evaluation is no training time
 
     def close(self) -> None:
@@ -122,7 +117,7 @@ class RunLog:
             raise UserError(f"cannot write {self.path}: {error.strerror}") from None
 
 
-def _drop_after(path: Path, step: int, evaluated: bool) -> None:
+def _drop_after(path: Path, step: int, *, evaluated: bool) -> None:
     """Keep the records up to `step`, the evaluation's there if `evaluated`; a line that was cut off goes too."""
     if not path.is_file():
         return

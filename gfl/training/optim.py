@@ -89,6 +89,11 @@ def autocast_dtype(config: OptimConfig, device: torch.device) -> torch.dtype | N
     return {"none": None, "bf16": torch.bfloat16, "fp16": torch.float16}[config.amp]
 
 
+def memory_format(config: OptimConfig) -> torch.memory_format:
+    """How images and weights lie in memory."""
+    return torch.channels_last if config.channels_last else torch.contiguous_format
+
+
 def _has_native_bf16(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)

@@ -1,12 +1,12 @@
-"""Going on from a checkpoint: all of it is checked before any of it is used."""
+"""Resume from a checkpoint: all of it is checked before any of it is used."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from gfl.checkpoint import (
     BEST,
@@ -14,15 +14,17 @@ from gfl.checkpoint import (
     PREVIOUS,
     TRAINING,
     Progress,
+    TrainState,
     find_checkpoint,
     load_model_state,
     newest_checkpoint,
+    read_checkpoint,
 )
 from gfl.common import distributed
-from gfl.common.dataclass_from_dict import build
+from gfl.common.dataclass_from_dict import dataclass_from_dict
 from gfl.common.errors import UserError
 from gfl.common.files import write_text
-from gfl.config import Config
+from gfl.config import Config, config_differences
 
 LAUNCH = "launch.txt"  # in the run folder: which call of torchrun has begun or resumed it
 
@@ -30,15 +32,15 @@ LAUNCH = "launch.txt"  # in the run folder: which call of torchrun has begun or 
 KEPT = {torch.optim.SGD: {"momentum_buffer"}, torch.optim.AdamW: {"step", "exp_avg", "exp_avg_sq"}}
 
 
-def where_to_go_on(run_dir: Path, *, resume: bool) -> tuple[Path | None, list[str]]:
-    """The checkpoint to go on from, None at the beginning, and what is wrong with newer ones; on all processes alike.
+def find_resume_checkpoint(run_dir: Path, *, resume: bool) -> tuple[Path | None, list[str]]:
+    """The checkpoint to resume from, None for a new run, and what is wrong with newer ones; the same on all processes.
 
-    Processes that torchrun starts again, since one has failed, go on without being told to. Raises `UserError` for a
-    run that is there already and that nobody wants to resume: it is never overwritten.
+    Processes that torchrun starts again after a failure resume without ``--resume``. Raises `UserError` for a folder
+    that holds a run already if `resume` is False: it is never overwritten.
     """
     if run_dir.exists() and not run_dir.is_dir():
         raise UserError(f"run_dir {run_dir} is a file; choose a folder")
-    restarted = distributed.is_main() and _launch_of(run_dir) == distributed.launch() != ""
+    restarted = distributed.is_main() and _read_launch_id(run_dir) == distributed.launch_id() != ""
     resume = resume or distributed.share_from_main(restarted)
     if find_checkpoint(run_dir, LAST, PREVIOUS, BEST) and not resume:
         raise UserError(f"{run_dir} already holds a run: go on with --resume, or choose another run_dir=...")
@@ -48,13 +50,13 @@ def where_to_go_on(run_dir: Path, *, resume: bool) -> tuple[Path | None, list[st
     return found
 
 
-def note_launch(run_dir: Path) -> None:
-    """Note which call of torchrun has begun or resumed the run."""
-    if distributed.launch():
-        write_text(run_dir / LAUNCH, distributed.launch())
+def write_launch_id(run_dir: Path) -> None:
+    """Record which call of torchrun began or resumed the run."""
+    if distributed.launch_id():
+        write_text(run_dir / LAUNCH, distributed.launch_id())
 
 
-def _launch_of(run_dir: Path) -> str | None:
+def _read_launch_id(run_dir: Path) -> str | None:
     try:
         return (run_dir / LAUNCH).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):
@@ -62,43 +64,40 @@ def _launch_of(run_dir: Path) -> str | None:
 
 
 def restore(
-    state: Mapping[str, Any],
-    path: Path,
-    *,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    scaler: torch.amp.GradScaler,
-    config: Config,
-    class_names: tuple[str, ...],
-    steps_per_epoch: int,
-) -> Progress:
-    """Fill model, optimiser and scaler of a run from a checkpoint's `state` and return where it stands.
+    state: TrainState, path: Path, *, config: Config, class_names: Sequence[str], steps_per_epoch: int
+) -> dict[str, tuple[Any, Any]]:
+    """Fill model, optimizer, scaler and progress of `state` from the checkpoint at `path`.
 
-    Raises `UserError` naming `path` for one that is of another run or has unusable parts; nothing is filled then.
+    Returns how `config` differs from the checkpoint's: key -> (old, new). Raises `UserError` naming `path` for a
+    checkpoint of another run, or with unusable parts; nothing is filled then.
     """
-    if not state.keys() >= TRAINING:
-        raise UserError(f"{path} holds weights only, as conversion writes them; --resume cannot go on from it")
-    progress = _read_progress(state["progress"], path)
-    if tuple(state["class_names"]) != class_names:
-        other = "the same classes in another order" if {*state["class_names"]} == {*class_names} else "other classes"
+    saved = read_checkpoint(path)
+    if not saved.keys() >= TRAINING:
+        raise UserError(
+            f"{path} holds weights only, as conversion writes them; --resume cannot go on from it", code="weights_only"
+        )
+    progress = _read_progress(saved["progress"], path)
+    if tuple(saved["class_names"]) != tuple(class_names):
+        other = "the same classes in another order" if {*saved["class_names"]} == {*class_names} else "other classes"
         raise UserError(f"{path} was trained on {other} than the training json has by rising id; start a new run_dir")
     if progress.steps_per_epoch != steps_per_epoch:
         raise UserError(
             f"{path} has {progress.steps_per_epoch} steps per epoch, not {steps_per_epoch}: "
             "optim.batch or the training data changed; start a new run_dir"
         )
-    groups = optimizer.state_dict()["param_groups"]
-    kept = _read_optimizer(state, path, optimizer, config.optim.name)
-    scale = _read_scaler(state["scaler"], path, scaler)
-    load_model_state(model, state, path)
-    optimizer.load_state_dict({"state": kept, "param_groups": groups})
+    groups = state.optimizer.state_dict()["param_groups"]
+    kept = _read_optimizer(saved, path, state.optimizer, config.optim.name)
+    scale = _read_scaler(saved["scaler"], path, state.scaler)
+    load_model_state(state.model, saved, path)
+    state.optimizer.load_state_dict({"state": kept, "param_groups": groups})
     if scale:
-        scaler.load_state_dict(scale)
-    return progress
+        state.scaler.load_state_dict(scale)
+    state.progress = progress
+    return config_differences(saved["config"], config)
 
 
 def _read_progress(tree: Any, path: Path) -> Progress:
-    progress = build(Progress, tree, f"progress in {path}")
+    progress = dataclass_from_dict(Progress, tree, f"progress in {path}")
     if missing := [field for field in Progress._fields if field not in tree]:
         raise UserError(f"progress in {path} lacks {', '.join(missing)}; it is damaged")
     if progress.step > progress.steps_per_epoch:
@@ -125,10 +124,10 @@ def _read_optimizer(
         known = type(number) is int and 0 <= number < len(parameters)
         if not known or not _fits(entry, parameters[number], KEPT[type(optimizer)]):
             raise UserError(f"{path}: what its optimizer keeps does not fit the model's parameters; it is damaged")
-    return {number: _laid_out(entry, parameters[number]) for number, entry in kept.items()}
+    return {number: _match_layout(entry, parameters[number]) for number, entry in kept.items()}
 
 
-def _laid_out(entry: dict[str, Any], parameter: Tensor) -> dict[str, Any]:
+def _match_layout(entry: dict[str, Any], parameter: Tensor) -> dict[str, Any]:
     """`entry` in the memory format of its parameter, which may have changed: fused updates go by place in memory."""
 
     def like(value: Any) -> Any:

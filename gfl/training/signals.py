@@ -1,4 +1,4 @@
-"""A stop that is asked for by a signal, agreed on by all processes, and carried out between two steps."""
+"""Signals that ask a run to stop: caught when they come, agreed on by all processes, carried out between two steps."""
 
 import os
 import signal
@@ -9,18 +9,18 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # Ctrl-C, a scheduler
 
 
 class StopRequest:
-    """Notes the first of `signals` instead of dying from it; after that, Ctrl-C ends the process at once.
+    """Records the first of `signals` instead of dying from it; after that, Ctrl-C ends the process at once.
 
-    Made before the heavy imports, so that a signal is heard from the beginning; hence its own imports are late.
+    Made before the heavy imports, so that no signal is missed; hence its own imports are late.
     """
 
     def __init__(self, signals: Sequence[int] = SIGNALS) -> None:
         self.signum = 0
         self._group, self._pending = None, None
         for signum in signals:
-            signal.signal(signum, self._ask)
+            signal.signal(signum, self._handle)
 
-    def _ask(self, signum: int, frame: Any) -> None:
+    def _handle(self, signum: int, frame: Any) -> None:
         if self.signum:
             return
         self.signum = signum
@@ -29,10 +29,10 @@ class StopRequest:
             name = signal.Signals(signum).name
             os.write(2, f"\n{name}: saving and stopping as soon as possible; Ctrl-C now stops at once\n".encode())
 
-    def agreed(self) -> int:
-        """The signal that any process was sent, or 0; all processes call this equally often and get the same answer.
+    def synced_signal(self) -> int:
+        """The signal that any process received, or 0; all processes call this equally often and get the same answer.
 
-        Many processes hear what was so at their last call: that answer has arrived, so that none waits for another.
+        With many processes the answer is that of the previous call: it has arrived, so that none waits for another.
         """
         import torch
         import torch.distributed as dist
@@ -41,10 +41,10 @@ class StopRequest:
             return self.signum
         if self._group is None:  # on the host, so that no GPU is waited for
             self._group = dist.new_group(backend="gloo")
-        asked = torch.tensor(self.signum)
-        work = dist.all_reduce(asked, dist.ReduceOp.MAX, group=self._group, async_op=True)
-        earlier, self._pending = self._pending, (work, asked)
-        if earlier is None:
+        received = torch.tensor(self.signum)
+        work = dist.all_reduce(received, dist.ReduceOp.MAX, group=self._group, async_op=True)
+        previous, self._pending = self._pending, (work, received)
+        if previous is None:
             return 0
-        earlier[0].wait()
-        return int(earlier[1])
+        previous[0].wait()
+        return int(previous[1])

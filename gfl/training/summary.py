@@ -1,22 +1,25 @@
-"""What a run will do, for the user to check before it does it."""
+"""What a run will do, for the user to check before it starts."""
 
 import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
+from gfl.checkpoint import Progress
 from gfl.common import distributed
+from gfl.common.text import format_differences
 from gfl.config import Config
-from gfl.data.coco import CocoData
-from gfl.data.loader import TrainSampler
+from gfl.data.loader import TrainingData
 from gfl.training.data_fit import fit_notes
 from gfl.training.optim import autocast_dtype, scaled_lr
 
 
-def run_summary(
-    config: Config, device: torch.device, model: nn.Module, train: CocoData, val: CocoData, sampler: TrainSampler
-) -> list[str]:
+def run_summary(config: Config, device: torch.device, model: nn.Module, data: TrainingData) -> list[str]:
     """Lines of a name and a value each, then notes on what is unusual."""
+    train, val, sampler = data.train, data.val, data.sampler
     optim = config.optim
     counts = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
     total, trained = sum(n for n, _ in counts) / 1e6, sum(n for n, grad in counts if grad) / 1e6
@@ -51,3 +54,30 @@ def run_summary(
         notes.append(f"{config.data.workers} loader processes on {cores} cores; data.workers={cores} may be faster")
     notes += fit_notes(train, val, config)
     return [f"{name:<8} {value}" for name, value in lines.items()] + [f"note     {note}" for note in notes]
+
+
+def resume_summary(
+    config: Config,
+    progress: Progress,
+    checkpoint: Path | None,
+    initial_weights: str,
+    damaged: Sequence[str],
+    changes: Mapping[str, tuple[Any, Any]],
+) -> list[str]:
+    """Where a run starts.
+
+    Args:
+        checkpoint: what it resumes from, None for a new run.
+        initial_weights: what `load_initial_weights` returned.
+        damaged: what is wrong with newer checkpoints.
+        changes: how the config differs from the checkpoint's.
+    """
+    lines = []
+    if checkpoint and progress.epoch == config.optim.epochs:
+        lines.append(f"resume   {checkpoint} is complete, nothing is left to train")
+    elif checkpoint:
+        lines.append(f"resume   {checkpoint}: epoch {progress.epoch + 1}, step {progress.step}")
+    if initial_weights:
+        lines.append(f"weights  {initial_weights}")
+    lines += [f"warning  {problem}" for problem in damaged]
+    return lines + [f"changed  {change}" for change in format_differences(changes)]

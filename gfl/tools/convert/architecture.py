@@ -4,13 +4,14 @@
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from gfl.common.errors import UserError
+from gfl.common.text import list_some
 from gfl.model.backbone import ARCHITECTURES
 
 # Constants, the positions of the bins.
@@ -167,7 +168,7 @@ def head_kind(tensors: Mapping[str, Tensor]) -> HeadKind:
             return kind
     others = [name for name in tensors if name.startswith("bbox_head.") and "_convs." not in name]
     known = ", ".join(kind.marker for kind in HEADS)
-    raise UserError(f"no detector known here, which has one of {known}; found {_some(others or list(tensors))}")
+    raise UserError(f"no detector known here, which has one of {known}; found {list_some(others or list(tensors))}")
 
 
 def allowed_settings(kind: HeadKind) -> Allowed:
@@ -248,7 +249,7 @@ def recognize_backbone(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
 def weight_shape(tensors: Mapping[str, Tensor], name: str) -> torch.Size:
     """Of the weight of a convolution."""
     if name not in tensors:
-        raise UserError(f"tensor {name} is missing; found {_some(list(tensors))}")
+        raise UserError(f"tensor {name} is missing; found {list_some(list(tensors))}")
     if tensors[name].dim() != 4:
         raise UserError(f"tensor {name} is {list(tensors[name].shape)}, no weight of a convolution")
     return tensors[name].shape
@@ -257,7 +258,3 @@ def weight_shape(tensors: Mapping[str, Tensor], name: str) -> torch.Size:
 def _count(tensors: Mapping[str, Tensor], prefix: str) -> int:
     """How many modules of a list there are, whose names are `prefix` and an index."""
     return len({name.removeprefix(prefix).partition(".")[0] for name in tensors if name.startswith(prefix)})
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")

@@ -1,7 +1,7 @@
 """Checkpoints of other programs as ours, and ours as mmdetection's.
 
 Understood are GFL, ATSS and the improved FCOS of mmdetection 2.x and 3.x, GFL of implus/GFocal (V1), GFLv2 of
-implus/GFocalV2 (V2), and ImageNet backbones of torchvision and open-mmlab, as `gfl.tools.convert.architecture` tells them apart.
+implus/GFocalV2 (V2), and ImageNet backbones of torchvision and open-mmlab, as `architecture` tells them apart.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights
 
+from gfl.build import build_detector
 from gfl.common.errors import UserError
 from gfl.config import Config, config_from_dict, config_to_dict, merge
 from gfl.model.backbone import Backbone
-from gfl.model.detector import build_detector
 from gfl.tools.convert.architecture import (
     GFL,
     HEADS,
@@ -65,7 +65,7 @@ def convert_detector(foreign: Foreign, config: Config | None = None, class_names
     config = config_from_dict(tree, "the file's architecture")
     names = _class_names(foreign, kind, class_names)
     with torch.device("meta"):  # names and shapes only
-        own = build_detector(config, len(names), pretrained=False).state_dict()
+        own = build_detector(config, len(names)).state_dict()
     tensors = _without_projects(foreign.tensors, config)
     return Converted(_rename(tensors, own, partial(mmdet_names, kind=kind)), config, names)
 

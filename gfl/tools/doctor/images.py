@@ -7,22 +7,19 @@ import os
 import signal
 import sys
 import tempfile
-import warnings
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
 from torch.utils.data import DataLoader
 
 from gfl.common.errors import UserError
 from gfl.common.findings import Finding, finding
 from gfl.data.coco import CocoData, image_path
-from gfl.data.transforms import read_image
+from gfl.data.image_files import exif_orientation, read_image
 
-EXIF_ORIENTATION = 0x0112
 CHUNK = 16  # images per message from a process
 COMPLAINTS = (b"Corrupt JPEG", b"Premature end of JPEG")  # of the decoder, on files that it reads nevertheless
 
@@ -50,20 +47,11 @@ def look_at(path: Path, size: tuple[int, int]) -> Picture:
             image, rotation = read_image(path, size), "unrotated"
         except UserError as error:
             return Picture("size", str(error), complaint=complaint)
-    elif (orientation := _orientation(path)) in (2, 3, 4) or (orientation > 4 and size[0] == size[1]):
+    elif (orientation := exif_orientation(path)) in (2, 3, 4) or (orientation > 4 and size[0] == size[1]):
         rotation = "ambiguous"
     pixels = np.ascontiguousarray(image)
     digest = hashlib.blake2b(pixels, digest_size=16, key=repr(pixels.shape).encode()).hexdigest()
     return Picture(digest=digest, rotation=rotation, complaint=complaint)
-
-
-def _orientation(path: Path) -> int:
-    """EXIF's 1 to 8; 1, which is upright, where the file does not say."""
-    with contextlib.suppress(Exception), warnings.catch_warnings():  # odd metadata may raise anything
-        warnings.simplefilter("ignore")
-        with Image.open(path) as image:
-            return int(image.getexif().get(EXIF_ORIENTATION, 1))
-    return 1
 
 
 @contextlib.contextmanager

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
-from gfl.common.findings import LEVELS, Finding, all_named, exit_code, printable, table
+from gfl.common.findings import LEVELS, Finding, all_named, exit_code, table
+from gfl.common.progress import progress_bar
+from gfl.common.text import printable
 from gfl.config import Config, config_to_dict
 from gfl.data.coco import CocoData, check_files, read_coco_json
 from gfl.tools.doctor.annotations import compare_categories, examine
@@ -61,7 +62,7 @@ def check_up(
 
 def _decode(data: CocoData, split: str, progress: bool) -> dict[int, Picture]:
     files = len(np.unique(data.file_names))
-    with tqdm(total=files, desc=split, unit="image", disable=None if progress else True) as bar:  # None: terminal only
+    with progress_bar(total=files, desc=split, unit="image", enabled=progress) as bar:
         return look_at_all(data, on_pictures=bar.update)
 
 

@@ -2,22 +2,15 @@
 
 import json
 import math
-import os
-import warnings
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from PIL import Image
-
 from gfl.common.errors import UserError
 from gfl.common.files import write_json
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")  # of image files, in either case
 ROUNDING = 0.5  # pixels by which a written coordinate may miss the image's edge without being worth a word
-ORIENTATION, TIFF_WIDTH, TIFF_HEIGHT = 0x0112, 256, 257  # tags of EXIF and TIFF
-TURNED = (5, 6, 7, 8)  # orientations that exchange width and height
 
 Progress = Callable[[Sequence[Any]], Iterable[Any]]  # goes through a sequence and may show how far it is
 
@@ -51,28 +44,6 @@ class Split:
     @property
     def boxes(self) -> list[Box]:
         return [box for picture in self.pictures for box in picture.boxes]
-
-
-def image_sizes(path: Path) -> tuple[tuple[int, int], tuple[int, int]]:
-    """(width, height) of an image turned upright by its EXIF orientation, and as stored; no pixel is decoded.
-
-    Upright is what `read_image` returns for it. A file whose header is whole but whose pixels are not passes here.
-    Raises `UserError` for a file that is no image.
-    """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about large images and odd metadata, neither of which matters here
-            with Image.open(path) as image:
-                tags = getattr(image, "tag_v2", {})  # of a TIFF, whose size newer Pillows turn upright themselves
-                stored = int(tags.get(TIFF_WIDTH, image.width)), int(tags.get(TIFF_HEIGHT, image.height))
-                turned = image.getexif().get(ORIENTATION) in TURNED
-    except FileNotFoundError:
-        raise UserError(f"no image {path}; bring it there or take it out of the split") from None
-    except PermissionError as error:
-        raise UserError(f"cannot read image {path}: {error.strerror}") from None
-    except Exception:  # a damaged header can raise anything
-        raise UserError(f"image {path} is damaged or of an unknown format; restore it or leave it out") from None
-    return (stored[::-1] if turned else stored), stored
 
 
 def number(text: str | None, where: str, what: str) -> float:
@@ -168,7 +139,3 @@ def read_lines(path: Path) -> list[tuple[int, str]]:
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not a text file: {error}") from None
     return [(number, line.strip()) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
-
-
-def is_image(path: str | os.PathLike) -> bool:
-    return os.path.splitext(path)[1].lower() in SUFFIXES

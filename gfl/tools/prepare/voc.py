@@ -18,15 +18,14 @@ from xml.etree import ElementTree
 
 from gfl.common.errors import UserError
 from gfl.data.coco import check_file_name
+from gfl.data.image_files import IMAGE_SUFFIXES, image_sizes
 from gfl.tools.prepare.to_coco import (
-    SUFFIXES,
     Box,
     Oddities,
     Picture,
     Progress,
     Split,
     fit,
-    image_sizes,
     number,
     read_lines,
 )
@@ -94,7 +93,7 @@ def _read_picture(root: Path, name: str, zero_based: bool, oddities: Oddities) -
 
 
 def _candidates(folder: Path, name: str) -> list[Path]:
-    return [folder / (name + form) for suffix in SUFFIXES for form in (suffix, suffix.upper())]
+    return [folder / (name + form) for suffix in IMAGE_SUFFIXES for form in (suffix, suffix.upper())]
 
 
 def _parse(path: Path) -> ElementTree.Element:

@@ -14,14 +14,13 @@ from typing import Any
 
 from gfl.common.errors import UserError
 from gfl.common.yaml_file import read_yaml
+from gfl.data.image_files import image_sizes, is_image
 from gfl.tools.prepare.to_coco import (
     Oddities,
     Picture,
     Progress,
     Split,
     fit,
-    image_sizes,
-    is_image,
     number,
     read_lines,
 )

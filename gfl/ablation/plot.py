@@ -1,0 +1,29 @@
+"""The diagram of a study."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from gfl.ablation.outcomes import Outcome
+from gfl.evaluation.plots import COLOURS, new_figure, save_figure
+
+
+def plot_study(title: str, outcomes: Sequence[Outcome], path: Path) -> None:
+    """Difference of every row to its baseline row, ours with its confidence interval, and the paper's."""
+    shown = [row for row in reversed(outcomes) if row.difference is not None]
+    page, (axes,) = new_figure(1, width=7.5, height=1.6 + 0.45 * max(1, len(shown)))
+    for place, row in enumerate(shown):
+        axes.errorbar(row.difference, place, xerr=row.margin, fmt="o", capsize=4, color=COLOURS[0], label="here")
+        if row.paper_difference is not None:
+            axes.plot(row.paper_difference, place - 0.22, "D", markersize=5, color=COLOURS[1], label="paper, on COCO")
+    axes.axvline(0, color="#404040", linewidth=1)
+    axes.set_yticks(range(len(shown)), [f"{row.name}  ({row.seeds} seed{'s' * (row.seeds > 1)})" for row in shown])
+    axes.set_ylim(-0.7, len(shown) - 0.3)
+    axes.set_xlabel("difference of AP to the baseline row, in points")
+    axes.set_title(title)
+    handles, labels = axes.get_legend_handles_labels()
+    each_once = dict(zip(labels, handles, strict=True))
+    if each_once:
+        axes.legend(each_once.values(), each_once.keys(), loc="best")
+    else:
+        axes.text(0.5, 0.5, "nothing to compare with the baseline row yet", transform=axes.transAxes, ha="center")
+    save_figure(page, path)

@@ -1,0 +1,127 @@
+"""From a config to the parts of a detector: the one place that knows both.
+
+Each axis of the ablations is one table, whose keys are what the config names. A new row is a class or function in
+`gfl.method` and an entry here and in `gfl.config`.
+"""
+
+from collections.abc import Callable
+from functools import partial
+
+from torch import Tensor
+
+from gfl.common.errors import UserError
+from gfl.config import AssignConfig, Config, HeadConfig, PointsConfig
+from gfl.method.assign import assign_atss, assign_fcos, assign_fovea, assign_max_iou
+from gfl.method.box_representation import AnchorDeltaBox, BoxRepresentation, DiracBox, GaussianBox, GeneralBox
+from gfl.method.criterion import Criterion
+from gfl.method.points import PointLayout
+from gfl.method.quality import DistributionGuidedQuality, JointQuality, Quality, SeparateQuality
+from gfl.model.backbone import Backbone
+from gfl.model.detector import DenseDetector
+from gfl.model.fpn import FPN
+from gfl.model.head import GFLHead
+from gfl.structures import Assignment, PointGrid, Targets
+
+Assigner = Callable[[PointGrid, Targets, Tensor], Assignment]
+
+# Axis 1, `model.head.quality`: the rows of table 1(a) in its order, then GFLv2's.
+QUALITIES: dict[str, Callable[[HeadConfig, float], Quality]] = {
+    "none": lambda head, beta: SeparateQuality(),
+    "centerness_branch": lambda head, beta: SeparateQuality(by="centerness"),
+    "iou_branch": lambda head, beta: SeparateQuality(by="iou"),
+    "centerness_guided": lambda head, beta: SeparateQuality(by="centerness", guide=True),
+    "iou_guided": lambda head, beta: SeparateQuality(by="iou", guide=True),
+    "joint": lambda head, beta: JointQuality(beta=beta),
+    "dgqp": lambda head, beta: DistributionGuidedQuality(
+        beta=beta, topk=head.dgqp.topk, hidden=head.dgqp.hidden, add_mean=head.dgqp.add_mean
+    ),
+}
+
+# Axis 2, `model.head.box`: the rows of table 2(a), and ATSS's anchor deltas. `general` is with DFL unless
+# `loss.dfl_weight` is 0.
+BOX_REPRESENTATIONS: dict[str, Callable[[HeadConfig, bool], BoxRepresentation]] = {
+    "dirac": lambda head, peak: DiracBox(),
+    "anchor_delta": lambda head, peak: AnchorDeltaBox(),
+    "gaussian": lambda head, peak: GaussianBox(),
+    "general": lambda head, peak: GeneralBox(reg_max=head.reg_max, delta=head.delta, peak=peak),
+}
+
+# Axis 3, `assign.kind`.
+ASSIGNERS: dict[str, Callable[[AssignConfig], Assigner]] = {
+    "atss": lambda config: partial(assign_atss, topk=config.topk, anchor_scale=config.anchor_scale),
+    "fcos": lambda config: partial(assign_fcos, center_radius=config.center_radius),
+    "fovea": lambda config: assign_fovea,
+    "max_iou": lambda config: partial(assign_max_iou, anchor_scale=config.anchor_scale),
+}
+
+
+def build_quality(head: HeadConfig, *, beta: float) -> Quality:
+    """The quality estimation that the config names; raises `UserError` where it does not fit the rest of the head."""
+    if head.quality == "dgqp" and head.box != "general":
+        raise UserError(
+            f"model.head.quality: dgqp reads the distributions of box: general; box: {head.box} predicts none"
+        )
+    if head.quality == "dgqp" and head.dgqp.topk > head.reg_max + 1:
+        raise UserError(f"model.head.dgqp.topk: {head.dgqp.topk} are more than the {head.reg_max + 1} bins of a side")
+    return QUALITIES[head.quality](head, beta)
+
+
+def build_box_representation(head: HeadConfig, *, decode: str = "expectation") -> BoxRepresentation:
+    """The box representation that the config names; raises `UserError` where it cannot be decoded as `decode` says."""
+    if decode == "peak" and head.box != "general":
+        raise UserError(f"eval.decode: peak needs the distributions of box: general; box: {head.box} predicts none")
+    return BOX_REPRESENTATIONS[head.box](head, decode == "peak")
+
+
+def build_assigner(config: AssignConfig) -> Assigner:
+    """``(grid, targets, inside) -> Assignment`` as the config names it."""
+    return ASSIGNERS[config.kind](config)
+
+
+def build_point_layout(points: PointsConfig) -> PointLayout:
+    """Strides and offsets of the pyramid's points; raises `UserError` for offsets that do not match the levels."""
+    if isinstance(points.offset, tuple) and len(points.offset) != len(points.strides):
+        raise UserError(f"model.points.offset: {len(points.offset)} values for {len(points.strides)} levels")
+    return PointLayout(points.strides, points.offset)
+
+
+def build_criterion(config: Config, quality: Quality, box_repr: BoxRepresentation) -> Criterion:
+    """The criterion that `config` describes, around the quality and box representation of its detector."""
+    loss = config.loss
+    return Criterion(
+        build_assigner(config.assign),
+        quality,
+        box_repr,
+        cls_weight=loss.cls_weight,
+        box_weight=loss.box_weight,
+        dfl_weight=loss.dfl_weight,
+        quality_weight=loss.quality_weight,
+    )
+
+
+def build_detector(config: Config, num_classes: int) -> DenseDetector:
+    """A detector as `config` describes it, with random weights; raises `UserError` for parts that do not fit."""
+    model = config.model
+    layout = build_point_layout(model.points)
+    quality = build_quality(model.head, beta=config.loss.qfl_beta)
+    box_repr = build_box_representation(model.head, decode=config.eval.decode)
+    backbone = Backbone(
+        model.backbone.name,
+        frozen_stages=model.backbone.frozen_stages,
+        norm_eval=model.backbone.norm_eval,
+        dcn=model.backbone.dcn,
+        dcn_stages=model.backbone.dcn_stages,
+    )
+    num_extra = len(layout.strides) - len(backbone.out_channels)
+    fpn = FPN(backbone.out_channels, model.fpn.channels, num_extra=num_extra, extra_relu=model.fpn.extra_relu)
+    head = GFLHead(
+        num_classes,
+        box_repr.num_outputs,
+        layout,
+        in_channels=model.fpn.channels,
+        channels=model.head.channels,
+        num_convs=model.head.num_convs,
+        conv_bias=model.head.conv_bias,
+        quality_branch=quality.has_branch,
+    )
+    return DenseDetector(backbone, fpn, head, quality, box_repr)

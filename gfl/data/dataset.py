@@ -1,0 +1,136 @@
+"""From an image of a split to a sample, and from samples to a batch.
+
+What is random is a pure function of (seed, epoch, index), not of the number of loader processes.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from gfl.common.errors import UserError
+from gfl.config import DataConfig
+from gfl.data.coco import CocoData, image_path
+from gfl.data.image_files import BadImage, read_image
+from gfl.data.sampler import Key
+from gfl.data.transforms import Augmentation, flip, keep_ratio_size, resize
+from gfl.structures import SIZE_DIVISOR, Batch, Targets
+
+MAX_REPLACEMENTS = 100  # images tried in place of a bad one, before the whole folder counts as bad
+
+
+class Sample(NamedTuple):
+    """One image, ready to be batched."""
+
+    image: np.ndarray  # (h, w, 3) uint8 RGB
+    boxes_xyxy: np.ndarray  # (n, 4) float32 pixels of `image`
+    labels: np.ndarray  # (n,) int64
+    image_id: int
+    orig_size: tuple[int, int]  # height, width of the file
+
+
+class CocoDataset(Dataset):
+    """Images of a split by (epoch, index). Training draws scale, augmentation and flip; evaluation draws nothing."""
+
+    def __init__(self, data: CocoData, config: DataConfig, *, training: bool, seed: int = 0) -> None:
+        self.data, self.training, self.seed = data, training, seed
+        self.short_sides, self.long_side, self.flip = config.short_sides, config.long_side, config.flip
+        self.eval_short_side = config.short_side_in_eval
+        self.augmentation = Augmentation(config.augment) if training and config.augment else None
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, key: Key) -> Sample:
+        epoch, index = key
+        boxes_xyxy, labels = self.data.boxes_of(index)
+        orig_size = tuple(self.data.sizes[index].tolist())
+        image = read_image(image_path(self.data, index), orig_size)
+        rng = np.random.default_rng((self.seed, epoch, index)) if self.training else None
+        low, high = self.short_sides
+        short_side = int(rng.integers(low, high + 1)) if rng else self.eval_short_side
+        size = keep_ratio_size(*orig_size, short_side=short_side, long_side=self.long_side)
+        image, boxes_xyxy = resize(image, boxes_xyxy, size)
+        if self.augmentation:
+            image, boxes_xyxy, labels = self.augmentation(image, boxes_xyxy, labels, rng)
+        if rng and rng.random() < self.flip:
+            image, boxes_xyxy = flip(image, boxes_xyxy)
+        return Sample(image, boxes_xyxy, labels, int(self.data.image_ids[index]), orig_size)
+
+
+def collate(samples: Sequence[Sample]) -> Batch:
+    """Pad images to the largest height and width, rounded up to `SIZE_DIVISOR`, and boxes to the largest number."""
+    sizes = np.array([sample.image.shape[:2] for sample in samples])
+    height, width = -(-sizes.max(axis=0) // SIZE_DIVISOR) * SIZE_DIVISOR
+    slots = max(1, *(len(sample.labels) for sample in samples))  # one empty slot where no image has a box
+    images = torch.zeros(len(samples), 3, int(height), int(width), dtype=torch.uint8)
+    boxes_xyxy = torch.zeros(len(samples), slots, 4)
+    labels = torch.zeros(len(samples), slots, dtype=torch.int64)
+    valid = torch.zeros(len(samples), slots, dtype=torch.bool)
+    for row, sample in enumerate(samples):
+        pixels = torch.from_numpy(np.ascontiguousarray(sample.image))
+        images[row, :, : pixels.shape[0], : pixels.shape[1]] = pixels.permute(2, 0, 1)
+        count = len(sample.labels)
+        boxes_xyxy[row, :count] = torch.from_numpy(sample.boxes_xyxy)
+        labels[row, :count] = torch.from_numpy(sample.labels)
+        valid[row, :count] = True
+    return Batch(
+        images=images,
+        image_sizes=torch.from_numpy(sizes),
+        targets=Targets(boxes_xyxy, labels, valid),
+        image_ids=torch.tensor([sample.image_id for sample in samples]),
+        orig_sizes=torch.tensor([sample.orig_size for sample in samples]),
+    )
+
+
+class PatchedBatch(NamedTuple):
+    """A batch in which other images stand for bad ones."""
+
+    batch: Batch
+    bad: dict[str, str]  # file name -> what is wrong with it
+
+
+class SafeDataset(Dataset):
+    """Batches of a `CocoDataset`, with a `UserError` as a value instead of an exception.
+
+    The loader would wrap an exception in the traceback of its process.
+
+    Args:
+        replacements: indices of the images that may take a bad one's place; None where none may.
+        why: why not, the end of the error's message.
+    """
+
+    def __init__(self, dataset: CocoDataset, *, replacements: np.ndarray | None = None, why: str = "") -> None:
+        self.dataset, self.replacements, self.why = dataset, replacements, why
+        self.bad: dict[str, str] = {}  # of the batches that the main process has seen: file name -> reason
+
+    def __getitems__(self, keys: list[Key]) -> Batch | PatchedBatch | UserError:
+        bad: dict[str, str] = {}
+        try:
+            batch = collate([self._sample(key, bad) for key in keys])
+        except UserError as error:
+            return error
+        return PatchedBatch(batch, bad) if bad else batch
+
+    def _sample(self, key: Key, bad: dict[str, str]) -> Sample:
+        """The sample of `key`, or of the first of its replacements that is good; `bad` gains what was not."""
+        for candidate in self._replacement_keys(key):
+            try:
+                return self.dataset[candidate]
+            except BadImage as error:
+                if self.replacements is None:
+                    raise BadImage(f"{error}{self.why}", code=error.code) from None
+                bad[str(self.dataset.data.file_names[candidate[1]])] = reason = str(error)
+        raise UserError(
+            f"data.on_bad_image=skip found nothing but bad images, {len(bad)} in a row; the last: {reason}",
+            code="only_bad_images",
+        )
+
+    def _replacement_keys(self, key: Key) -> Iterator[Key]:
+        """`key`, then its replacements: a pure function of the seed and the key, as all else in a sample."""
+        yield key
+        rng = np.random.default_rng((self.dataset.seed, *key, 1))
+        for index in rng.permutation(self.replacements)[:MAX_REPLACEMENTS]:
+            yield key[0], int(index)

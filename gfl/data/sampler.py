@@ -1,0 +1,75 @@
+"""Which images make which batch: a pure function of (seed, epoch)."""
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from gfl.common.errors import UserError
+from gfl.data.coco import CocoData
+
+Key = tuple[int, int]  # epoch, index of the image
+
+
+def train_candidates(data: CocoData, *, keep_empty: bool) -> np.ndarray:
+    """Indices of the images to train on: those with boxes, or all."""
+    counts = np.diff(data.offsets)
+    candidates = np.arange(len(data)) if keep_empty else np.flatnonzero(counts)
+    if not counts.any():
+        raise UserError(f"{data.annotations}: no image has a box to learn", code="no_boxes")
+    return candidates
+
+
+class TrainSampler:
+    """Batches of an epoch: a pure function of (seed, epoch), of which each process takes its part.
+
+    Wide and tall images stay apart, so that little is padded. Every image occurs once per epoch; the last batch is
+    filled up from the beginning of the epoch. Set `epoch` and `first_step` before iterating.
+
+    Args:
+        candidates: indices of the images to train on.
+        sizes: (I, 2) heights and widths of all images.
+        batch: images per step over all processes and passes; must be a multiple of `world * accumulate`.
+    """
+
+    def __init__(
+        self,
+        candidates: np.ndarray,
+        sizes: np.ndarray,
+        *,
+        batch: int,
+        accumulate: int = 1,
+        rank: int = 0,
+        world: int = 1,
+        seed: int = 0,
+    ) -> None:
+        if batch % (world * accumulate):
+            raise UserError(
+                f"optim.batch: {batch} images cannot be shared evenly by {world} processes x {accumulate} passes "
+                f"(optim.accumulate); use a multiple of {world * accumulate}"
+            )
+        self.candidates, self.wide = candidates, sizes[candidates, 1] > sizes[candidates, 0]
+        self.batch, self.accumulate, self.rank, self.world, self.seed = batch, accumulate, rank, world, seed
+        self.epoch = self.first_step = 0
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return -(-len(self.candidates) // self.batch)
+
+    def epoch_batches(self, epoch: int) -> np.ndarray:
+        """(steps, batch) indices of images, over all processes."""
+        rng = np.random.default_rng((self.seed, epoch))
+        order = rng.permutation(len(self.candidates))
+        groups = [order[self.wide[order]], order[~self.wide[order]]]
+        whole = [group[: len(group) // self.batch * self.batch] for group in groups]
+        rest = np.concatenate([group[len(kept) :] for group, kept in zip(groups, whole, strict=True)])
+        missing = self.steps_per_epoch * self.batch - len(order)
+        batches = np.concatenate([*whole, rest, np.resize(order, missing)]).reshape(-1, self.batch)
+        return self.candidates[rng.permutation(batches)]
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        for batch in self.epoch_batches(self.epoch)[self.first_step :]:
+            for part in batch.reshape(self.accumulate, self.world, -1)[:, self.rank]:
+                yield [(self.epoch, int(index)) for index in part]
+
+    def __len__(self) -> int:
+        return (self.steps_per_epoch - self.first_step) * self.accumulate

@@ -1,0 +1,234 @@
+"""From a batch or a single image to detections, each with what its four sides say of themselves.
+
+numpy arrays of the detections of one image: n detections, N bins per side, sides in the order left, top, right, bottom.
+Pixels are those of the image file.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import NormalDist
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+
+from gfl.config import Config, EvalConfig
+from gfl.data.dataset import Sample, collate
+from gfl.data.image_files import read_image
+from gfl.data.transforms import keep_ratio_size, resize
+from gfl.method.box_representation import GaussianBox, GeneralBox
+from gfl.method.boxes import clip_boxes
+from gfl.method.postprocess import select_detections
+from gfl.model.detector import DenseDetector, normalize_images
+from gfl.structures import Batch, Detections, HeadOutput
+
+QUANTILES = (0.05, 0.5, 0.95)
+OUTWARDS = np.array([-1.0, -1.0, 1.0, 1.0])  # of left, top, right, bottom, along x and y
+
+
+class Sides(NamedTuple):
+    """Where the sides of n boxes lie: coordinates x of left and right, y of top and bottom, in pixels."""
+
+    expectation: np.ndarray  # (n, 4) the means of the distributions, before boxes are cut to the image
+    std: np.ndarray  # (n, 4) their standard deviations
+    quantiles: np.ndarray  # (n, 4, 3) below which they have 5, 50 and 95 % of their mass
+    positions: np.ndarray | None  # (n, 4, N) where the bins lie; None for Gaussian sides
+    probabilities: np.ndarray | None  # (n, 4, N) of the bins; None for Gaussian sides
+
+
+class Prediction(NamedTuple):
+    """The detections of one image by falling score."""
+
+    boxes_xyxy: np.ndarray  # (n, 4) pixels, within the image
+    labels: np.ndarray  # (n,) int64 in [0, C)
+    class_names: tuple[str, ...]  # n names
+    scores: np.ndarray  # (n,)
+    sides: Sides | None  # None where a side is a number only (`model.head.box` dirac or anchor_delta)
+    points: np.ndarray  # (n, 2) the predicting points
+
+
+class RawDetections(NamedTuple):
+    """The detections of one image with the outputs they come from, by falling score."""
+
+    boxes_xyxy: np.ndarray  # (n, 4) float64 pixels, within the image
+    scores: np.ndarray  # (n,)
+    labels: np.ndarray  # (n,)
+    points: np.ndarray  # (n, 2) the predicting points, pixels
+    strides: np.ndarray  # (n,) of their levels, in pixels of the network's input
+    scale: np.ndarray  # (2,) pixels of the file per pixel of the input, x and y
+    distances: np.ndarray  # (n, 4) expectations, in strides
+    deviations: np.ndarray | None  # (n, 4) in strides, of Gaussian sides
+    probabilities: np.ndarray | None  # (n, 4, N) of distributions
+
+    @property
+    def stride_pixels(self) -> np.ndarray:
+        """(n, 4) pixels of the file per stride, along each side's axis."""
+        return self.strides[:, None] * np.tile(self.scale, 2)
+
+
+@torch.inference_mode()
+def detect(model: DenseDetector, batch: Batch, config: EvalConfig) -> tuple[Detections, HeadOutput]:
+    """Detections of a batch on the model's device, in pixels of the original images, and the output they come from."""
+    output = model(normalize_images(batch.images, batch.image_sizes))
+    boxes_xyxy, scores = model.decode(output)
+    detections = select_detections(
+        clip_boxes(boxes_xyxy, batch.image_sizes),
+        scores,
+        output.grid.level_sizes,
+        rank_factor=model.quality.rank_factor(output),
+        score_thresh=config.score_thresh,
+        pre_nms_topk=config.pre_nms_topk,
+        nms_iou=config.nms_iou,
+        max_detections=config.max_detections,
+    )
+    scale = (batch.orig_sizes / batch.image_sizes).flip(-1).repeat(1, 2)  # x, y, x, y
+    return detections._replace(boxes_xyxy=detections.boxes_xyxy * scale[:, None].to(detections.boxes_xyxy)), output
+
+
+def detect_with_sides(model: DenseDetector, batch: Batch, config: EvalConfig) -> list[RawDetections]:
+    """`detect`, then per image what each detection's sides are made of. `batch` lies on the model's device."""
+    detections, output = detect(model, batch, config)
+    scales = (batch.orig_sizes / batch.image_sizes).flip(1).cpu().numpy()
+    box_repr = model.box_repr
+    found = []
+    for row, scale in enumerate(scales):
+        kept = detections.labels[row] >= 0
+        index = detections.point_index[row][kept]
+        reg_pred = output.reg_pred[row, index]
+        found.append(
+            RawDetections(
+                boxes_xyxy=_numpy(detections.boxes_xyxy[row][kept]).astype(np.float64),
+                scores=_numpy(detections.scores[row][kept]),
+                labels=_numpy(detections.labels[row][kept]),
+                points=_numpy(output.grid.points[index]) * scale,
+                strides=_numpy(output.grid.strides[index]),
+                scale=scale,
+                distances=_numpy(box_repr.distances(reg_pred)),
+                deviations=_numpy(box_repr.deviations(reg_pred)) if isinstance(box_repr, GaussianBox) else None,
+                probabilities=_numpy(box_repr.probabilities(reg_pred)) if isinstance(box_repr, GeneralBox) else None,
+            )
+        )
+    return found
+
+
+def _numpy(tensor: torch.Tensor) -> np.ndarray:
+    return tensor.cpu().numpy()
+
+
+def locate_sides(found: RawDetections, *, delta: float = 1.0) -> Sides | None:
+    """The sides' distributions as coordinates in the image; None where a side is a number only.
+
+    Args:
+        delta: interval between neighbouring bins, in strides.
+    """
+    if found.deviations is not None:
+        mean = np.tile(found.points, 2) + OUTWARDS * found.distances * found.stride_pixels
+        std = found.deviations * found.stride_pixels
+        quantiles = np.stack([mean + NormalDist().inv_cdf(level) * std for level in QUANTILES], axis=-1)
+        return Sides(mean, std, quantiles, positions=None, probabilities=None)
+    if found.probabilities is None:
+        return None
+    positions = bin_positions(found.points, found.stride_pixels, found.probabilities.shape[-1], delta=delta)
+    mean, std = mean_and_std(positions, found.probabilities)
+    return Sides(mean, std, quantiles_of_bins(positions, found.probabilities), positions, found.probabilities)
+
+
+def bin_positions(points: np.ndarray, stride_pixels: np.ndarray, num_bins: int, *, delta: float = 1.0) -> np.ndarray:
+    """Where bins lie in the image: (n, 4, `num_bins`) pixels, x for left and right, y for top and bottom.
+
+    Bin i lies ``i * delta`` strides outwards from the point; `points` (n, 2) and `stride_pixels` (n, 4) in pixels.
+    """
+    start, step = np.tile(points, 2).astype(float), OUTWARDS * delta * stride_pixels
+    return start[..., None] + step[..., None] * np.arange(num_bins)
+
+
+def mean_and_std(positions: np.ndarray, probabilities: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Expectation and standard deviation over the last axis, in the unit of positions: (..., N) x 2 -> (...) x 2."""
+    mean = (positions * probabilities).sum(-1)
+    return mean, np.sqrt(((positions - mean[..., None]) ** 2 * probabilities).sum(-1))
+
+
+def quantiles_of_bins(
+    positions: np.ndarray, probabilities: np.ndarray, levels: Sequence[float] = QUANTILES
+) -> np.ndarray:
+    """Coordinates below which distributions have `levels` of their mass: (..., N) x 2 -> (..., len(levels)).
+
+    Each bin's mass lies evenly over the interval that is nearer to it than to its neighbours. `positions` rise or fall
+    along the last axis in equal steps.
+    """
+    if positions.shape[-1] > 1 and positions.size and (positions[..., 1] < positions[..., 0]).any():
+        falling = (positions[..., 1] < positions[..., 0])[..., None]
+        positions = np.where(falling, positions[..., ::-1], positions)
+        probabilities = np.where(falling, probabilities[..., ::-1], probabilities)
+    width = positions[..., 1:2] - positions[..., :1]
+    cumulative = probabilities.cumsum(-1)
+    quantiles = []
+    for level in levels:
+        wanted = level * cumulative[..., -1:]  # float32 probabilities do not quite sum to 1
+        index = np.minimum((cumulative < wanted).sum(-1, keepdims=True), positions.shape[-1] - 1)
+        mass = np.take_along_axis(probabilities, index, -1)
+        below = np.take_along_axis(cumulative, index, -1) - mass
+        share = np.clip((wanted - below) / np.maximum(mass, 1e-12), 0, 1)
+        quantiles.append(np.take_along_axis(positions, index, -1) + (share - 0.5) * width)
+    return np.concatenate(quantiles, axis=-1)
+
+
+def default_device() -> torch.device:
+    """A GPU if there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@dataclass(frozen=True)
+class Detector:
+    """A trained detector with its config and class names, as `gfl.load_detector` returns it."""
+
+    model: DenseDetector
+    config: Config
+    class_names: tuple[str, ...]
+    checkpoint: Path
+
+    def predict(self, image: str | Path | Image.Image | np.ndarray, *, score_thresh: float | None = None) -> Prediction:
+        """The objects in one image.
+
+        Args:
+            image: a path, a PIL image, or an array (H, W, 3) of uint8 RGB. Paths and PIL images are turned upright by
+                their EXIF orientation.
+            score_thresh: least score of a detection; by default the config's `eval.score_thresh`.
+
+        Raises `UserError` for a file that is missing or damaged, `ValueError` and `TypeError` for other images than
+        these.
+        """
+        pixels = _as_rgb(image)
+        settings = self.config.eval
+        if score_thresh is not None:
+            settings = replace(settings, score_thresh=score_thresh)
+        device = next(self.model.parameters()).device
+        (found,) = detect_with_sides(self.model, self._batch(pixels).to(device), settings)
+        names = tuple(self.class_names[label] for label in found.labels)
+        sides = locate_sides(found, delta=self.config.model.head.delta)
+        return Prediction(found.boxes_xyxy, found.labels, names, found.scores, sides, found.points)
+
+    def _batch(self, pixels: np.ndarray) -> Batch:
+        """(H, W, 3) resized as in evaluation."""
+        height, width = pixels.shape[:2]
+        data = self.config.data
+        size = keep_ratio_size(height, width, short_side=data.short_side_in_eval, long_side=data.long_side)
+        resized, no_boxes = resize(pixels, np.zeros((0, 4), np.float32), size)
+        return collate([Sample(resized, no_boxes, np.zeros(0, np.int64), image_id=0, orig_size=(height, width))])
+
+
+def _as_rgb(image: str | Path | Image.Image | np.ndarray) -> np.ndarray:
+    """(H, W, 3) uint8 RGB."""
+    if isinstance(image, (str, Path)):
+        return read_image(Path(image))
+    if isinstance(image, Image.Image):
+        if image.mode not in ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr"):
+            raise ValueError(f"a PIL image of mode {image.mode} has no 8-bit colours; convert it to RGB first")
+        return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+    if not isinstance(image, np.ndarray):
+        raise TypeError(f"an image is a path, a PIL image or an array, not {type(image).__name__}")
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
+        raise ValueError(f"an array must be uint8 RGB (H, W, 3), not {image.dtype} {image.shape}")
+    return image
