@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from gfl.build import build_assigner
+from gfl.build import build_assigner, build_point_layout
 from gfl.common.findings import Finding, finding
 from gfl.config import Config
 from gfl.data.coco import CocoData
@@ -30,23 +30,22 @@ class RegressionTargets(NamedTuple):
     images: int  # images looked at
 
 
-def regression_targets(data: CocoData, config: Config, *, most_boxes: int | None = None) -> RegressionTargets:
+def regression_targets(data: CocoData, config: Config, *, max_boxes: int | None = None) -> RegressionTargets:
     """Distances and levels of the positive points of a split, and how many each object got.
 
-    Images in their size for evaluation, unflipped, and the config's assigner; no image is read. With `most_boxes`
+    Images in their size for evaluation, unflipped, and the config's assigner; no image is read. With `max_boxes`
     only evenly chosen images that have about as many boxes.
     """
-    assigner = build_assigner(config.assign)
+    assigner, layout = build_assigner(config.assign), build_point_layout(config.model.points)
     distances, levels, points = [np.zeros((0, 4), np.float32)], [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
-    chosen = _evenly(np.flatnonzero(np.diff(data.offsets)), len(data.labels), most_boxes)
+    chosen = _evenly(np.flatnonzero(np.diff(data.offsets)), len(data.labels), max_boxes)
     for index in chosen:
         boxes, labels = data.boxes_of(index)
         height, width = data.sizes[index].tolist()
         size = _size_in_eval(height, width, config)
         padded = [-(-side // SIZE_DIVISOR) * SIZE_DIVISOR for side in size]
-        strides = config.model.points.strides
-        maps = [tuple(-(-side // stride) for side in padded) for stride in strides]
-        grid = make_point_grid(maps, strides, offset=config.model.points.offset)
+        maps = [tuple(-(-side // stride) for side in padded) for stride in layout.strides]
+        grid = make_point_grid(maps, layout)
         scale = torch.tensor([size[1] / width, size[0] / height]).repeat(2)
         boxes_xyxy = (torch.from_numpy(boxes) * scale)[None]
         targets = Targets(boxes_xyxy, torch.from_numpy(labels)[None], torch.ones(1, len(boxes), dtype=torch.bool))
@@ -60,12 +59,12 @@ def regression_targets(data: CocoData, config: Config, *, most_boxes: int | None
     return RegressionTargets(np.concatenate(distances), np.concatenate(levels), np.concatenate(points), len(chosen))
 
 
-def _evenly(images: np.ndarray, boxes: int, most_boxes: int | None) -> np.ndarray:
-    """Every image, or so many at equal distances that they have about `most_boxes` of all the boxes."""
-    if most_boxes is None or boxes <= most_boxes:
+def _evenly(images: np.ndarray, boxes: int, max_boxes: int | None) -> np.ndarray:
+    """Every image, or so many at equal distances that they have about `max_boxes` of all the boxes."""
+    if max_boxes is None or boxes <= max_boxes:
         return images
     # An image costs as much as several boxes, and a few crowded ones say little of a split.
-    count = min(len(images), max(20, round(len(images) * most_boxes / boxes)), most_boxes // 5)
+    count = min(len(images), max(20, round(len(images) * max_boxes / boxes)), max_boxes // 5)
     return images[np.linspace(0, len(images) - 1, count).round().astype(np.int64)]
 
 
@@ -106,9 +105,9 @@ def object_sizes(data: CocoData, config: Config) -> tuple[np.ndarray, np.ndarray
     return in_file, in_file * np.repeat(scale, np.diff(data.offsets))
 
 
-def fit_statistics(data: CocoData, config: Config, *, most_boxes: int) -> dict[str, Any]:
-    """Figures of the training split; see `object_sizes`, `target_statistics` and `regression_targets`."""
-    learned = regression_targets(data, config, most_boxes=most_boxes)
+def fit_statistics(data: CocoData, config: Config, *, max_boxes: int) -> dict[str, Any]:
+    """Statistics of the training split; see `object_sizes`, `target_statistics` and `regression_targets`."""
+    learned = regression_targets(data, config, max_boxes=max_boxes)
     finest = config.model.points.strides[0]
     in_file, in_input = object_sizes(data, config)
     quantiles = ("0.05", "0.5", "0.95") if len(in_file) else ()
@@ -131,9 +130,9 @@ def fit_statistics(data: CocoData, config: Config, *, most_boxes: int) -> dict[s
     }
 
 
-def fit_findings(figures: dict[str, Any], config: Config) -> list[Finding]:
+def fit_findings(statistics: dict[str, Any], config: Config) -> list[Finding]:
     """What `fit_statistics` say that calls for another config."""
-    sizes, assigned, targets = figures["sizes"], figures["assigned"], figures["targets"]
+    sizes, assigned, targets = statistics["sizes"], statistics["assigned"], statistics["targets"]
     if not sizes["objects"]:
         return []
     return [*_small_objects(sizes), *_without_points(assigned, sizes["objects"]), *_sides_beyond(targets, config)]
@@ -184,7 +183,7 @@ def class_findings(data: CocoData, split: str) -> list[Finding]:
 
 
 def fit_notes(train: CocoData, val: CocoData, config: Config) -> list[str]:
-    """What a user should hear before training starts, in seconds even for COCO: no image is read."""
-    figures = fit_statistics(train, config, most_boxes=QUICK)
-    found = [*class_findings(train, "train"), *class_findings(val, "val"), *fit_findings(figures, config)]
+    """Warnings before training starts, within seconds even for COCO: no image is read."""
+    statistics = fit_statistics(train, config, max_boxes=QUICK)
+    found = [*class_findings(train, "train"), *class_findings(val, "val"), *fit_findings(statistics, config)]
     return [entry.note() for entry in found if entry.level != "ok"]

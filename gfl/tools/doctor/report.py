@@ -49,7 +49,7 @@ def check_up(
         splits[split] = data, pictures
     if val:
         findings["val"] += _compare(splits["train"], splits["val"])
-    fit = fit_statistics(splits["train"][0], config, most_boxes=THOROUGH) if splits["train"][0] else None
+    fit = fit_statistics(splits["train"][0], config, max_boxes=THOROUGH) if splits["train"][0] else None
     findings["fit"] = fit_findings(fit, config) if fit else []
     return {
         "splits": {split: _summary(paths[split], listed[split], *splits[split]) for split in splits},
