@@ -1,6 +1,6 @@
-"""Checkpoints: tensors and plain data only, written whole or not at all, read without executing anything.
+"""Checkpoints: tensors and plain data only, written completely or not at all, read without executing anything.
 
-Beside each of a run lies a `.json` with its size and SHA-256, so that one cut off or altered later is recognised.
+Each checkpoint of a run has a `.json` beside it with its size and SHA-256, so that truncation and changes are detected.
 """
 
 import contextlib
@@ -17,16 +17,16 @@ from torch import Tensor, nn
 
 from gfl.build import build_detector
 from gfl.common.dataclass_from_dict import at_least, check_plain
-from gfl.common.errors import UserError
-from gfl.common.files import file_digest, temporary, write_json
+from gfl.common.errors import UserError, error_context
+from gfl.common.files import ZIP_START, file_digest, temporary, write_json
 from gfl.common.text import describe, format_value, is_text, short_repr
 from gfl.config import Config, config_from_dict, config_to_dict, merge, parse_overrides
 from gfl.evaluation.inference import Detector, default_device
 
 FORMAT = "gfl-1"
 LAST, PREVIOUS, BEST = "last.pt", "previous.pt", "best.pt"
-WEIGHTS = {"model", "config", "class_names"}  # what evaluation needs
-TRAINING = {"progress", "optimizer", "scaler"}  # what --resume needs besides; a converted checkpoint has none
+DETECTOR_KEYS = {"model", "config", "class_names"}  # what evaluation needs
+TRAINING_KEYS = {"progress", "optimizer", "scaler"}  # what --resume needs besides; a converted checkpoint has none
 
 
 class Progress(NamedTuple):
@@ -40,7 +40,7 @@ class Progress(NamedTuple):
 
 @dataclass
 class TrainState:
-    """All that a training step changes: what a checkpoint saves and ``--resume`` restores."""
+    """Everything that a training step changes, which a checkpoint saves and ``--resume`` restores."""
 
     model: nn.Module
     optimizer: torch.optim.Optimizer
@@ -51,10 +51,10 @@ class TrainState:
 def save_checkpoint(
     path: Path, state: TrainState, config: Config, class_names: Sequence[str], *, backup_to: Path | None = None
 ) -> None:
-    """Write everything a run needs to go on; an interrupted write leaves the previous file.
+    """Write everything that ``--resume`` needs; an interrupted write leaves the previous file.
 
     Args:
-        backup_to: where the previous file goes instead of being overwritten.
+        backup_to: where to move the previous file instead of overwriting it.
 
     Raises `UserError` if the disk is full or the folder cannot be written.
     """
@@ -67,7 +67,7 @@ def save_checkpoint(
     try:
         write_torch_file(path, content, checksum=True, backup_to=backup_to)
     except UserError as error:
-        raise UserError(f"{error}; free some space, then go on with --resume") from None
+        raise UserError(f"{error}; free some space, then go on with --resume", code=error.code) from None
 
 
 def detector_content(model: Mapping[str, Tensor], config: Config, class_names: Sequence[str]) -> dict[str, Any]:
@@ -76,9 +76,9 @@ def detector_content(model: Mapping[str, Tensor], config: Config, class_names: S
 
 
 def write_torch_file(path: Path, content: Any, *, checksum: bool = False, backup_to: Path | None = None) -> None:
-    """Write tensors and plain data, whole or not at all, then with `checksum` size and hash beside it.
+    """Write tensors and plain data completely or not at all; with `checksum`, also a json with size and hash.
 
-    Raises `UserError` if the disk is full or forbids it.
+    Raises `UserError` if the disk is full or the folder cannot be written.
     """
     unfinished = temporary(path)
     try:
@@ -89,19 +89,19 @@ def write_torch_file(path: Path, content: Any, *, checksum: bool = False, backup
         written = _checksum(unfinished) if checksum else None
         if backup_to and path.is_file():
             _move(path, backup_to)
-        _checksum_path(path).unlink(missing_ok=True)  # it is of the old file; without one a file is taken as it is
+        _checksum_path(path).unlink(missing_ok=True)  # it belongs to the old file; a file without one is accepted
         os.replace(unfinished, path)
     except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
         with contextlib.suppress(OSError):
             unfinished.unlink()
         reason = getattr(error, "strerror", None) or "the disk is full, or fails"
-        raise UserError(f"cannot write {path}: {reason}") from None
+        raise UserError(f"cannot write {path}: {reason}", code="unwritable") from None
     if written:
         write_json(_checksum_path(path), written)
 
 
 def _move(path: Path, target: Path) -> None:
-    """Rename a checkpoint and its checksum; at no moment does a checksum stand beside another file than its own."""
+    """Rename a checkpoint and its checksum, in an order that never leaves a checksum beside another file."""
     _checksum_path(target).unlink(missing_ok=True)
     os.replace(path, target)
     if _checksum_path(path).is_file():
@@ -117,7 +117,7 @@ def _checksum(path: Path) -> dict[str, Any]:
 
 
 def _verify_checksum(path: Path) -> None:
-    """Raises `UserError` if the file is not the one that was written; a file without a checksum is taken as it is."""
+    """Raise `UserError` if the file has changed since it was written; a file without a checksum is accepted."""
     try:
         written = json.loads(_checksum_path(path).read_text(encoding="utf-8"))
         size, digest = written["bytes"], written["sha256"]
@@ -126,63 +126,71 @@ def _verify_checksum(path: Path) -> None:
     found = path.stat().st_size
     if found != size:
         raise UserError(
-            f"{path} has {found} bytes, but {short_repr(size)} were written: it is cut off or altered", code="checksum"
+            f"{path} has {found} bytes, but {short_repr(size)} were written: it is truncated or altered",
+            code="checksum",
         )
     if _checksum(path)["sha256"] != digest:
         raise UserError(
-            f"{path} is not as it was written: its SHA-256 differs from that in {_checksum_path(path).name}"
+            f"{path} was altered after it was written: its SHA-256 differs from that in {_checksum_path(path).name}",
+            code="checksum",
         )
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """The checkpoint as plain data, on the CPU; raises `UserError` if it is missing, damaged or something else."""
+    """Read a checkpoint as plain data, on the CPU; raises `UserError` if it is missing, damaged or something else."""
     state = read_tensor_file(path)
-    if not isinstance(state, dict) or state.get("format") != FORMAT or not state.keys() >= WEIGHTS:
+    if not isinstance(state, dict) or state.get("format") != FORMAT or not state.keys() >= DETECTOR_KEYS:
         raise UserError(
             f"{path} is not a checkpoint of this codebase (format {FORMAT!r}), or lacks parts; "
-            "scripts/convert_checkpoint.py reads those of other codebases"
+            "scripts/convert_checkpoint.py reads those of other codebases",
+            code="other_format",
         )
-    _check_weights(state, path)
+    _check_types(state, path)
     return state
 
 
 def read_tensor_file(path: Path) -> Any:
-    """What `torch.save` wrote of tensors and plain data, on the CPU, its pages read as they are used.
+    """Read a `torch.save` file of tensors and plain data, on the CPU; pages are loaded when they are used.
 
     Raises `UserError` if the file is missing, damaged or of another kind.
     """
     try:
         _verify_checksum(path)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about what is in the file; it would stand above the one line
+            warnings.simplefilter("ignore")  # about the file's content; they would be printed above our error
             return torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
     except UserError:
         raise
     except OSError as error:
-        raise UserError(f"cannot read checkpoint {path}: {error.strerror or error}") from None
+        raise UserError(f"cannot read checkpoint {path}: {error.strerror or error}", code="unreadable") from None
     except Exception:  # torch raises many types for a file it cannot read
         raise UserError(
-            f"{path} is damaged, or no file of tensors; scripts/convert_checkpoint.py reads those of other codebases"
+            f"{path} is damaged or not a file of tensors; scripts/convert_checkpoint.py reads those of other codebases",
+            code="damaged",
         ) from None
 
 
 def _is_zip(path: Path) -> bool:
-    """Whether it has torch's format since 1.6, the only one that can be mapped into memory."""
+    """Whether it has torch's format since 1.6, the only one that can be memory-mapped."""
     with open(path, "rb") as file:
-        return file.read(4) == b"PK\x03\x04"
+        return file.read(len(ZIP_START)) == ZIP_START
 
 
-def _check_weights(state: dict[str, Any], path: Path) -> None:
-    """Raises `UserError` for parts that are not of the types that are written; values are not looked at."""
+def _check_types(state: dict[str, Any], path: Path) -> None:
+    """Raise `UserError` unless model, config and class names have the types that we write; values are not checked."""
+
+    def damaged(problem: str) -> UserError:
+        return UserError(f"{path}: {problem}; it is damaged", code="damaged")
+
     model, config, names = state["model"], state["config"], state["class_names"]
     if not isinstance(model, dict) or not all(isinstance(name, str) and _is_dense(model[name]) for name in model):
-        raise UserError(f"{path}: its model is not named tensors in memory; it is damaged")
+        raise damaged("its model is not a dict of named tensors in memory")
     if not isinstance(config, dict):
-        raise UserError(f"{path}: its config is {describe(config)}, not a section with keys; it is damaged")
+        raise damaged(f"its config is {describe(config)}, not a section with keys")
     check_plain(config, f"config in {path}")
     named = isinstance(names, list) and names and all(isinstance(name, str) and is_text(name) for name in names)
     if not named or len(set(names)) < len(names):
-        raise UserError(f"{path}: its class_names are {describe(names)}, not a list of different names; it is damaged")
+        raise damaged(f"its class_names are {describe(names)}, not a list of different names")
 
 
 def _is_dense(value: Any) -> bool:
@@ -190,9 +198,9 @@ def _is_dense(value: Any) -> bool:
 
 
 def newest_checkpoint(run_dir: Path) -> tuple[Path | None, list[str]]:
-    """The newest checkpoint of a run that can be read, and what is wrong with newer ones.
+    """The newest readable checkpoint of a run, and the errors of newer ones.
 
-    Raises `UserError` if there are some and none can be read.
+    Raises `UserError` if there are checkpoints and none can be read.
     """
     problems = []
     for name in (LAST, PREVIOUS, BEST):
@@ -204,12 +212,12 @@ def newest_checkpoint(run_dir: Path) -> tuple[Path | None, list[str]]:
             else:
                 return run_dir / name, problems
     if problems:
-        raise UserError(f"no checkpoint in {run_dir} can be read: {'; '.join(problems)}")
+        raise UserError(f"no checkpoint in {run_dir} can be read: {'; '.join(problems)}", code="damaged")
     return None, []
 
 
 def load_model_state(model: nn.Module, state: dict[str, Any], path: Path, *, assign: bool = False) -> None:
-    """Fill `model` from a checkpoint, or with `assign` make the checkpoint's tensors the model's own.
+    """Fill `model` from a checkpoint; with `assign` the checkpoint's tensors become the model's own, without a copy.
 
     Raises `UserError` naming tensors that do not fit or hold NaN or infinity.
     """
@@ -220,12 +228,14 @@ def load_model_state(model: nn.Module, state: dict[str, Any], path: Path, *, ass
     if wrong:
         raise UserError(
             f"{path} is of another model: {len(wrong)} tensors differ, first {format_value(wrong[0])}; "
-            "use the config it was trained with"
+            "use the config it was trained with",
+            code="other_model",
         )
     if broken := [name for name in saved if not saved[name].isfinite().all()]:
         raise UserError(
             f"{path} has numbers that are not finite in {len(broken)} tensors, first {broken[0]}; it is damaged, or "
-            "training diverged: use an earlier checkpoint"
+            "training diverged: use an earlier checkpoint",
+            code="not_finite",
         )
     model.load_state_dict(saved, assign=assign)
 
@@ -236,28 +246,39 @@ def find_checkpoint(path: Path, *names: str) -> Path | None:
     return next((candidate for candidate in candidates if candidate.is_file()), None)
 
 
+def find_detector(path: Path) -> Path:
+    """`path` itself if it is a file, else best.pt or else last.pt of the run folder `path`.
+
+    Raises `UserError` if there is none.
+    """
+    checkpoint = find_checkpoint(path, BEST, LAST)
+    if checkpoint is None:
+        raise UserError(
+            f"no checkpoint at {path}: give a run folder with {BEST} or {LAST}, or a .pt file of this codebase "
+            "(scripts/convert_checkpoint.py makes them from published ones)",
+            code="missing",
+        )
+    return checkpoint
+
+
 def load_detector(
     path: str | Path, overrides: Iterable[str] = (), *, device: torch.device | str | None = None
 ) -> Detector:
     """A trained detector, ready to `predict`.
 
     Args:
-        path: a checkpoint, or a run folder, whose best.pt is taken or else its last.pt.
+        path: a checkpoint, or a run folder, of which best.pt or else last.pt is loaded.
         overrides: ``section.key=value`` for the checkpoint's config.
         device: where it runs; by default a GPU if there is one.
 
     Raises `UserError` if there is no checkpoint or it is damaged, and for wrong overrides.
     """
-    checkpoint = find_checkpoint(Path(path), BEST, LAST)
-    if checkpoint is None:
-        raise UserError(f"no checkpoint at {path}: give a .pt file or a run folder with best.pt or last.pt")
+    checkpoint = find_detector(Path(path))
     state = read_checkpoint(checkpoint)
     config = config_from_dict(merge(state["config"], parse_overrides(overrides)), f"config in {checkpoint}")
     class_names = tuple(state["class_names"])
-    with torch.device("meta"):  # no random weights only to replace them; the file's pages are read as they are used
-        try:
-            model = build_detector(config, len(class_names))
-        except UserError as error:
-            raise UserError(f"config in {checkpoint}: {error}") from None
+    # On the meta device no memory is filled with random weights that the checkpoint's tensors replace.
+    with torch.device("meta"), error_context(f"config in {checkpoint}"):
+        model = build_detector(config, len(class_names))
     load_model_state(model, state, checkpoint, assign=True)
     return Detector(model.eval().to(device or default_device()), config, class_names, checkpoint)

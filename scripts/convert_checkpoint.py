@@ -1,4 +1,4 @@
-"""Make checkpoints of other programs ours, and ours mmdetection's."""
+"""Convert checkpoints of other codebases to ours, and ours to mmdetection's."""
 
 import argparse
 from pathlib import Path
@@ -17,20 +17,21 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("output", metavar="OUT", help="the file to write")
     parser.add_argument("--config", help="a config the file should fit; its data and other settings go into OUT")
     parser.add_argument("--classes", metavar="JSON", help="COCO json that names the classes, where IN does not")
-    parser.add_argument("--to", choices=["gfl", "mmdet"], default="gfl", help="whose names OUT gets (default: ours)")
+    parser.add_argument("--to", choices=["gfl", "mmdet"], default="gfl", help="the format of OUT (default: ours)")
     return parser.parse_args()
 
 
 ARGS = parse_args() if __name__ == "__main__" else None  # before the heavy imports, so that --help answers at once
 
+from collections.abc import Sequence
 from typing import Any
 
-from gfl.checkpoint import FORMAT, find_checkpoint, read_checkpoint, weights, write_torch_file
-from gfl.common.errors import UserError, run
+from gfl.checkpoint import FORMAT, detector_content, find_detector, read_checkpoint, write_torch_file
+from gfl.common.errors import UserError, error_context, run
 from gfl.common.files import temporary
 from gfl.config import Config, config_from_dict, load_config
 from gfl.data.coco import category_names, read_coco_json
-from gfl.tools.convert.architecture import Foreign, allowed_settings, head_kind, parse_foreign
+from gfl.tools.convert.architecture import ExternalCheckpoint, allowed_settings, head_kind, parse_external
 from gfl.tools.convert.state_dict import convert_backbone, convert_detector, to_mmdet
 from gfl.tools.convert.torch_file import read_torch_file
 
@@ -38,89 +39,98 @@ from gfl.tools.convert.torch_file import read_torch_file
 def main(args: argparse.Namespace) -> None:
     source, out = Path(args.input), Path(args.output)
     if args.to == "mmdet":
-        source = find_own(source)
+        source = find_detector(source)
         if args.config or args.classes:
-            raise UserError("--config and --classes are for conversion to ours; a checkpoint of ours has both")
-    written = (out.resolve(), temporary(out).resolve())
-    if source.resolve() in written or (out.exists() and not out.is_file()):
-        raise UserError(f"{source} cannot go to {out}: the same file, a folder or a device; name another one to write")
-    content = export(source) if args.to == "mmdet" else import_foreign(source, args)
+            raise UserError(
+                "--config and --classes are for conversion to our format; our checkpoints contain both", code="options"
+            )
+    check_output(source, out)
+    content = export_to_mmdet(source) if args.to == "mmdet" else import_external(source, args)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"cannot write {out}: {error.strerror}") from None
+        raise UserError(f"cannot write {out}: {error.strerror}", code="unwritable") from None
     write_torch_file(out, content)
     print(f"wrote    {out} ({out.stat().st_size / 2**20:.0f} MiB)")
-    print(f"next     {next_step(content, out)}")
+    print(f"next     {next_command(content, out)}")
 
 
-def import_foreign(path: Path, args: argparse.Namespace) -> dict[str, Any]:
-    """The content of our file, from another program's."""
+def check_output(source: Path, out: Path) -> None:
+    """Raise `UserError` if `out`, or the temporary file it is written through, is `source`, a folder or a device."""
+    written = (out.resolve(), temporary(out).resolve())
+    if source.resolve() in written or (out.exists() and not out.is_file()):
+        raise UserError(
+            f"{source} cannot be converted to {out}: it is the same file, a folder or a device; choose another OUT",
+            code="output",
+        )
+
+
+def import_external(path: Path, args: argparse.Namespace) -> dict[str, Any]:
+    """The content of our file, converted from another codebase's."""
     content = read_torch_file(path)
     if isinstance(content, dict) and content.get("format") == FORMAT:
-        raise UserError(f"{path} is a checkpoint of this program already; --to mmdet converts it to mmdetection's")
+        raise UserError(
+            f"{path} is a checkpoint of this codebase already; --to mmdet converts it to mmdetection's",
+            code="already_ours",
+        )
     config = load_config(args.config) if args.config else None
     class_names = read_class_names(args.classes) if args.classes else ()
-    try:
-        foreign = parse_foreign(content)
-        print(f"read     {path}: {foreign.program}, {len(foreign.tensors)} tensors")
-        if foreign.is_backbone:
-            return import_backbone(foreign, config)
-        state, config, class_names = convert_detector(foreign, config, class_names)
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from None
-    print(describe(config, class_names))
-    if foreign.class_names and args.classes:
-        print("note     --classes was not needed: the file names its own")
-    if not foreign.class_names:
-        print(f"note     the file names no classes; these are from {args.classes or 'COCO'}")
-    if not foreign.settings:
-        wanted = allowed_settings(head_kind(foreign.tensors))
-        unchecked = ", ".join(f"{key}={values[0]}" for key, values in wanted.items())
-        print(f"note     the file holds no config, so that nothing tells whether it was trained with {unchecked}")
-    return weights(state, config, class_names)
+    with error_context(path):
+        checkpoint = parse_external(content)
+        print(f"read     {path}: {checkpoint.codebase}, {len(checkpoint.tensors)} tensors")
+        if checkpoint.is_backbone:
+            return import_backbone(checkpoint, config)
+        state, config, class_names = convert_detector(checkpoint, config, class_names)
+    print(model_summary(config, class_names))
+    print_notes(checkpoint, args.classes)
+    return detector_content(state, config, class_names)
+
+
+def print_notes(checkpoint: ExternalCheckpoint, classes_file: str | None) -> None:
+    """Print what the user should know about class names and about settings that could not be checked."""
+    if checkpoint.class_names and classes_file:
+        print("note     --classes was not needed: the file names its classes")
+    if not checkpoint.class_names:
+        print(f"note     the file names no classes; these are from {classes_file or 'COCO'}")
+    if not checkpoint.settings:
+        settings = allowed_settings(head_kind(checkpoint.tensors))
+        unchecked = ", ".join(f"{key}={values[0]}" for key, values in settings.items())
+        print(f"note     the file holds no config; check that it was trained with {unchecked}")
 
 
 def read_class_names(annotations: str) -> tuple[str, ...]:
     return tuple(category_names(read_coco_json(annotations)["categories"], annotations).values())
 
 
-def import_backbone(foreign: Foreign, config: Config | None) -> dict[str, Any]:
-    state, name = convert_backbone(foreign.tensors)
+def import_backbone(checkpoint: ExternalCheckpoint, config: Config | None) -> dict[str, Any]:
+    state, name = convert_backbone(checkpoint.tensors)
     if config and config.model.backbone.name != name:
-        raise UserError(f"the config has model.backbone.name {config.model.backbone.name}, the file {name}")
+        raise UserError(
+            f"the config has model.backbone.name {config.model.backbone.name}, the file {name}", code="config"
+        )
     print(f"model    {name}, backbone only")
     return state
 
 
-def find_own(path: Path) -> Path:
-    """Our checkpoint at `path` or in the run folder `path`."""
-    checkpoint = find_checkpoint(path, "best.pt", "last.pt")
-    if checkpoint is None:
-        raise UserError(f"no checkpoint at {path}: give a .pt file or a run folder")
-    return checkpoint
-
-
-def export(path: Path) -> dict[str, Any]:
-    """The content of mmdetection's file, from our checkpoint."""
+def export_to_mmdet(path: Path) -> dict[str, Any]:
+    """The content of mmdetection's file, converted from our checkpoint."""
     state = read_checkpoint(path)
     config = config_from_dict(state["config"], f"config in {path}")
     names = list(state["class_names"])
-    print(f"read     {path}: {len(state['model'])} tensors\n{describe(config, names)}")
-    meta = {"CLASSES": names, "dataset_meta": {"classes": names}}  # as mmdetection 2.x and 3.x look for them
-    try:
+    print(f"read     {path}: {len(state['model'])} tensors\n{model_summary(config, names)}")
+    meta = {"CLASSES": names, "dataset_meta": {"classes": names}}  # the keys of mmdetection 2.x and 3.x
+    with error_context(path):
         return {"meta": meta, "state_dict": to_mmdet(state["model"], config)}
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from None
 
 
-def describe(config: Config, class_names: tuple[str, ...]) -> str:
-    """What was found, for the user to check."""
+def model_summary(config: Config, class_names: Sequence[str]) -> str:
+    """The recognized architecture and classes in a few lines, for the user to check."""
     model, head = config.model, config.model.head
     stages = ", ".join(model.backbone.dcn_stages)
     dcn = f" with DCN {model.backbone.dcn} in {stages}" if stages else ""
-    seen = f"top {head.dgqp.topk}{' and their mean' if head.dgqp.add_mean else ''}"
-    quality = f"quality from the distributions' {seen} (GFLv2)" if head.quality == "dgqp" else f"quality {head.quality}"
+    statistics = f"top {head.dgqp.topk}{' and their mean' if head.dgqp.add_mean else ''}"
+    dgqp = f"quality from the distributions' {statistics} (GFLv2)"
+    quality = dgqp if head.quality == "dgqp" else f"quality {head.quality}"
     box = f"reg_max {head.reg_max}" if head.box == "general" else f"box {head.box}"
     points = "i * stride" if model.points.offset == 0 else f"(i + offset) * stride, offset {model.points.offset}"
     first = ", ".join(class_names[:5]) + (", ..." if len(class_names) > 5 else "")
@@ -133,13 +143,14 @@ def describe(config: Config, class_names: tuple[str, ...]) -> str:
     return "\n".join(f"{name:<8} {value}" for name, value in lines.items())
 
 
-def next_step(content: dict[str, Any], out: Path) -> str:
+def next_command(content: dict[str, Any], out: Path) -> str:
+    """How to use the written file."""
     if "state_dict" in content:
         return "in mmdetection: load_from = " + repr(str(out))
     if "model" not in content:
         return f"train with model.backbone.weights={out}"
-    named = content["config"]["data"]["val"]["annotations"]
-    return f"python eval.py {out}" + ("" if named else " --data ANNOTATIONS.json IMAGES/")
+    annotations = content["config"]["data"]["val"]["annotations"]
+    return f"python eval.py {out}" + ("" if annotations else " --data ANNOTATIONS.json IMAGES/")
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from gfl.config import config_from_dict
 from gfl.method.boxes import box_iou
 from gfl.method.postprocess import select_detections
 from gfl.model.detector import normalize_images
-from gfl.tools.convert.architecture import parse_foreign
+from gfl.tools.convert.architecture import parse_external
 from gfl.tools.convert.state_dict import convert_detector, mmdet_names, to_mmdet
 from gfl.training.optim import build_optimizer
 
@@ -59,7 +59,7 @@ def tiny():
 def test_outputs_equal_the_golden_model(name):
     shapes = json.loads((GOLDEN / f"{name}.json").read_text())
     weights = {tensor: golden_weight(tensor, shape) for tensor, shape in shapes.items()}
-    state, config, _ = convert_detector(parse_foreign({"state_dict": weights}))
+    state, config, _ = convert_detector(parse_external({"state_dict": weights}))
     with torch.device("meta"):  # no random weights only to replace them
         model = build_detector(config, 80).eval()
     model.load_state_dict(state, assign=True)
@@ -95,7 +95,7 @@ def trajectory_model():
     weights["bbox_head.gfl_cls.weight"] *= 0.1
     weights["bbox_head.gfl_reg.weight"] *= 0.1
     weights["bbox_head.gfl_cls.bias"].fill_(-4.595119850134589)
-    model.load_state_dict(convert_detector(parse_foreign({"state_dict": weights}), config, list("abcdefghij")).state)
+    model.load_state_dict(convert_detector(parse_external({"state_dict": weights}), config, list("abcdefghij")).state)
     return model, config
 
 

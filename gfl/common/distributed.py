@@ -1,4 +1,4 @@
-"""One process or many: the few collective operations the program needs. With one process each is the identity."""
+"""The few collective operations that training and evaluation need. With one process each is the identity."""
 
 import os
 from collections.abc import Mapping
@@ -28,24 +28,25 @@ def is_main() -> bool:
 
 
 def launch_id() -> str:
-    """What names one call of torchrun: the same for processes that it starts again; empty without torchrun."""
+    """Identifies one call of torchrun, also in the processes that it restarts; empty without torchrun."""
     run_id = os.environ.get("TORCHELASTIC_RUN_ID")
     return f"{run_id} {os.getppid()}" if run_id else ""
 
 
 def restart_prefix(environment: Mapping[str, str]) -> str:
-    """A prefix for keys in torchrun's store: how often it has started the processes before, whose entries are stale.
+    """A prefix for keys in torchrun's store: the number of restarts, since entries of earlier starts are stale.
 
-    Raises `UserError` for nodes that share torchrun's own store, since each of them counts for itself: without a
-    common number, processes would look for those of the last start, and wait for ever (pytorch issue 135712).
+    Raises `UserError` for several nodes that share torchrun's own store: each node counts its restarts separately, and
+    processes with different prefixes would wait for each other for ever (pytorch issue 135712).
     """
     if environment.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
-        return ""  # each start has its own store
+        return ""  # each start creates its own store
     if environment.get("GROUP_WORLD_SIZE") == "1":
         return environment.get("TORCHELASTIC_RESTART_COUNT", "")
     if environment.get("TORCHELASTIC_MAX_RESTARTS", "0") != "0":
         raise UserError(
-            "torchrun --max-restarts over several nodes needs TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 set on each"
+            "torchrun --max-restarts over several nodes needs TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 set on each",
+            code="shared_store",
         )
     return ""
 
@@ -59,7 +60,9 @@ def process_group():
     cuda = torch.cuda.is_available()
     local_rank = int(os.environ.get("LOCAL_RANK", 0))
     if cuda and local_rank >= torch.cuda.device_count():
-        raise UserError(f"process {local_rank} has no GPU: --nproc_per_node at most {torch.cuda.device_count()}")
+        raise UserError(
+            f"process {local_rank} has no GPU: --nproc_per_node at most {torch.cuda.device_count()}", code="no_gpu"
+        )
     device = torch.device("cuda", local_rank) if cuda else torch.device("cpu")
     if cuda:
         torch.cuda.set_device(device)
@@ -72,17 +75,20 @@ def process_group():
         store = dist.PrefixStore(f"start{prefix}", store)
         dist.init_process_group(backend, store=store, rank=number, world_size=world, device_id=device_id)
     except (ValueError, dist.DistError) as error:
-        raise UserError(f"cannot meet the other processes of the run: {str(error).splitlines()[0]}") from None
+        raise UserError(
+            f"cannot connect to the other processes of the run: {str(error).splitlines()[0]}", code="processes"
+        ) from None
     try:
         yield device
     except RuntimeError as error:
-        # NCCL's errors have a type of their own, gloo's only the path of its source in their text.
+        # NCCL's errors have their own type; gloo's are recognized only by the path of its source in their text.
         if not isinstance(error, dist.DistError) and "gloo/transport" not in str(error):
             raise
         raise UserError(
-            f"process {rank()} lost another process of the run; its own error says why. Go on with --resume"
+            f"process {rank()} lost another process of the run, whose own error says why; go on with --resume",
+            code="processes",
         ) from None
-    dist.destroy_process_group()  # not after an error: NCCL would wait for the others, and torchrun for this process
+    dist.destroy_process_group()  # not after an error: NCCL would wait for the other processes, and torchrun for this one
 
 
 def mean_over_processes(tensor: Tensor) -> Tensor:
@@ -95,7 +101,7 @@ def mean_over_processes(tensor: Tensor) -> Tensor:
 
 
 def gather_to_main(value: Any) -> list[Any] | None:
-    """All processes' picklable values in order of rank on the main process, None on the others."""
+    """All processes' values, in order of rank, on the main process; None on the others. They must be picklable."""
     if world_size() == 1:
         return [value]
     gathered = [None] * world_size() if is_main() else None
@@ -104,7 +110,7 @@ def gather_to_main(value: Any) -> list[Any] | None:
 
 
 def share_from_main(value: Any) -> Any:
-    """The main process's picklable value, on every process."""
+    """The main process's value, which must be picklable, on every process."""
     if world_size() == 1:
         return value
     box = [value]
@@ -113,7 +119,7 @@ def share_from_main(value: Any) -> Any:
 
 
 def share_buffers(module: nn.Module) -> None:
-    """Give every process the main one's buffers."""
+    """Copy the main process's buffers to every process."""
     if world_size() > 1:
         for buffer in module.buffers():
             dist.broadcast(buffer, 0)

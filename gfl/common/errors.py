@@ -1,11 +1,11 @@
-"""What a user did wrong, reported in one line instead of a traceback."""
+"""Errors of the user, which commands report in one line instead of a traceback."""
 
 import contextlib
 import gc
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from gfl.common.text import printable
@@ -14,7 +14,7 @@ ERROR_FILE = "GFL_ERROR_FILE"  # environment variable: a file that gets the mess
 
 
 class Interrupted(Exception):
-    """The program has stopped in good order because of a signal."""
+    """Raised after a command has stopped cleanly because of a signal."""
 
     def __init__(self, signum: int) -> None:
         super().__init__(f"interrupted by {signal.Signals(signum).name}")
@@ -33,6 +33,15 @@ class UserError(Exception):
         self.code = code
 
 
+@contextlib.contextmanager
+def error_context(subject: object) -> Iterator[None]:
+    """Put `subject` before the message of a `UserError` raised within; its code stays."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{subject}: {error}", code=error.code) from None
+
+
 def run(main: Callable, *args) -> None:
     """Call ``main(*args)``; a `UserError` becomes one line on stderr and exit code 2, a signal 128 + its number."""
     try:
@@ -46,13 +55,15 @@ def run(main: Callable, *args) -> None:
         line, code = str(error), 128 + error.signum
     except KeyboardInterrupt:
         line, code = "interrupted", 130
-    except BrokenPipeError:  # the reader of our output has seen enough, as head has
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is still in the buffer
+    except BrokenPipeError:  # whoever read our output has closed it, as head does
+        os.dup2(
+            os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
+        )  # so that flushing the buffer does not fail again
         sys.exit(1)
-    # Only here, after the except clauses, can the failed call's objects go, and with them its loader processes.
+    # Only here, after the except clauses, can the failed call's objects be freed, and with them its loader processes.
     gc.collect()
     print(line, file=sys.stderr, flush=True)
-    if "RANK" in os.environ:  # one of many: to take a broken process group apart may wait for those that are gone
+    if "RANK" in os.environ:  # one of many: destroying a broken process group could wait for processes that have ended
         sys.stdout.flush()
         os._exit(code)
     sys.exit(code)

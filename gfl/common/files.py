@@ -1,4 +1,4 @@
-"""Files written whole or not at all."""
+"""Write files completely or not at all, and hash them."""
 
 import contextlib
 import hashlib
@@ -10,14 +10,16 @@ from typing import Any
 
 from gfl.common.errors import UserError
 
+ZIP_START = b"PK\x03\x04"  # of a zip archive, as torch.save has written since PyTorch 1.6
+
 
 def temporary(path: Path) -> Path:
-    """Where `path` is written before it takes its place."""
+    """The name under which `path` is written, before it is renamed to its own."""
     return path.with_name(path.name + ".tmp")
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write through a temporary file, so that an interrupted run leaves the old file or the new one.
+    """Write through a temporary file, so that an interruption leaves the old file or the new one.
 
     Raises `UserError` if it cannot be written.
     """
@@ -29,16 +31,16 @@ def write_text(path: Path, text: str) -> None:
     except OSError as error:
         with contextlib.suppress(OSError):
             unfinished.unlink()
-        raise UserError(f"cannot write {path}: {error.strerror}") from None
+        raise UserError(f"cannot write {path}: {error.strerror}", code="unwritable") from None
 
 
 def write_json(path: Path, value: Any) -> None:
-    """`write_text` of json; NaN, which json has not, is a bug and a `ValueError`."""
+    """Write `value` as json like `write_text`; NaN, which json does not have, raises `ValueError`."""
     write_text(path, json.dumps(value, allow_nan=False))
 
 
 def file_digest(path: Path, algorithm: str, *, on_bytes: Callable[[int], object] = lambda done: None) -> str:
-    """The hash of a file as hexadecimal text; `on_bytes` hears how many bytes are done. Raises `OSError`."""
+    """The hash of a file as hexadecimal text; `on_bytes` is called with the bytes read so far. Raises `OSError`."""
     digest, done = hashlib.new(algorithm, usedforsecurity=False), 0
     with open(path, "rb") as file:
         while chunk := file.read(2**20):

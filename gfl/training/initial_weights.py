@@ -1,4 +1,4 @@
-"""What training starts from: a trained detector, whose classes are matched by name, or the weights of a backbone."""
+"""Initial weights of training: those of a trained detector, whose classes are matched by name, or of a backbone."""
 
 import dataclasses
 import json
@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torchvision import models
 
-from gfl.checkpoint import BEST, LAST, find_checkpoint, load_model_state, read_checkpoint, read_tensor_file
-from gfl.common.errors import UserError
+from gfl.checkpoint import find_detector, load_model_state, read_checkpoint, read_tensor_file
+from gfl.common.errors import UserError, error_context
 from gfl.common.text import format_differences, list_some
 from gfl.config import Config, config_differences, config_from_dict, config_to_dict
 from gfl.model.backbone import Backbone
@@ -22,21 +22,17 @@ CLASS_TENSORS = ("head.cls_out.weight", "head.cls_out.bias")  # one row per clas
 
 
 def load_initial_weights(model: DenseDetector, config: Config, class_names: Sequence[str]) -> str:
-    """Fill `model`, newly built, from `model.weights`, or its backbone from `model.backbone.weights`.
+    """Fill the newly built `model` from `model.weights`, or its backbone from `model.backbone.weights`.
 
-    Classes that the checkpoint does not have stay as they are. Returns one line that says what was kept, empty where
-    `model.weights` is none. Raises `UserError` for weights that are missing, damaged or of another architecture than
-    `config` describes.
+    The outputs of classes that the checkpoint does not have stay as they are. Returns one line for the user on which
+    classes were kept, empty if `model.weights` is none. Raises `UserError` for weights that are missing, damaged or of
+    another architecture than `config` describes.
     """
     if config.model.weights == "none":
         load_backbone_weights(model.backbone, config.model.backbone.name, config.model.backbone.weights)
         return ""
-    path = find_checkpoint(Path(config.model.weights), BEST, LAST)
-    if path is None:
-        raise UserError(
-            f"model.weights: no checkpoint at {config.model.weights}; give a run folder, a .pt file of this codebase "
-            "(scripts/convert_checkpoint.py makes them from published ones), or none"
-        )
+    with error_context("model.weights"):
+        path = find_detector(Path(config.model.weights))
     state = read_checkpoint(path)
     _check_architecture(state["config"], config, path)
     known = list(state["class_names"])
@@ -48,7 +44,7 @@ def load_initial_weights(model: DenseDetector, config: Config, class_names: Sequ
 
 
 def _check_architecture(tree: Mapping[str, Any], config: Config, path: Path) -> None:
-    """Raise `UserError` unless both configs describe the same model; how it is trained may differ."""
+    """Raise `UserError` unless both configs describe the same model; settings of its training may differ."""
     ours, theirs = config.model, config_from_dict(tree, f"config in {path}").model
     training = {key: getattr(ours.backbone, key) for key in ("weights", "frozen_stages", "norm_eval")}
     backbone = dataclasses.replace(theirs.backbone, **training)
@@ -60,16 +56,18 @@ def _check_architecture(tree: Mapping[str, Any], config: Config, path: Path) -> 
     overrides = shlex.join(f"{key}={new}" for key, new in plain.items())
     differences = ", ".join(format_differences(changes))
     raise UserError(
-        f"model.weights: {path} is of another architecture than the config ({differences}); to train on from it, add "
-        f"to the command: {overrides}",
+        f"model.weights: {path} is of another architecture than the config ({differences}); to fine-tune it, add to "
+        f"the command: {overrides}",
         code="architecture",
     )
 
 
 def _class_rows(own: Tensor, saved: Any, rows: dict[int, int], num_saved: int, path: Path) -> Tensor:
-    """`own` (C, ...) with row `old` of `saved` (`num_saved`, ...) in place of row `new` for each of `rows`."""
+    """`own` (C, ...) with row `old` of `saved` (`num_saved`, ...) in place of row `new`, for new -> old in `rows`."""
     if not isinstance(saved, Tensor) or saved.shape != (num_saved, *own.shape[1:]):
-        raise UserError(f"{path} is damaged: its class outputs are not those of its {num_saved} class names")
+        raise UserError(
+            f"{path} is damaged: its class outputs do not match its {num_saved} class names", code="damaged"
+        )
     merged = own.clone()
     merged[torch.tensor(list(rows), dtype=torch.int64)] = saved[list(rows.values())].to(own)
     return merged
@@ -86,15 +84,15 @@ def _summary(class_names: Sequence[str], kept: Sequence[str]) -> str:
 def load_backbone_weights(backbone: Backbone, name: str, weights: str) -> None:
     """Fill `backbone` with ImageNet weights: ``none``, ``torchvision`` (its weights API, needs a network) or a file.
 
-    A file holds a torchvision state dict, whose classifier is ignored, or a checkpoint of a detector, whose backbone is
-    taken; deformable convolutions keep their initial offsets where the file has none. Raises `UserError` for weights
-    that are missing, unreadable or of another architecture.
+    A file holds a torchvision state dict, whose classifier is ignored, or a detector's checkpoint, whose backbone is
+    used; deformable convolutions keep their initial offsets if the file has none. Raises `UserError` for weights that
+    are missing, unreadable or of another architecture.
     """
     if weights == "none":
         return
     state = _download(name) if weights == "torchvision" else _read_backbone(Path(weights))
     own = backbone.state_dict()
-    # What no ImageNet model has, and the counters that files older than PyTorch 0.4.1 lack.
+    # ImageNet models have no offsets, and files older than PyTorch 0.4.1 no counters.
     optional = {key for key in own if "conv_offset" in key or key.endswith("num_batches_tracked")}
     state = {key: own[key] for key in optional} | {key: state[key] for key in state if not key.startswith("fc.")}
     wrong = sorted(key for key in own.keys() | state.keys() if _shape(own, key) != _shape(state, key))
@@ -117,14 +115,16 @@ def _download(name: str) -> dict[str, Tensor]:
     except ValueError:
         raise UserError(
             f"model.backbone.weights: torchvision has none for {name}; download open-mmlab's, then give the file that "
-            "scripts/convert_checkpoint.py makes of them"
+            "scripts/convert_checkpoint.py makes from them",
+            code="missing",
         ) from None
     try:
         return weights.get_state_dict(progress=False, check_hash=True)
-    except (OSError, RuntimeError) as error:  # RuntimeError: the file that came has another hash
+    except (OSError, RuntimeError) as error:  # RuntimeError: the downloaded file has another hash
         raise UserError(
             f"model.backbone.weights: torchvision could not download {name} ({error}); put the file somewhere and give "
-            "its path, or train from scratch with model.backbone.weights=none"
+            "its path, or train from scratch with model.backbone.weights=none",
+            code="download",
         ) from None
 
 
@@ -132,12 +132,11 @@ def _read_backbone(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise UserError(
             f"model.backbone.weights: no file {path}; give a file that scripts/convert_checkpoint.py made or of "
-            "torchvision, 'torchvision' to download it, or 'none'"
+            "torchvision, 'torchvision' to download it, or 'none'",
+            code="missing",
         )
-    try:
+    with error_context("model.backbone.weights"):
         state = read_tensor_file(path)
-    except UserError as error:
-        raise UserError(f"model.backbone.weights: {error}") from None
     if isinstance(state, dict) and isinstance(state.get("model"), dict) and "format" in state:  # of this codebase
         named = ((str(key), value) for key, value in state["model"].items())
         state = {key.removeprefix("backbone."): value for key, value in named if key.startswith("backbone.")}
@@ -145,6 +144,7 @@ def _read_backbone(path: Path) -> dict[str, Tensor]:
     if not all(isinstance(key, str) and isinstance(value, Tensor) for key, value in entries):
         raise UserError(
             f"model.backbone.weights: {path} is not the state dict of a backbone, which scripts/convert_checkpoint.py "
-            "makes of ImageNet weights, nor a checkpoint of this codebase"
+            "makes from ImageNet weights, nor a checkpoint of this codebase",
+            code="not_state_dict",
         )
     return state

@@ -1,4 +1,4 @@
-"""Losses and gradients that are not finite stop the run; ordinary steps do not wait for the device to be checked."""
+"""Stop a run at losses and gradients that are not finite, without waiting for the device at each step."""
 
 import math
 from collections import deque
@@ -20,7 +20,7 @@ ADVICE = "lower optim.lr, raise optim.warmup_steps or set optim.clip_norm, then 
 
 
 class PendingStep(NamedTuple):
-    """A step whose values are on their way to the host."""
+    """A step whose values are being copied to the host."""
 
     step: int
     values: Tensor  # on the host: norm of the gradient, then the losses
@@ -30,10 +30,10 @@ class PendingStep(NamedTuple):
 
 
 class FiniteGuard:
-    """Checks every step of a run, some steps later.
+    """Checks every step of a run for values that are not finite, as soon as these have arrived on the host.
 
     Args:
-        run_dir: where the batch of a bad step is written.
+        run_dir: where the batch of a failed step is written.
     """
 
     def __init__(self, state: TrainState, run_dir: Path) -> None:
@@ -42,10 +42,10 @@ class FiniteGuard:
         self.overflows = 0  # gradients in a row that are not finite
 
     def record(self, step: int, result: StepResult) -> None:
-        """Take note of `step`, and check those whose values have arrived since.
+        """Add `step` to the pending ones, and check those whose values have arrived.
 
-        Raises `UserError` for a step with a loss or a gradient that is not finite; under fp16 not for a gradient
-        before the scaler has had many tries.
+        Raises `UserError` for a loss or a gradient that is not finite; under fp16, where gradients may overflow, only
+        for `MAX_OVERFLOWS` such gradients in a row.
         """
         losses, arrived = result.losses, None
         values = torch.stack([result.grad_norm.float(), *(loss.float() for loss in losses.values())])
@@ -58,7 +58,7 @@ class FiniteGuard:
             self._check(self.pending.popleft())
 
     def flush(self) -> None:
-        """Wait for all steps and check them and the model; call it before that is saved.
+        """Wait for all pending steps and check them and the model; call it before the model is saved.
 
         Raises `UserError` if anything is not finite.
         """
@@ -92,7 +92,7 @@ class FiniteGuard:
         )
 
     def _write_batch(self, pending: PendingStep, losses: dict[str, float], norm: float) -> str:
-        """Write the batch of a bad step for the user to look at; returns what to say about it."""
+        """Write the batch of a failed step for inspection; returns the part of the message about it."""
         rank = f"_rank{distributed.rank()}" if distributed.world_size() > 1 else ""
         path = self.run_dir / f"not_finite_step{pending.step}{rank}.pt"
         batches = [{**batch._asdict(), "targets": batch.targets._asdict()} for batch in pending.batches]

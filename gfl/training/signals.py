@@ -1,17 +1,17 @@
-"""Signals that ask a run to stop: caught when they come, agreed on by all processes, carried out between two steps."""
+"""Signals that ask a run to stop: recorded by a handler, synchronized over processes, acted upon between two steps."""
 
 import os
 import signal
 from collections.abc import Sequence
 from typing import Any
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # Ctrl-C, a scheduler that ends a job, one that warns first
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # Ctrl-C, a scheduler's end of a job, its warning before
 
 
 class StopRequest:
-    """Records the first of `signals` instead of dying from it; after that, Ctrl-C ends the process at once.
+    """Records the first of `signals` instead of ending the process; after that, Ctrl-C ends it at once.
 
-    Made before the heavy imports, so that no signal is missed; hence its own imports are late.
+    Create it before the heavy imports, so that no signal is missed; its own are within methods for that reason.
     """
 
     def __init__(self, signals: Sequence[int] = SIGNALS) -> None:
@@ -24,7 +24,7 @@ class StopRequest:
         if self.signum:
             return
         self.signum = signum
-        signal.signal(signal.SIGINT, signal.SIG_DFL)  # by the system: Python may be waiting for another process
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # handled by the system: Python may be waiting for another process
         if os.environ.get("RANK", "0") == "0":  # print is not for signal handlers
             name = signal.Signals(signum).name
             os.write(2, f"\n{name}: saving and stopping as soon as possible; Ctrl-C now stops at once\n".encode())
@@ -32,14 +32,14 @@ class StopRequest:
     def synced_signal(self) -> int:
         """The signal that any process received, or 0; all processes call this equally often and get the same answer.
 
-        With many processes the answer is that of the previous call: it has arrived, so that none waits for another.
+        With several processes it is the result of the previous call, which has arrived, so that none waits for another.
         """
         import torch
         import torch.distributed as dist
 
         if not dist.is_initialized():
             return self.signum
-        if self._group is None:  # on the host, so that no GPU is waited for
+        if self._group is None:  # on the host, so that nothing waits for a GPU
             self._group = dist.new_group(backend="gloo")
         received = torch.tensor(self.signum)
         work = dist.all_reduce(received, dist.ReduceOp.MAX, group=self._group, async_op=True)

@@ -1,4 +1,4 @@
-"""What a checkpoint of another program holds, told from its tensors' names and shapes and from the config beside them.
+"""Recognize what a checkpoint of another codebase holds, from its tensors' names and shapes and from its config.
 
 `HEADS` is the one place that knows mmdetection's heads.
 """
@@ -14,19 +14,19 @@ from gfl.common.errors import UserError
 from gfl.common.text import list_some
 from gfl.model.backbone import ARCHITECTURES
 
-# Constants, the positions of the bins.
+# Buffers that hold the positions of the bins, in mmdetection and in V1.
 PROJECT, PROJECT_V1 = "bbox_head.integral.project", "bbox_head.distribution_project.project"
 
 # `key=value` in the text of a config, and the class of a head. Such texts are code, so they are searched, never run;
-# the lengths keep the search of a hostile one short.
+# the limits on lengths keep the search fast on a hostile text.
 SETTING = re.compile(r"\b(\w{1,50})\s*=\s*(\[[^\[\]]{0,100}\]|['\"]?[\w.-]{1,100}(?![\w.(-]))")
 HEAD_TYPE = re.compile(r"\btype\s*=\s*['\"]?(?:\w{1,50}\.){0,9}(\w{0,50}Head)\b")
 
 HEAD_KEY = "bbox_head"  # among the settings: its class
-Allowed = Mapping[str, tuple[str | None, ...]]  # values of a setting that this program can express; None: not set
+AllowedSettings = Mapping[str, tuple[str | None, ...]]  # the supported values of each setting; None: not set
 
-# Of backbone, pixels and neck; shapes do not tell them. Legacy configs have `add_extra_convs=True`.
-COMMON_SETTINGS: Allowed = {
+# Settings of backbone, pixels and neck that shapes do not show. Legacy configs have `add_extra_convs=True`.
+COMMON_SETTINGS: AllowedSettings = {
     "style": ("pytorch", None),
     "to_rgb": ("True", None),
     "bgr_to_rgb": ("True", None),
@@ -35,16 +35,16 @@ COMMON_SETTINGS: Allowed = {
 
 
 class HeadKind(NamedTuple):
-    """A head of mmdetection that configs of ours can describe."""
+    """A head of mmdetection that our configs can describe."""
 
     type: str  # its class
-    marker: str  # the tensor by which it is known
-    outputs: Mapping[str, str]  # the names there of our head's last layers
-    head: Mapping[str, Any]  # what it implies for `model.head`,
+    marker: str  # the tensor that identifies it
+    outputs: Mapping[str, str]  # our head's last layers -> their names there
+    head: Mapping[str, Any]  # what it implies for `model.head`
     extra_relu: bool  # for `model.fpn` (in mmdetection's own configs of it)
-    offset: float  # and for `model.points`
+    offset: float  # for `model.points`
     recipe: Mapping[str, Any]  # for other sections, if no config is given
-    settings: Allowed  # of its config: what names and shapes do not tell
+    settings: AllowedSettings  # of its config: what names and shapes do not show
 
     @property
     def model(self) -> dict[str, Mapping[str, Any]]:
@@ -95,62 +95,64 @@ FCOS = HeadKind(
 HEADS = (GFLV2, GFL, ATSS, FCOS)  # GFLv2 has GFL's marker too
 
 
-class Foreign(NamedTuple):
-    """What a file of another program holds."""
+class ExternalCheckpoint(NamedTuple):
+    """What a file of another codebase holds."""
 
     tensors: dict[str, Tensor]  # with the names of mmdetection, or of torchvision for a backbone
-    class_names: tuple[str, ...]  # empty if it does not say
+    class_names: tuple[str, ...]  # empty if the file does not name them
     settings: dict[str, str]  # of the config beside the tensors; empty if there is none
-    program: str
+    codebase: str
 
     @property
     def is_backbone(self) -> bool:
-        """No neck and no box head: an image classifier, or the backbone alone."""
+        """Whether it has neither neck nor box head: an image classifier, or the backbone alone."""
         return not any(name.startswith(("neck.", "bbox_head.")) for name in self.tensors)
 
 
-def parse_foreign(content: Any) -> Foreign:
-    """What `read_torch_file` returned, understood. Raises `UserError` if it is no state dict of tensors."""
+def parse_external(content: Any) -> ExternalCheckpoint:
+    """Interpret what `read_torch_file` returned. Raises `UserError` if it is not a state dict of tensors."""
     content = content if isinstance(content, dict) else {}
     tensors = content.get("state_dict", content)
     if not isinstance(tensors, dict) or not tensors or not all(isinstance(t, Tensor) for t in tensors.values()):
-        raise UserError("it holds no state dict of tensors")
-    for name, tensor in tensors.items():  # a view may repeat one number as often as it likes
+        raise UserError("it holds no state dict of tensors", code="not_state_dict")
+    for name, tensor in tensors.items():  # a view with strides of 0 repeats one number
         if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
-            raise UserError(f"tensor {name} claims more numbers than the file holds")
+            raise UserError(f"tensor {name} claims more numbers than the file holds", code="tensors")
         if tensor.numel() == 0:
-            raise UserError(f"tensor {name} is empty")
+            raise UserError(f"tensor {name} is empty", code="tensors")
     num_tensors = len(tensors)
-    tensors = {_modern(str(name)): tensor for name, tensor in tensors.items()}
+    tensors = {normalize_key(str(name)): tensor for name, tensor in tensors.items()}
     if len(tensors) < num_tensors:
-        raise UserError("two tensors have the same name but for the prefix 'module.' or the version that wrote it")
+        raise UserError(
+            "two tensors have the same name but for the prefix 'module.' or the version that wrote it", code="tensors"
+        )
     meta = content.get("meta")
     meta = meta if isinstance(meta, dict) else {}
     dataset = meta.get("dataset_meta")
     named = [meta.get("CLASSES"), *(dataset.get(key) for key in ("classes", "CLASSES") if isinstance(dataset, dict))]
-    class_names = next((tuple(names) for names in named if _are_names(names)), ())
+    class_names = next((tuple(names) for names in named if _is_name_list(names)), ())
     text = next((meta[key] for key in ("config", "cfg") if isinstance(meta.get(key), str)), "")  # of 2.x, of 3.x
-    return Foreign(tensors, class_names, _settings(text), _program(tensors, meta))
+    return ExternalCheckpoint(tensors, class_names, _read_settings(text), _recognize_codebase(tensors, meta))
 
 
-def _modern(name: str) -> str:
-    """Without the prefix of wrappers for many GPUs, and with the names that offsets and FCOS's layers have now."""
+def normalize_key(name: str) -> str:
+    """Remove the prefix of multi-GPU wrappers and rename old versions' DCN offsets and FCOS layers as new ones do."""
     name = name.removeprefix("module.").replace("conv2_offset.", "conv2.conv_offset.")
     return name.replace("bbox_head.fcos_", "bbox_head.conv_")
 
 
-def _settings(text: str) -> dict[str, str]:
-    """The last value of every key, and of the head's class: texts of old versions hold inherited values first."""
+def _read_settings(text: str) -> dict[str, str]:
+    """The last value of every key, and the head's class: texts of old versions hold inherited values first."""
     settings = {key: "".join(value.split()).strip("'\"").replace(",]", "]") for key, value in SETTING.findall(text)}
     types = HEAD_TYPE.findall(text)
     return settings | ({HEAD_KEY: types[-1]} if types else {})
 
 
-def _are_names(value: Any) -> bool:
+def _is_name_list(value: Any) -> bool:
     return isinstance(value, (list, tuple)) and len(value) > 0 and all(isinstance(name, str) for name in value)
 
 
-def _program(tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> str:
+def _recognize_codebase(tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> str:
     if PROJECT_V1 in tensors:
         return "implus/GFocal (V1)"
     if "bbox_head.reg_conf.0.weight" in tensors:
@@ -168,25 +170,28 @@ def head_kind(tensors: Mapping[str, Tensor]) -> HeadKind:
             return kind
     others = [name for name in tensors if name.startswith("bbox_head.") and "_convs." not in name]
     known = ", ".join(kind.marker for kind in HEADS)
-    raise UserError(f"no detector known here, which has one of {known}; found {list_some(others or list(tensors))}")
+    raise UserError(
+        f"not a supported detector, which would have one of {known}; found {list_some(others or list(tensors))}",
+        code="unknown_detector",
+    )
 
 
-def allowed_settings(kind: HeadKind) -> Allowed:
-    """The settings that tensors do not tell, with the values that this program can express, the usual one first."""
+def allowed_settings(kind: HeadKind) -> AllowedSettings:
+    """The settings that tensors do not show, with their supported values, the usual one first."""
     return {**COMMON_SETTINGS, **kind.settings}
 
 
-def recognize_detector(foreign: Foreign) -> dict[str, Any]:
-    """The config's `model` section, as far as names, shapes and the file's own config tell it.
+def recognize_detector(checkpoint: ExternalCheckpoint) -> dict[str, Any]:
+    """The config's `model` section, as far as names, shapes and the file's own config show it.
 
-    Raises `UserError` for another detector, and for a setting that this program has not.
+    Raises `UserError` for another detector, and for a setting that is not supported.
     """
-    tensors, settings = foreign.tensors, foreign.settings
+    tensors, settings = checkpoint.tensors, checkpoint.settings
     kind = head_kind(tensors)
     _check_settings(kind, settings)
     head = {
         "channels": weight_shape(tensors, f"bbox_head.{kind.outputs['cls_out']}.weight")[1],
-        "num_convs": _count(tensors, "bbox_head.cls_convs."),
+        "num_convs": _count_modules(tensors, "bbox_head.cls_convs."),
         "conv_bias": "bbox_head.cls_convs.0.conv.bias" in tensors,
         **kind.head,
     }
@@ -202,7 +207,7 @@ def recognize_detector(foreign: Foreign) -> dict[str, Any]:
         "fpn": {"channels": weight_shape(tensors, "neck.lateral_convs.0.conv.weight")[0], "extra_relu": extra_relu},
         "head": head,
         "points": {
-            "strides": [8 * 2**level for level in range(_count(tensors, "neck.fpn_convs."))],
+            "strides": [8 * 2**level for level in range(_count_modules(tensors, "neck.fpn_convs."))],
             "offset": kind.offset,
         },
     }
@@ -214,13 +219,13 @@ def _check_settings(kind: HeadKind, settings: Mapping[str, str]) -> None:
     for key, allowed in allowed_settings(kind).items():
         value = settings.get(key)
         if value not in allowed:
-            said = "does not set " + key if value is None else f"has {key}={value}"
-            raise UserError(f"its config {said}; only {key}={allowed[0]} can be converted")
+            problem = f"does not set {key}" if value is None else f"has {key}={value}"
+            raise UserError(f"its config {problem}; only {key}={allowed[0]} can be converted", code="setting")
 
 
 def recognize_backbone(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     """The config's `model.backbone` keys `name`, `dcn` and `dcn_stages`; raises `UserError` for another network."""
-    blocks = tuple(_count(tensors, f"layer{stage}.") for stage in (1, 2, 3, 4))
+    blocks = tuple(_count_modules(tensors, f"layer{stage}.") for stage in (1, 2, 3, 4))
     width = tuple(weight_shape(tensors, "layer1.0.conv2.weight")[:2])
     bottleneck = "layer1.0.conv3.weight" in tensors
     signature = (blocks, width, bottleneck)
@@ -230,14 +235,16 @@ def recognize_backbone(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     }
     if signature not in known:
         raise UserError(
-            f"no backbone known here has {blocks} blocks and a first 3x3 convolution of {list(width)} channels"
+            f"no supported backbone has {blocks} blocks and a first 3x3 convolution of {list(width)} channels",
+            code="unknown_backbone",
         )
     offsets = {f"c{stage + 1}": f"layer{stage}.0.conv2.conv_offset.weight" for stage in (1, 2, 3, 4)}
     stages = [stage for stage, offset in offsets.items() if offset in tensors]
     kinds = {weight_shape(tensors, offsets[stage])[0] for stage in stages}
     if not kinds <= {18} and not kinds <= {27}:
         raise UserError(
-            f"deformable convolutions with {sorted(kinds)} channels of offsets; known are 18 (v1) and 27 (v2)"
+            f"deformable convolutions with {sorted(kinds)} channels of offsets; supported are 18 (v1) and 27 (v2)",
+            code="unknown_backbone",
         )
     return {
         "name": known[signature],
@@ -247,14 +254,14 @@ def recognize_backbone(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
 
 
 def weight_shape(tensors: Mapping[str, Tensor], name: str) -> torch.Size:
-    """Of the weight of a convolution."""
+    """The shape (4 numbers) of a convolution's weight; raises `UserError` if it is missing or something else."""
     if name not in tensors:
-        raise UserError(f"tensor {name} is missing; found {list_some(list(tensors))}")
+        raise UserError(f"tensor {name} is missing; found {list_some(list(tensors))}", code="tensors")
     if tensors[name].dim() != 4:
-        raise UserError(f"tensor {name} is {list(tensors[name].shape)}, no weight of a convolution")
+        raise UserError(f"tensor {name} is {list(tensors[name].shape)}, not a convolution's weight", code="tensors")
     return tensors[name].shape
 
 
-def _count(tensors: Mapping[str, Tensor], prefix: str) -> int:
-    """How many modules of a list there are, whose names are `prefix` and an index."""
+def _count_modules(tensors: Mapping[str, Tensor], prefix: str) -> int:
+    """The number of modules in a list, whose names are `prefix` and an index."""
     return len({name.removeprefix(prefix).partition(".")[0] for name in tensors if name.startswith(prefix)})

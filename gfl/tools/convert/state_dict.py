@@ -1,7 +1,7 @@
-"""Checkpoints of other programs as ours, and ours as mmdetection's.
+"""Convert checkpoints of other codebases to ours, and ours to mmdetection's.
 
-Understood are GFL, ATSS and the improved FCOS of mmdetection 2.x and 3.x, GFL of implus/GFocal (V1), GFLv2 of
-implus/GFocalV2 (V2), and ImageNet backbones of torchvision and open-mmlab, as `architecture` tells them apart.
+Supported are GFL, ATSS and the improved FCOS of mmdetection 2.x and 3.x, GFL of implus/GFocal (V1), GFLv2 of
+implus/GFocalV2 (V2), and ImageNet backbones of torchvision and open-mmlab, which `architecture` recognizes.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -21,7 +21,7 @@ from gfl.tools.convert.architecture import (
     HEADS,
     PROJECT,
     PROJECT_V1,
-    Foreign,
+    ExternalCheckpoint,
     HeadKind,
     head_kind,
     recognize_backbone,
@@ -29,51 +29,53 @@ from gfl.tools.convert.architecture import (
     weight_shape,
 )
 
-# The classes of COCO by category id, for published files that do not name theirs.
+# COCO's classes by category id, for published files that do not name theirs.
 COCO_CLASSES = tuple(
     name for name in FasterRCNN_ResNet50_FPN_Weights.COCO_V1.meta["categories"] if name not in ("__background__", "N/A")
 )
 
 
-class Converted(NamedTuple):
-    """A detector in our terms."""
+class ConvertedDetector(NamedTuple):
+    """A detector with our names."""
 
     state: dict[str, Tensor]
     config: Config
     class_names: tuple[str, ...]
 
 
-def convert_detector(foreign: Foreign, config: Config | None = None, class_names: Sequence[str] = ()) -> Converted:
-    """A detector of mmdetection, V1 or V2 with our names.
+def convert_detector(
+    checkpoint: ExternalCheckpoint, config: Config | None = None, class_names: Sequence[str] = ()
+) -> ConvertedDetector:
+    """Convert a detector of mmdetection, V1 or V2.
 
     Args:
-        config: what the file should hold; its other settings are kept. Default: the paper's recipe for this detector.
-        class_names: for a file that does not name them; COCO's otherwise, if there are 80.
+        config: what the file should hold; its other settings are kept. By default the paper's recipe for the detector.
+        class_names: for a file that does not name its classes; by default COCO's.
 
     V1 counts labels from 1, but its head has no output for the background, so that output c is class c here too. Its
-    points lie half a stride off, which `points.offset` takes over.
+    points lie at the centres of anchors, which `points.offset` expresses.
 
     Raises `UserError` naming every tensor that is missing, unknown or of another shape, or the setting of the file or
-    field of `config` that does not fit.
+    the field of `config` that does not fit.
     """
-    kind, model = head_kind(foreign.tensors), recognize_detector(foreign)
-    if PROJECT_V1 in foreign.tensors:
+    kind, model = head_kind(checkpoint.tensors), recognize_detector(checkpoint)
+    if PROJECT_V1 in checkpoint.tensors:
         model["points"]["offset"] = [(stride - 1) / (2 * stride) for stride in model["points"]["strides"]]
     if config:
-        _match(model, config)
+        _check_config(model, config)
     tree = merge(config_to_dict(config) if config else dict(kind.recipe), {"model": model})
     config = config_from_dict(tree, "the file's architecture")
-    names = _class_names(foreign, kind, class_names)
+    names = _class_names(checkpoint, kind, class_names)
     with torch.device("meta"):  # names and shapes only
         own = build_detector(config, len(names)).state_dict()
-    tensors = _without_projects(foreign.tensors, config)
-    return Converted(_rename(tensors, own, partial(mmdet_names, kind=kind)), config, names)
+    tensors = _drop_bin_positions(checkpoint.tensors, config)
+    return ConvertedDetector(_rename_tensors(tensors, own, partial(mmdet_names, kind=kind)), config, names)
 
 
-def _match(model: dict[str, Any], config: Config) -> None:
+def _check_config(model: dict[str, Any], config: Config) -> None:
     """Raise `UserError` for the first field in which `config` differs from the recognised `model`.
 
-    One thing shapes cannot tell, and the config can: topk numbers and their mean, or topk + 1 without it.
+    Where shapes are ambiguous, `model` takes over the config's value: topk numbers and their mean, or topk + 1 without.
     """
     wanted = config_to_dict(config)["model"]
     theirs, ours = model["head"].get("dgqp"), wanted["head"]["dgqp"]
@@ -82,46 +84,49 @@ def _match(model: dict[str, Any], config: Config) -> None:
     for section, values in model.items():
         for key, value in values.items():
             found = wanted[section][key]
-            # V1's points, one offset per level, need no config of their own
+            # A config with the default offset also fits V1, whose points have one offset per level.
             unset = key == "offset" and isinstance(value, list) and found == 0
             if found != value and not unset:
-                raise UserError(f"the config has model.{section}.{key} {found}, the file {value}")
+                raise UserError(f"the config has model.{section}.{key} {found}, the file {value}", code="config")
 
 
-def _class_names(foreign: Foreign, kind: HeadKind, given: Sequence[str]) -> tuple[str, ...]:
+def _class_names(checkpoint: ExternalCheckpoint, kind: HeadKind, given: Sequence[str]) -> tuple[str, ...]:
     """One name per output of the class head."""
     layer = f"bbox_head.{kind.outputs['cls_out']}.weight"
-    outputs = weight_shape(foreign.tensors, layer)[0]
-    names = foreign.class_names or tuple(given) or COCO_CLASSES
+    outputs = weight_shape(checkpoint.tensors, layer)[0]
+    names = checkpoint.class_names or tuple(given) or COCO_CLASSES
     if len(set(names)) < len(names) or not all(name and name.isprintable() for name in names):
-        raise UserError("the class names are not all different, not empty and printable")
+        raise UserError("the class names are not all different, not empty and printable", code="classes")
     if len(names) == outputs:
         return names
     problem = f"{layer} has {outputs} outputs, but there are {len(names)} classes"
     if outputs == len(names) + 1:
-        hint = "" if foreign.class_names else "; if it has none, name the classes with --classes"
-        raise UserError(f"{problem}: a head with an output for the background, unlike {kind.type}{hint}")
-    raise UserError(f"{problem}{'' if foreign.class_names else '; name exactly those with --classes'}")
+        hint = "" if checkpoint.class_names else "; if it has none, name the classes with --classes"
+        raise UserError(
+            f"{problem}: a head with an output for the background, unlike {kind.type}{hint}", code="background"
+        )
+    hint = "" if checkpoint.class_names else "; name exactly those with --classes"
+    raise UserError(f"{problem}{hint}", code="classes")
 
 
-def _without_projects(tensors: Mapping[str, Tensor], config: Config) -> dict[str, Tensor]:
-    """`tensors` without the positions of the bins, which must be those of our decoding."""
+def _drop_bin_positions(tensors: Mapping[str, Tensor], config: Config) -> dict[str, Tensor]:
+    """Leave out the positions of the bins, which must be the same as in our decoding."""
     positions = list(range(config.model.head.reg_max + 1))
     for name in (PROJECT, PROJECT_V1):
         if name in tensors and (tensors[name].dim() != 1 or tensors[name].tolist() != positions):
-            raise UserError(f"{name} is not 0, 1, ..., {positions[-1]}")
+            raise UserError(f"{name} is not 0, 1, ..., {positions[-1]}", code="tensors")
     return {name: tensor for name, tensor in tensors.items() if name not in (PROJECT, PROJECT_V1)}
 
 
-def _rename(
+def _rename_tensors(
     tensors: Mapping[str, Tensor],
     own: Mapping[str, Tensor],
     names_of: Callable[[str, Tensor], list[str]],
 ) -> dict[str, Tensor]:
-    """`tensors` with the names and shapes of `own`; raises `UserError` listing what does not go into one another.
+    """Give `tensors` the names, shapes and dtypes of `own`; raises `UserError` listing all that do not match.
 
     Args:
-        names_of: their names for one of our tensors.
+        names_of: the other codebase's names for one of our tensors.
     """
     state, unknown = {}, dict(tensors)
     missing, misshapen = [], []
@@ -148,7 +153,8 @@ def _rename(
         state[name] = tensor.to(like.dtype)
     problems = {"missing": missing, "unknown": list(unknown), "wrong": misshapen}
     if any(problems.values()):
-        raise UserError("; ".join(f"{len(p)} tensors {kind}: {', '.join(p)}" for kind, p in problems.items() if p))
+        listed = (f"{len(names)} tensors {kind}: {', '.join(names)}" for kind, names in problems.items() if names)
+        raise UserError("; ".join(listed), code="tensors")
     return state
 
 
@@ -175,15 +181,15 @@ def mmdet_names(name: str, tensor: Tensor, kind: HeadKind = GFL) -> list[str]:
             return [f"bbox_head.{tower.removesuffix('tower')}convs.{int(index) // 3}.{layer}.{last}"]
         case ["quality", "hidden" | "out" as layer, last]:
             return [f"bbox_head.reg_conf.{0 if layer == 'hidden' else 2}.{last}"]
-    raise UserError(f"mmdetection has no name for {name}")
+    raise UserError(f"mmdetection has no name for {name}", code="tensors")
 
 
 def to_mmdet(state: Mapping[str, Tensor], config: Config) -> dict[str, Tensor]:
-    """Our state dict with the names and shapes of the head of mmdetection, or GFLv2's, that `config` describes.
+    """Our state dict with the names and shapes of the matching detector of mmdetection, or of GFLv2.
 
-    Raises `UserError` for what none of them can express.
+    Raises `UserError` if none of them computes what `config` describes.
     """
-    kind = _counterpart(config)
+    kind = find_mmdet_head(config)
     tensors = {PROJECT: torch.arange(config.model.head.reg_max + 1.0)} if config.model.head.box == "general" else {}
     for name, tensor in state.items():
         names = mmdet_names(name, tensor, kind)
@@ -193,25 +199,31 @@ def to_mmdet(state: Mapping[str, Tensor], config: Config) -> dict[str, Tensor]:
     return tensors
 
 
-def _counterpart(config: Config) -> HeadKind:
-    """The head that computes what `config` describes."""
+def find_mmdet_head(config: Config) -> HeadKind:
+    """The head that computes what `config` describes; raises `UserError` if there is none."""
     model = config_to_dict(config)["model"]
     kinds = {(kind.head["quality"], kind.head["box"]): kind for kind in HEADS}
     quality, box = model["head"]["quality"], model["head"]["box"]
     if (quality, box) not in kinds:
         known = ", ".join(f"{q} with {b} ({kind.type})" for (q, b), kind in kinds.items())
-        raise UserError(f"no head of mmdetection or GFLv2 has quality {quality} with box {box}; there are {known}")
+        raise UserError(
+            f"no head of mmdetection or GFLv2 has quality {quality} with box {box}; there are {known}",
+            code="not_expressible",
+        )
     kind = kinds[quality, box]
     for section, values in kind.model.items():
         for key, value in values.items():
             found = model[section][key]
             if found not in (value, [value] * len(model["points"]["strides"])):  # an offset may stand for each level
-                raise UserError(f"its counterpart {kind.type} has model.{section}.{key} {value}, this model {found}")
+                raise UserError(
+                    f"mmdetection's {kind.type} has model.{section}.{key} {value}, this model {found}",
+                    code="not_expressible",
+                )
     return kind
 
 
 def convert_backbone(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], str]:
-    """A state dict for `model.backbone.weights`, and the architecture's name; classifiers are left out.
+    """A state dict for `model.backbone.weights`, without the classifier, and the architecture's name.
 
     Raises `UserError` for an architecture or tensors that do not fit.
     """
@@ -220,4 +232,4 @@ def convert_backbone(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], 
     name = recognize_backbone(tensors)["name"]
     with torch.device("meta"):
         own = Backbone(name).state_dict()
-    return _rename(tensors, own, lambda key, _: [key]), name
+    return _rename_tensors(tensors, own, lambda key, _: [key]), name

@@ -1,9 +1,9 @@
-"""Files that `torch.save` wrote, of any origin and age, read without importing or running anything they name.
+"""Read any file of `torch.save`, old or new, without importing or running anything it names.
 
-`torch.load(weights_only=True)` refuses a file with a single foreign class, and training programs store their loggers
+`torch.load(weights_only=True)` refuses a file with a single unknown class, and training codebases store their loggers
 and configs beside the weights. Here tensors and plain containers are read and everything else becomes an inert
-placeholder. Tensors are mere descriptions while the pickle is read, out of reach of its instructions, and views of the
-file afterwards, so that only what is used is ever in memory.
+placeholder. While the pickle is read, tensors are only described, out of reach of its instructions; afterwards they are
+views of the file, so that only what is used is loaded into memory.
 """
 
 import io
@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from gfl.common.errors import UserError
+from gfl.common.files import ZIP_START
 
 MAGIC = 0x1950A86A20F9469CFC6C  # the first pickle of a file from before PyTorch 1.6
 DTYPES = {
@@ -34,7 +35,7 @@ DTYPES = {
     "ByteStorage": torch.uint8,
     "BoolStorage": torch.bool,
 }
-MAX_DEPTH = 100  # of tuples in tuples
+MAX_DEPTH = 100  # of nested tuples
 CONTAINERS = {
     ("collections", "OrderedDict"): OrderedDict,
     ("torch", "Size"): tuple,
@@ -44,7 +45,7 @@ CONTAINERS = {
 
 
 class Placeholder:
-    """Stands for an object of a foreign class, or for what a foreign function would have returned."""
+    """Stands for an object of an unknown class, or for what an unknown function would have returned."""
 
     def __new__(cls, *_: Any, **__: Any) -> "Placeholder":
         return super().__new__(cls)
@@ -56,53 +57,55 @@ class Placeholder:
     __call__ = __setstate__ = __setitem__ = append = extend = add = _ignore
 
 
-class _Storage(NamedTuple):
-    dtype: Any  # a torch.dtype, or a placeholder for one that is not known here
+class StorageInfo(NamedTuple):
+    """A tensor's memory as the pickle describes it."""
+
+    dtype: Any  # a torch.dtype, or a placeholder for an unsupported one
     key: str
     numel: int
-    start: int  # of a view of it, in files from before PyTorch 1.6
+    start: int  # where a view of it begins, in files from before PyTorch 1.6
 
 
-class _Stored(NamedTuple):
+class TensorInfo(NamedTuple):
     """A tensor as the pickle describes it."""
 
-    storage: _Storage
+    storage: StorageInfo
     offset: int
     size: tuple[int, ...]
     stride: tuple[int, ...]
 
 
 def read_torch_file(path: Path) -> Any:
-    """What the file holds: plain containers and values, CPU tensors where dicts and lists hold them, `Placeholder`s.
+    """The content of a file: plain values, dicts and lists with CPU tensors in them, `Placeholder`s for the rest.
 
     Raises `UserError` for a file that is missing, truncated or of another kind.
     """
     try:
         with open(path, "rb") as file:
             memory = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
-        return _read_zip(path, memory) if memory[:4] == b"PK\x03\x04" else _read_legacy(memory)
+        return _read_zip(path, memory) if memory[:4] == ZIP_START else _read_legacy(memory)
     except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror or error}") from None
+        raise UserError(f"cannot read {path}: {error.strerror or error}", code="unreadable") from None
     except Exception:  # a damaged pickle can raise anything
-        raise UserError(f"{path} is truncated, damaged or no PyTorch file") from None
+        raise UserError(f"{path} is truncated, damaged or not a PyTorch file", code="damaged") from None
 
 
-def _bounded(code: bytes) -> Callable[["_Unpickler"], None]:
-    """The instruction that makes a tuple, refusing one too deep: Python hashes them by recursion in C, and crashes."""
+def _limit_tuple_depth(code: bytes) -> Callable[["_Unpickler"], None]:
+    """The pickle instruction `code` for tuples, with a limit on nesting: hashing a deep one crashes Python."""
     load = pickle._Unpickler.dispatch[code[0]]
 
-    def load_bounded(unpickler: "_Unpickler") -> None:
+    def load_limited(unpickler: "_Unpickler") -> None:
         load(unpickler)
         new, depths = unpickler.stack[-1], unpickler.depths
         depths[id(new)] = 1 + max((depths.get(id(entry), 0) for entry in new if type(entry) is tuple), default=0)
         if depths[id(new)] > MAX_DEPTH:
             raise ValueError("tuples nest too deep")
 
-    return load_bounded
+    return load_limited
 
 
 class _Unpickler(pickle._Unpickler):
-    """Finds no class or function of anybody's.
+    """An unpickler that looks up no class or function but tensors and plain containers.
 
     The standard library's unpickler in Python: the one in C allocates whatever memory a damaged file asks for, and
     its instructions cannot be replaced.
@@ -110,29 +113,29 @@ class _Unpickler(pickle._Unpickler):
 
     def __init__(self, file: Any) -> None:
         super().__init__(file, encoding="utf-8", errors="replace")
-        self.dtypes: dict[str, torch.dtype] = {}  # of the storages by key
-        self.placeholder = type("Placeholder", (Placeholder,), {})  # its own: the next file's is not what it made of it
-        self.depths: dict[int, int] = {}  # of tuples by id
+        self.dtypes: dict[str, torch.dtype] = {}  # by key of the storage
+        self.placeholder = type("Placeholder", (Placeholder,), {})  # one class per file: changes to it end there
+        self.depths: dict[int, int] = {}  # id of a tuple -> how deep it nests
 
     def _ignore_state(self) -> None:
-        """BUILD: attributes of foreign objects, and of an OrderedDict, are not needed."""
+        """BUILD: drop the attributes of an object; no tensor needs them."""
         self.stack.pop()
 
     def _read_bytearray(self) -> None:
-        """BYTEARRAY8: as many bytes as there are; the original allocates what the file claims."""
+        """BYTEARRAY8: read the bytes that exist; the original allocates what the file claims."""
         self.append(bytearray(self.read(struct.unpack("<Q", self.read(8))[0])))
 
     dispatch = pickle._Unpickler.dispatch | {
         pickle.BUILD[0]: _ignore_state,
         pickle.BYTEARRAY8[0]: _read_bytearray,
-        **{code[0]: _bounded(code) for code in (pickle.TUPLE, pickle.TUPLE1, pickle.TUPLE2, pickle.TUPLE3)},
+        **{code[0]: _limit_tuple_depth(code) for code in (pickle.TUPLE, pickle.TUPLE1, pickle.TUPLE2, pickle.TUPLE3)},
     }
 
     def find_class(self, module: str, name: str) -> Any:
         if module == "torch" and name in DTYPES:
             return DTYPES[name]
         if module == "torch._utils" and name in ("_rebuild_tensor", "_rebuild_tensor_v2"):
-            return lambda storage, offset, size, stride, *_: _Stored(storage, offset, size, stride)
+            return lambda storage, offset, size, stride, *_: TensorInfo(storage, offset, size, stride)
         if module == "torch._utils" and name == "_rebuild_parameter":
             return lambda data, *_: data
         return CONTAINERS.get((module, name), self.placeholder)
@@ -142,11 +145,11 @@ class _Unpickler(pickle._Unpickler):
             return pid[1]
         _, dtype, key, _, numel, *view = pid
         self.dtypes[key] = dtype
-        return _Storage(dtype, key, numel, view[0][1] if view and view[0] else 0)
+        return StorageInfo(dtype, key, numel, view[0][1] if view and view[0] else 0)
 
 
 def _read_zip(path: Path, memory: mmap.mmap) -> Any:
-    """The format since PyTorch 1.6: an archive of one pickle and one uncompressed member per storage."""
+    """Read the format since PyTorch 1.6: an archive of one pickle and one uncompressed member per storage."""
     with zipfile.ZipFile(path) as archive:
         members = {info.filename.partition("/")[2]: info for info in archive.infolist()}
         if members.keys() & {"constants.pkl", "version.pkl"} or "data.pkl" not in members:
@@ -157,18 +160,18 @@ def _read_zip(path: Path, memory: mmap.mmap) -> Any:
             raise ValueError("written on a big-endian machine")
         content = _Unpickler(io.BytesIO(archive.read(members["data.pkl"]))).load()
 
-    def locate(storage: _Storage) -> int:
+    def locate(storage: StorageInfo) -> int:
         member = members[f"data/{storage.key}"]
         if storage.numel * storage.dtype.itemsize != member.file_size:
             raise ValueError("a storage of another size than its member")
         name_length, extra_length = struct.unpack_from("<HH", memory, member.header_offset + 26)
         return member.header_offset + 30 + name_length + extra_length
 
-    return _with_tensors(content, memory, locate)
+    return _build_tensors(content, memory, locate)
 
 
 def _read_legacy(memory: mmap.mmap) -> Any:
-    """The format before: five pickles (magic, protocol, system, content, storage keys), then the storages' bytes."""
+    """Read the older format: five pickles (magic, protocol, system, content, storage keys), then all storages."""
     magic, _, system = (_Unpickler(memory).load() for _ in range(3))
     if magic != MAGIC or not system["little_endian"]:
         raise ValueError("no PyTorch file, or written on a big-endian machine")
@@ -179,11 +182,11 @@ def _read_legacy(memory: mmap.mmap) -> Any:
         (numel,) = struct.unpack_from("<q", memory, position)
         starts[key] = position + 8
         position += 8 + numel * unpickler.dtypes[key].itemsize
-    return _with_tensors(content, memory, lambda storage: starts[storage.key])
+    return _build_tensors(content, memory, lambda storage: starts[storage.key])
 
 
-def _with_tensors(content: Any, memory: mmap.mmap, locate: Callable[[_Storage], int]) -> Any:
-    """`content` with tensors in place of their descriptions, wherever it nests dicts and lists."""
+def _build_tensors(content: Any, memory: mmap.mmap, locate: Callable[[StorageInfo], int]) -> Any:
+    """Replace descriptions by tensors in `content`, within nested dicts and lists."""
     top, seen = [content], set()
     unseen: list[Any] = [top]
     while unseen:
@@ -193,18 +196,18 @@ def _with_tensors(content: Any, memory: mmap.mmap, locate: Callable[[_Storage], 
         seen.add(id(container))
         entries: Iterable = container.items() if isinstance(container, dict) else enumerate(container)
         for key, value in list(entries):
-            if isinstance(value, _Stored) and isinstance(value.storage.dtype, torch.dtype):
-                container[key] = _tensor(value, memory, locate(value.storage))
+            if isinstance(value, TensorInfo) and isinstance(value.storage.dtype, torch.dtype):
+                container[key] = _build_tensor(value, memory, locate(value.storage))
             elif isinstance(value, (dict, list)):
                 unseen.append(value)
     return top[0]
 
 
-def _tensor(stored: _Stored, memory: mmap.mmap, start: int) -> Tensor:
-    """A view of the file."""
-    dtype, _, numel, first = stored.storage
-    # torch.frombuffer checks this in 64 bits, which overflow.
+def _build_tensor(info: TensorInfo, memory: mmap.mmap, start: int) -> Tensor:
+    """The described tensor as a view of the file, whose storage begins at byte `start`."""
+    dtype, _, numel, first = info.storage
+    # torch.frombuffer checks this in 64 bits, which can overflow.
     if start < 0 or numel < 0 or start + numel * dtype.itemsize > len(memory):
         raise ValueError("a storage beyond the file")
     flat = torch.frombuffer(memory, dtype=dtype, count=numel, offset=start) if numel else torch.empty(0, dtype=dtype)
-    return flat.as_strided(stored.size, stored.stride, first + stored.offset)
+    return flat.as_strided(info.size, info.stride, first + info.offset)
