@@ -88,7 +88,7 @@ def process_group():
             f"process {rank()} lost another process of the run, whose own error says why; go on with --resume",
             code="processes",
         ) from None
-    dist.destroy_process_group()  # not after an error: NCCL would wait for the other processes, and torchrun for this one
+    dist.destroy_process_group()  # after an error NCCL would wait for the others, torchrun for this
 
 
 def mean_over_processes(tensor: Tensor) -> Tensor:

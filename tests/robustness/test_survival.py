@@ -1,4 +1,4 @@
-"""Trainings that are killed, interrupted and started again; `python tests/faults.py` does the same more often."""
+"""Trainings that are killed, interrupted and restarted; `python tests/robustness/faults.py` does it more often."""
 
 import os
 import random
@@ -8,6 +8,8 @@ import time
 import faults
 import pytest
 
+pytestmark = pytest.mark.robustness
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
@@ -15,27 +17,27 @@ def folder(tmp_path_factory):
 
 
 def check(lines):
-    """Every run that was disturbed ended like the whole one."""
+    """Every run with faults must end like the undisturbed one."""
     lines = list(lines)
-    verdicts = [line for line in lines if line.startswith(("killed_", "asked_", "elastic_", "nodes_"))]
+    verdicts = [line for line in lines if line.startswith(("killed_", "interrupted_", "elastic_", "nodes_"))]
     assert verdicts
     assert all(line.endswith("equal to the bit") for line in verdicts), lines
 
 
-def test_killed_at_three_moments_and_resumed(folder):
+def test_a_run_killed_at_three_moments_resumes_to_the_same_result(folder):
     check(faults.kill(folder, random.Random(0), 3, processes=1, workers=2))
 
 
-def test_a_killed_rank_is_started_again_with_the_others(folder):
+def test_torchrun_restarts_all_ranks_when_one_is_killed(folder):
     check(faults.elastic(folder, random.Random(0), 1, processes=2, workers=1))
 
 
-def test_a_rank_of_another_node_is_started_again_with_the_others(folder):
+def test_torchrun_restarts_all_nodes_when_a_rank_of_one_is_killed(folder):
     check(faults.nodes(folder, random.Random(0), 1, processes=2, workers=1))
 
 
 def tasks(folder, run, *words):
-    """Two processes that a scheduler starts by itself, without torchrun."""
+    """Two processes started without torchrun, as a scheduler does it."""
     common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(faults.free_port())}
     config = faults.write_config(folder)
     return [
@@ -44,8 +46,8 @@ def tasks(folder, run, *words):
     ]
 
 
-def test_one_process_that_is_asked_to_stop_takes_the_others_along(folder, tmp_path):
-    whole, _ = faults.whole_run(folder, faults.write_config(folder), 2)
+def test_all_processes_stop_when_one_receives_a_signal(folder, tmp_path):
+    expected, _ = faults.undisturbed_run(folder, faults.write_config(folder), 2)
     main, other = tasks(folder, tmp_path / "run", "save_interval=100")
     main.wait_for("step      2/")
     faults.send(other.process.pid, signal.SIGUSR1)
@@ -54,12 +56,12 @@ def test_one_process_that_is_asked_to_stop_takes_the_others_along(folder, tmp_pa
     assert main.text.strip().endswith("interrupted by SIGUSR1")
     resumed = tasks(folder, tmp_path / "run", "save_interval=100", "--resume")
     assert [training.end() for training in resumed] == [0, 0], resumed[0].text
-    assert faults.differences(whole, tmp_path / "run") == []
+    assert faults.differences(expected, tmp_path / "run") == []
 
 
-def test_a_signal_at_the_very_beginning_is_heard_and_a_second_one_ends_at_once(folder, tmp_path):
+def test_a_signal_during_start_up_is_recorded_and_a_second_one_ends_at_once(folder, tmp_path):
     training = faults.Training(faults.write_config(folder), f"run_dir={tmp_path / 'run'}")
-    while not hears(training.process.pid, signal.SIGUSR1):  # Python itself hears SIGINT, and dies of it
+    while not handles(training.process.pid, signal.SIGUSR1):  # SIGINT has a handler of Python's own from the start
         time.sleep(0.01)
     faults.send(training.process.pid, signal.SIGINT)
     training.wait_for("SIGINT: saving")
@@ -68,15 +70,14 @@ def test_a_signal_at_the_very_beginning_is_heard_and_a_second_one_ends_at_once(f
     assert not (tmp_path / "run").exists()
 
 
-def hears(pid, signum):
+def handles(pid, signum):
     """Whether a process has a handler for a signal."""
     with open(f"/proc/{pid}/status") as file:
         caught = next(int(line.split()[1], 16) for line in file if line.startswith("SigCgt"))
     return bool(caught >> (signum - 1) & 1)
 
 
-def test_what_is_left_of_a_kill_is_nothing(folder, tmp_path):
-    """Loader processes whose training is gone end by themselves."""
+def test_loader_processes_end_when_their_training_is_killed(folder, tmp_path):
     training = faults.Training(faults.write_config(folder, workers=2), f"run_dir={tmp_path / 'run'}")
     training.wait_for("step      2/")
     children = faults.descendants(training.process.pid)

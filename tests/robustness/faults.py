@@ -1,6 +1,6 @@
-"""Faults of processes, injected into real trainings: `python tests/faults.py kill --count 20`.
+"""Faults of processes, injected into real trainings: `python tests/robustness/faults.py kill --count 20`.
 
-Each kind breaks a small training many times at random moments and compares what is left with an undisturbed one.
+Each kind interrupts a small training many times at random moments and compares the result with an undisturbed run.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from pathlib import Path
 
 import torch
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 CONFIG = """
 model:
   backbone: {name: resnet18, weights: none, frozen_stages: -1, norm_eval: NORM_EVAL}
@@ -45,7 +45,7 @@ LAUNCHERS = {1: ONE_PROCESS, 2: TWO_PROCESSES}
 
 
 def write_config(folder: Path, *, workers: int = 1, norm_eval: bool = False) -> Path:
-    """A training of two epochs of five steps on soft shapes in `folder`; norms learn unless told otherwise."""
+    """Write a config of two epochs of five steps on soft shapes in `folder`; by default norms are trained."""
     data = folder / "shapes"
     if not data.exists():
         command = ["scripts/make_shapes.py", "--out", data, "--train", "20", "--val", "7"]
@@ -60,7 +60,7 @@ class Training:
     """A running train.py, alone or under a launcher; what it prints goes to a file."""
 
     def __init__(self, *words: object, launcher: list[str] = ONE_PROCESS, **environment: str) -> None:
-        self.output = tempfile.TemporaryFile("w+")  # noqa: SIM115, as long as the process
+        self.output = tempfile.TemporaryFile("w+")  # noqa: SIM115 (it lives as long as the process)
         environment = os.environ | {"OMP_NUM_THREADS": "1"} | environment
         self.process = subprocess.Popen(
             [*launcher, "train.py", *map(str, words)],
@@ -93,7 +93,7 @@ class Training:
             self.kill()
 
     def kill(self) -> None:
-        """SIGKILL to it and all that it has started, wherever these went."""
+        """SIGKILL to it and all of its descendants."""
         for pid in [*descendants(self.process.pid), self.process.pid]:
             send(pid, signal.SIGKILL)
         self.process.wait()
@@ -105,7 +105,7 @@ def send(pid: int, signum: int) -> None:
 
 
 def descendants(pid: int) -> list[int]:
-    """Processes that `pid` and its children have started and that still run."""
+    """The running processes that `pid` and its children have started."""
     try:
         threads = list(Path(f"/proc/{pid}/task").iterdir())
         children = [int(child) for thread in threads for child in (thread / "children").read_text().split()]
@@ -115,7 +115,7 @@ def descendants(pid: int) -> list[int]:
 
 
 def ranks(pid: int) -> list[int]:
-    """The processes under a launcher that train, by rank."""
+    """The training processes under a launcher, by rank."""
     found = {}
     for child in descendants(pid):
         try:
@@ -131,7 +131,7 @@ def ranks(pid: int) -> list[int]:
 
 
 def result(run: Path) -> dict[str, torch.Tensor]:
-    """Everything a finished run leaves: weights, momenta, position, and the losses it has recorded."""
+    """Everything a finished run leaves: weights, optimizer state, progress, and the recorded losses."""
     state = torch.load(run / "last.pt", weights_only=True)
     tensors = {f"model.{name}": tensor for name, tensor in state["model"].items()}
     for number, entry in state["optimizer"]["state"].items():
@@ -144,7 +144,7 @@ def result(run: Path) -> dict[str, torch.Tensor]:
 
 
 def differences(one: Path, other: Path) -> list[str]:
-    """What two finished runs do not share to the bit."""
+    """The names of values in which two finished runs differ."""
     ours, theirs = result(one), result(other)
     return [name for name in ours.keys() | theirs.keys() if not same(ours.get(name), theirs.get(name))]
 
@@ -153,9 +153,9 @@ def same(one: torch.Tensor | None, other: torch.Tensor | None) -> bool:
     return one is not None and other is not None and torch.equal(one, other)
 
 
-def whole_run(folder: Path, config: Path, processes: int) -> tuple[Path, float]:
-    """An undisturbed run, made once, and how many seconds it took."""
-    run, started = folder / f"whole_{processes}", time.monotonic()
+def undisturbed_run(folder: Path, config: Path, processes: int) -> tuple[Path, float]:
+    """A run without faults, made once, and its duration in seconds."""
+    run, started = folder / f"undisturbed_{processes}", time.monotonic()
     seconds = run / "seconds"
     if not seconds.exists():
         training = Training(config, f"run_dir={run}", launcher=LAUNCHERS[processes])
@@ -164,8 +164,8 @@ def whole_run(folder: Path, config: Path, processes: int) -> tuple[Path, float]:
     return run, float(seconds.read_text())
 
 
-def verdict(whole: Path, run: Path) -> str:
-    return f"{run.name}: {differences(whole, run) or 'equal to the bit'}"
+def verdict(expected: Path, run: Path) -> str:
+    return f"{run.name}: {differences(expected, run) or 'equal to the bit'}"
 
 
 def lasted_until(training: Training, seconds: float) -> bool:
@@ -177,9 +177,9 @@ def lasted_until(training: Training, seconds: float) -> bool:
 
 
 def kill(folder: Path, rng: random.Random, count: int, processes: int, workers: int) -> Iterator[str]:
-    """SIGKILL everything at random moments, resume, and so on until it is through; again until killed often enough."""
+    """SIGKILL everything at random moments and resume, until the run is done; new runs until killed `count` times."""
     config, launcher = write_config(folder, workers=workers), LAUNCHERS[processes]
-    whole, seconds = whole_run(folder, config, processes)
+    expected, seconds = undisturbed_run(folder, config, processes)
     kills = runs = 0
     while kills < count:
         run, runs = folder / f"killed_{processes}_{runs}", runs + 1
@@ -192,37 +192,38 @@ def kill(folder: Path, rng: random.Random, count: int, processes: int, workers: 
             where = [line[:27] for line in training.text.splitlines() if line.startswith("epoch")]
             yield f"killed, number {kills}, after {where[-1] if where else 'nothing'}"
         assert training.end() == 0, training.text
-        yield verdict(whole, run)
+        yield verdict(expected, run)
 
 
 def interrupt(folder: Path, rng: random.Random, count: int, processes: int, workers: int) -> Iterator[str]:
     """A signal at a random moment, to all ranks or to one; then resume."""
     config, launcher = write_config(folder, workers=workers), LAUNCHERS[processes]
-    whole, seconds = whole_run(folder, config, processes)
+    expected, seconds = undisturbed_run(folder, config, processes)
     for number in range(count):
         run, signum = (
-            folder / f"asked_{processes}_{number}",
+            folder / f"interrupted_{processes}_{number}",
             rng.choice([signal.SIGINT, signal.SIGTERM, signal.SIGUSR1]),
         )
         training = Training(config, f"run_dir={run}", launcher=launcher)
         lasted_until(training, rng.uniform(0.05, 1.0) * seconds)
         pids = ranks(training.process.pid) or [training.process.pid]
-        whom = rng.choice(["all", *range(len(pids))])
-        for pid in pids if whom == "all" else [pids[whom]]:
+        target = rng.choice(["all", *range(len(pids))])
+        for pid in pids if target == "all" else [pids[target]]:
             send(pid, signum)
-        asked = time.monotonic()
-        code, took = training.end(), time.monotonic() - asked
+        sent = time.monotonic()
+        code, took = training.end(), time.monotonic() - sent
         where = [line[:32] for line in training.text.splitlines() if line.startswith(("stopped", "done"))]
-        yield f"{signum.name} to {whom}: exit {code} after {took:.1f} s, {where[0] if where else training.text[-300:]}"
+        outcome = where[0] if where else training.text[-300:]
+        yield f"{signum.name} to {target}: exit {code} after {took:.1f} s, {outcome}"
         resumed = Training(config, f"run_dir={run}", "--resume", launcher=launcher)
         assert resumed.end() == 0, resumed.text
-        yield verdict(whole, run)
+        yield verdict(expected, run)
 
 
 def elastic(folder: Path, rng: random.Random, count: int, processes: int, workers: int) -> Iterator[str]:
-    """SIGKILL one rank of two at a random step; torchrun starts both again. Without --resume, which it implies."""
+    """SIGKILL one rank of two at a random step; torchrun restarts both, which resume without --resume."""
     config = write_config(folder, workers=workers)
-    whole, _ = whole_run(folder, config, 2)
+    expected, _ = undisturbed_run(folder, config, 2)
     for number in range(count):
         run, step, victim = folder / f"elastic_{number}", rng.randint(1, 9), rng.randint(0, 1)
         training = Training(config, f"run_dir={run}", launcher=[*TWO_PROCESSES, "--max-restarts=3"])
@@ -230,17 +231,17 @@ def elastic(folder: Path, rng: random.Random, count: int, processes: int, worker
         send(ranks(training.process.pid)[victim], signal.SIGKILL)
         code = training.end()
         yield f"rank {victim} killed after step {step}: exit {code}, {training.text.count('resume   ')} resumed"
-        yield verdict(whole, run)
+        yield verdict(expected, run)
 
 
 def nodes(folder: Path, rng: random.Random, count: int, processes: int, workers: int) -> Iterator[str]:
-    """Two launchers with one rank each stand in for two nodes; SIGKILL one rank at a random step."""
+    """SIGKILL one rank at a random step, with two launchers of one rank each in place of two nodes."""
     config = write_config(folder, workers=workers)
-    whole, _ = whole_run(folder, config, 2)
+    expected, _ = undisturbed_run(folder, config, 2)
     for number in range(count):
         run, step, victim = folder / f"nodes_{number}", rng.randint(1, 9), rng.randint(0, 1)
-        meet = f"--rdzv_backend=c10d --rdzv_endpoint=127.0.0.1:{free_port()} --rdzv_id=run{number}".split()
-        launcher = [*LAUNCHER, "--nnodes=2", "--nproc_per_node=1", "--max-restarts=3", *meet]
+        rendezvous = f"--rdzv_backend=c10d --rdzv_endpoint=127.0.0.1:{free_port()} --rdzv_id=run{number}".split()
+        launcher = [*LAUNCHER, "--nnodes=2", "--nproc_per_node=1", "--max-restarts=3", *rendezvous]
         own_stores = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}  # see gfl/common/distributed.py
         trainings = [Training(config, f"run_dir={run}", "--resume", launcher=launcher, **own_stores) for _ in range(2)]
         main = next_to_print(trainings, f"step {step:>6}/")
@@ -248,7 +249,7 @@ def nodes(folder: Path, rng: random.Random, count: int, processes: int, workers:
         codes = [training.end() for training in trainings]
         resumed = trainings[main].text.count("resume   ")
         yield f"rank of node {victim} killed after step {step}: exits {codes}, {resumed} resumed"
-        yield verdict(whole, run)
+        yield verdict(expected, run)
 
 
 def free_port() -> int:
@@ -257,7 +258,7 @@ def free_port() -> int:
 
 
 def next_to_print(trainings: list[Training], text: str, timeout: float = 120) -> int:
-    """The number of the first that has printed `text`."""
+    """The index of the first training that has printed `text`."""
     deadline = time.monotonic() + timeout
     while time.monotonic() < deadline:
         for number, training in enumerate(trainings):

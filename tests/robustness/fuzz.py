@@ -1,17 +1,17 @@
-"""Mutated inputs: each must load, and then serve, or end in one clear line.
+"""Mutated inputs: each must load and be usable, or be refused in one clear line.
 
-`python tests/fuzz.py KIND` runs any number of cases; tests/test_fuzz.py runs some of each. A case is a pure function
-of its kind, seed and number.
+`python tests/robustness/fuzz.py KIND` runs any number of cases, test_fuzz.py beside it a few of each. A case is a pure
+function of its kind, seed and number.
 """
 
 import argparse
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-EXAMPLE = "example: python tests/fuzz.py annotations --count 2000 --seed 0"
+EXAMPLE = "example: python tests/robustness/fuzz.py annotations --count 2000 --seed 0"
 
 
 def parse_args() -> argparse.Namespace:
@@ -19,11 +19,11 @@ def parse_args() -> argparse.Namespace:
         description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("kind", choices=["annotations", "configs", "checkpoints"])
-    parser.add_argument("--count", type=int, default=200, help="how many cases (default %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="another seed, other cases (default %(default)s)")
+    parser.add_argument("--count", type=int, default=200, help="number of cases (default %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the mutations (default %(default)s)")
     parser.add_argument("--first", type=int, default=0, help="number of the first case (default %(default)s)")
-    parser.add_argument("--keep", default="runs/fuzz", help="where inputs of failed cases go (default %(default)s)")
-    parser.add_argument("--messages", action="store_true", help="print what each refused case was told")
+    parser.add_argument("--keep", default="runs/fuzz", help="folder for inputs of failed cases (default %(default)s)")
+    parser.add_argument("--messages", action="store_true", help="print the message of each refused case")
     return parser.parse_args()
 
 
@@ -44,34 +44,34 @@ import fuzz_cases
 from gfl.common.errors import UserError
 
 LIMIT_S = 20  # of one case
-LONGEST = 400  # characters of a message, without the folder's name
+MAX_MESSAGE = 400  # characters of a message, without the folder's name
 
 
 class Outcome(NamedTuple):
-    """What became of one case."""
+    """The result of one case."""
 
     result: str  # "loaded", "refused" or "failed"
     mutation: str
-    message: str  # the line told, or the traceback
+    message: str  # of the refusal, or the traceback
 
 
 class TooSlow(BaseException):
-    """Not an `Exception`, which the code under test might take for damage."""
+    """Not an `Exception`, which the code under test might handle as damage."""
 
 
 def run_case(kind: str, seed: int, number: int, folder: Path) -> Outcome:
-    """Write one mutated input into `folder` and use it as the programs do."""
+    """Write one mutated input into `folder` and use it as the commands do."""
     rng = random.Random(f"{kind} {seed} {number}")
     write, check = getattr(fuzz_cases, f"write_{kind}"), getattr(fuzz_cases, f"check_{kind}")
     mutation = write(folder, rng)
-    told: list[str] = []
+    refusals: list[str] = []
 
     def attempt(function: Callable, *args, **kwargs):
-        """Programs call `function` from their top; None where it refuses its input."""
+        """Call `function` as a command would; None if it refuses its input."""
         try:
             return function(*args, **kwargs)
         except UserError as error:
-            told.append(str(error))
+            refusals.append(str(error))
 
     signal.signal(signal.SIGALRM, _too_slow)
     signal.alarm(LIMIT_S)
@@ -84,23 +84,23 @@ def run_case(kind: str, seed: int, number: int, folder: Path) -> Outcome:
     finally:
         signal.alarm(0)
     noise = [str(warning.message) for warning in warned if "will create" not in str(warning.message)]  # of workers
-    if told and noise:  # it would stand above the one line
+    if refusals and noise:  # it would be printed above the one line
         return Outcome("failed", mutation, f"a warning: {noise[0]}")
-    for message in told:
-        if problem := _unclear(message, folder):
+    for message in refusals:
+        if problem := _find_problem(message, folder):
             return Outcome("failed", mutation, f"{problem}: {message[:2000]!r}")
-    return Outcome("refused" if told else "loaded", mutation, told[0] if told else "")
+    return Outcome("refused" if refusals else "loaded", mutation, refusals[0] if refusals else "")
 
 
 def _too_slow(*_) -> None:
     raise TooSlow
 
 
-def _unclear(message: str, folder: Path) -> str | None:
-    """What is wrong with a message, None if nothing is."""
+def _find_problem(message: str, folder: Path) -> str | None:
+    """What is wrong with a message, or None."""
     if "\n" in message or not message.isprintable():
         return "the message is not one printable line"
-    if len(message.replace(str(folder), "")) > LONGEST:
+    if len(message.replace(str(folder), "")) > MAX_MESSAGE:
         return "the message is too long"
     sections = tuple(f"{name}." for name in ("model", "data", "optim", "assign", "eval", "loss"))
     if str(folder) not in message and not message.startswith(sections):
@@ -125,9 +125,9 @@ def main(args: argparse.Namespace) -> None:
                 print(outcome.message, flush=True)
             shutil.rmtree(folder)
     print(f"{'kind':<12}  {'seed':>4}  {'cases':>5}  {'loaded':>6}  {'refused':>7}  {'failed':>6}")
-    figures = counts["loaded"], counts["refused"], counts["failed"]
-    print(f"{args.kind:<12}  {args.seed:>4}  {args.count:>5}  {figures[0]:>6}  {figures[1]:>7}  {figures[2]:>6}")
-    sys.exit(1 if counts["failed"] else 0)
+    loaded, refused, failed = counts["loaded"], counts["refused"], counts["failed"]
+    print(f"{args.kind:<12}  {args.seed:>4}  {args.count:>5}  {loaded:>6}  {refused:>7}  {failed:>6}")
+    sys.exit(1 if failed else 0)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,7 @@
-"""What `tests/fuzz.py` mutates, and what the programs do with it. `write_*` say what they did, for people."""
+"""The inputs that `fuzz.py` mutates, and what the commands do with them.
+
+`write_KIND` writes a mutated input and returns a description of the mutation; `check_KIND` uses the input.
+"""
 
 import copy
 import json
@@ -19,24 +22,19 @@ from gfl import checkpoint as checkpoints
 from gfl.build import build_criterion, build_detector
 from gfl.config import Config, config_from_dict, config_to_dict, load_config, save_config
 from gfl.data.coco import CocoData, load_coco
-from gfl.data.loader import (
-    CocoDataset,
-    Sample,
-    TrainSampler,
-    build_eval_loader,
-    build_train_loader,
-    collate,
-    train_candidates,
-)
-from gfl.evaluation.coco_eval import coco_metrics, detect, metrics_table
-from gfl.evaluation.predictions import read_truth
+from gfl.data.dataset import CocoDataset, Sample, collate
+from gfl.data.loader import build_eval_loader, build_train_loader
+from gfl.data.sampler import TrainSampler, train_candidates
+from gfl.evaluation.coco_eval import coco_metrics, format_metrics
+from gfl.evaluation.inference import detect
+from gfl.evaluation.predictions import read_ground_truth
 from gfl.model.detector import DenseDetector
 from gfl.training.optim import autocast_dtype, build_optimizer, learning_rate, set_learning_rate
 from gfl.training.resume import restore
 
-Attempt = Callable[..., Any]  # calls a function with arguments; None where it refuses its input
+Attempt = Callable[..., Any]  # calls a function with arguments; None if it refuses its input
 
-ROOT = Path(__file__).resolve().parent.parent
+
 # Annotations
 
 
@@ -90,10 +88,10 @@ def check_annotations(folder: Path, attempt: Attempt) -> None:
         return
     "\n".join([*data.class_names, *data.notes]).encode()  # train.py prints them
     if data.has_annotations:
-        found = {"image_id": int(data.image_ids[0]), "category_id": data.category_ids[0], "bbox": [10, 10, 20, 15]}
-        metrics_table(coco_metrics(data, [found | {"score": 0.9}])).encode()
+        result = {"image_id": int(data.image_ids[0]), "category_id": data.category_ids[0], "bbox": [10, 10, 20, 15]}
+        format_metrics(coco_metrics(data, [result | {"score": 0.9}])).encode()
         coco_metrics(data, [])
-    attempt(read_truth, data)
+    attempt(read_ground_truth, data)
     candidates = attempt(train_candidates, data, keep_empty=False)
     if candidates is not None:
         TrainSampler(candidates, data.sizes, batch=4).epoch_batches(0)
@@ -108,7 +106,7 @@ def check_annotations(folder: Path, attempt: Attempt) -> None:
 
 
 @cache
-def whole_config() -> dict[str, Any]:
+def full_config() -> dict[str, Any]:
     """Every key, on the small set."""
     augment = [
         {"name": "HueSaturationValue", "hue_shift_limit": [-5, 5], "p": 0.5},
@@ -122,7 +120,7 @@ def whole_config() -> dict[str, Any]:
 def write_configs(folder: Path, rng: random.Random) -> str:
     write_images(folder / "images")
     (folder / "instances.json").write_text(json.dumps(coco_tree()))
-    tree = copy.deepcopy(whole_config())
+    tree = copy.deepcopy(full_config())
     (folder / "other.yaml").write_text(yaml.safe_dump({"base": ["third.yaml"], "optim": tree["optim"]}))
     (folder / "third.yaml").write_text(rng.choice(["seed: 1", "base: config.yaml", "base: [other.yaml]"]))
     kind = rng.random()
@@ -150,7 +148,7 @@ def check_configs(folder: Path, attempt: Attempt) -> None:
 
 
 def build_from(config: Config, data: CocoData) -> None:
-    """What train.py does before its first step, at little cost."""
+    """Build what train.py builds before its first step, at little cost."""
     optim = config.optim
     sampler = TrainSampler(
         train_candidates(data, keep_empty=config.data.keep_empty),
@@ -180,7 +178,7 @@ def build_from(config: Config, data: CocoData) -> None:
 
 @cache
 def trained() -> tuple[Config, DenseDetector, torch.optim.Optimizer, torch.amp.GradScaler]:
-    """A small detector of which the head learns, after a step with fp16's scaler."""
+    """A small detector with a trainable head, after a step with the scaler of fp16."""
     tree = {
         "model": {
             "backbone": {"name": "resnet18", "weights": "none", "frozen_stages": 4},
@@ -208,11 +206,11 @@ def step(optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler) -> None
 
 @cache
 def good_state() -> dict[str, Any]:
-    """A checkpoint's content, which no case may change."""
+    """The content of a checkpoint; no case may change it."""
     config, model, optimizer, scaler = trained()
     progress = checkpoints.Progress(epoch=1, step=2, best=0.25, steps_per_epoch=5)
     training = {"progress": progress._asdict(), "optimizer": optimizer.state_dict(), "scaler": scaler.state_dict()}
-    return copy.deepcopy(checkpoints.weights(dict(model.state_dict()), config, ("disc", "ring")) | training)
+    return copy.deepcopy(checkpoints.detector_content(dict(model.state_dict()), config, ("disc", "ring")) | training)
 
 
 def shallow(tree: Any) -> Any:
@@ -231,36 +229,31 @@ def write_checkpoints(folder: Path, rng: random.Random) -> str:
         done = mutate_tree(state if part is state else {part: state[part]}, rng)
         if part is not state and rng.random() < 0.5:
             state[part] = rng.choice([state[part], hostile(rng)])
-    checkpoints.write_torch_file(path, state, proof=rng.random() < 0.5)
+    checkpoints.write_torch_file(path, state, checksum=rng.random() < 0.5)
     if in_bytes:
         content, done = mutate_bytes(path.read_bytes(), rng, near=50_000)
         path.write_bytes(content)
-    proof = path.with_name(path.name + ".json")
-    if proof.is_file() and rng.random() < 0.5:
-        written = json.loads(proof.read_text())
+    checksum = path.with_name(path.name + ".json")
+    if checksum.is_file() and rng.random() < 0.5:
+        written = json.loads(checksum.read_text())
         mutate_tree(written, rng)
         content = with_raw(json.dumps(written)).encode()
-        proof.write_bytes(rng.choice([content, mutate_bytes(proof.read_bytes(), rng)[0]]))
-        done += ", proof mutated"
-    return done + ("" if proof.is_file() else ", no proof")
+        checksum.write_bytes(rng.choice([content, mutate_bytes(checksum.read_bytes(), rng)[0]]))
+        done += ", checksum mutated"
+    return done + ("" if checksum.is_file() else ", no proof")
 
 
 def check_checkpoints(folder: Path, attempt: Attempt) -> None:
     path = folder / checkpoints.LAST
     attempt(checkpoints.newest_checkpoint, folder)
-    if loaded := attempt(checkpoints.load_detector, path):
-        model, config, class_names, _ = loaded
-        "\n".join(class_names).encode()
-        detect_on(model, config)
-    state = attempt(checkpoints.read_checkpoint, path)
-    if state is None:
-        return
+    if detector := attempt(checkpoints.load_detector, path):
+        "\n".join(detector.class_names).encode()
+        detect_on(detector.model, detector.config)
     config, model, _, _ = trained()
     optimizer, scaler = build_optimizer(model, config.optim), torch.amp.GradScaler("cpu")
-    names = ("disc", "ring")
-    arguments = {"model": model, "optimizer": optimizer, "scaler": scaler, "config": config, "class_names": names}
-    resumed = attempt(lambda: restore(state, path, **arguments, steps_per_epoch=5))
-    if resumed:
+    state = checkpoints.TrainState(model, optimizer, scaler)
+    changes = attempt(restore, state, path, config=config, class_names=("disc", "ring"), steps_per_epoch=5)
+    if changes is not None:
         step(optimizer, scaler)
         assert all(parameter.isfinite().all() for parameter in model.parameters())
 

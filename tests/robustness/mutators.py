@@ -1,4 +1,4 @@
-"""Damage for inputs: hostile values and bytes, drawn from a `random.Random`, so that a seed repeats each case."""
+"""Mutations of inputs: hostile values and bytes, drawn from a `random.Random`, so that a seed repeats each case."""
 
 import copy
 import random
@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-# Written as text in place of what no Python value writes: nesting beyond the recursion limit, digits beyond int().
+# Text that no Python value is written as: nesting beyond the recursion limit, digits beyond int().
 RAW = {
     "@deep list@": "[" * 5000 + "]" * 5000,
     "@deep map@": '{"a": ' * 5000 + "1" + "}" * 5000,
@@ -25,11 +25,11 @@ CONTAINERS = [[], {}, [[]], [None], {"a": {}}, [1, 2, 3, 4], {"": 0}, ["a", 1, N
 def hostile(rng: random.Random) -> Any:
     """A value that some code will not expect."""
     kind = rng.choice([NUMBERS, NOT_NUMBERS, TEXTS, CONTAINERS, list(RAW)])
-    return copy.deepcopy(rng.choice(kind))  # which may be changed further
+    return copy.deepcopy(rng.choice(kind))  # a copy, since it may be mutated further
 
 
 def hostile_tensor(rng: random.Random, tensor: torch.Tensor) -> Any:
-    """`tensor` in another shape, type, layout or place, or with values that no run has."""
+    """`tensor` in another shape, type, layout or device, or with impossible values."""
     changes = [
         lambda: tensor[None],
         lambda: tensor.flatten()[:-1].clone(),
@@ -49,13 +49,13 @@ def hostile_tensor(rng: random.Random, tensor: torch.Tensor) -> Any:
 
 
 def mutate_tree(tree: Any, rng: random.Random) -> str:
-    """Change nested lists and dicts in place at one to three places; returns what was done, for people."""
+    """Change nested lists and dicts in place at one to three spots; returns a description."""
     done = []
     for _ in range(rng.choice([1, 1, 1, 2, 3])):
         spots = list(_spots(tree))
         if not spots:
             break
-        depth = rng.choice(sorted({len(path) for path, *_ in spots}))  # or leaves would hide all else
+        depth = rng.choice(sorted({len(path) for path, *_ in spots}))  # by depth first, since most entries are leaves
         path, container, key = rng.choice([spot for spot in spots if len(spot[0]) == depth])
         change = rng.choice(CHANGES)
         change(container, key, rng)
@@ -77,8 +77,8 @@ def _replace(container: Any, key: Any, rng: random.Random) -> None:
     container[key] = hostile_tensor(rng, value) if isinstance(value, torch.Tensor) else hostile(rng)
 
 
-def _replace_more(container: Any, key: Any, rng: random.Random) -> None:
-    """What most mistakes are: a value of a type that is nearly right."""
+def _replace_similar(container: Any, key: Any, rng: random.Random) -> None:
+    """Replace an entry by a value of nearly the right type, as most mistakes do."""
     value = container[key]
     if isinstance(value, bool) or not isinstance(value, (int, float, str, list, dict)):
         return _replace(container, key, rng)
@@ -99,7 +99,7 @@ def _drop(container: Any, key: Any, rng: random.Random) -> None:
 
 def _add(container: Any, key: Any, rng: random.Random) -> None:
     if isinstance(container, list):
-        container.insert(key, rng.choice([hostile(rng), container[key]]))  # an entry that is there already
+        container.insert(key, rng.choice([hostile(rng), container[key]]))  # a duplicate
     else:
         container[rng.choice([f"{key}s", "id", "name", "unknown", "x" * 3000, "\ud800", ""])] = hostile(rng)
 
@@ -109,18 +109,18 @@ def _swap(container: Any, key: Any, rng: random.Random) -> None:
     container[key], container[other] = container[other], container[key]
 
 
-CHANGES = [_replace, _replace, _replace_more, _replace_more, _drop, _add, _swap]
+CHANGES = [_replace, _replace, _replace_similar, _replace_similar, _drop, _add, _swap]
 
 
 def with_raw(text: str) -> str:
-    """`text`, a json or YAML, with what stands for `RAW` replaced by it."""
+    """`text`, json or YAML, with the keys of `RAW` replaced by its values."""
     for name, raw in RAW.items():
         text = text.replace(f'"{name}"', raw).replace(f"'{name}'", raw)
     return text
 
 
 def mutate_bytes(content: bytes, rng: random.Random, *, near: int = 1000) -> tuple[bytes, str]:
-    """`content` cut off, altered or in another encoding, and what was done; half of it within `near` of an end."""
+    """Truncate, alter or re-encode `content`, half of the time within `near` bytes of an end; also a description."""
     place = rng.randrange(len(content))
     if rng.random() < 0.5:
         place = rng.choice([place % near, len(content) - 1 - place % near]) % len(content)
@@ -149,7 +149,7 @@ def mutate_bytes(content: bytes, rng: random.Random, *, near: int = 1000) -> tup
     return result, f"{kind} at {place}"
 
 
-# YAML that a mutated tree or byte seldom comes to.
+# YAML that mutations of trees and bytes seldom produce.
 LAUGHS = "seed: 1\na0: &a0 [x, x, x, x, x, x, x, x, x]\n"
 LAUGHS += "".join(f"a{n + 1}: &a{n + 1} [{', '.join([f'*a{n}'] * 9)}]\n" for n in range(9))
 SYNTAX = [

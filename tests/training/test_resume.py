@@ -1,0 +1,194 @@
+"""Resume: which checkpoint is used, what is restored, and what is refused before anything is changed."""
+
+import copy
+
+import pytest
+import torch
+from tiny_run import CLASS_NAMES, CONFIG, PROGRESS, new_state, save, train
+from torch import nn
+
+from gfl.checkpoint import BEST, LAST, PREVIOUS, detector_content, read_checkpoint, write_torch_file
+from gfl.common import distributed
+from gfl.common.errors import UserError
+from gfl.config import OptimConfig, config_from_dict, config_to_dict
+from gfl.training.optim import build_optimizer
+from gfl.training.resume import _read_optimizer, find_resume_checkpoint, restore, write_launch_id
+
+
+def refusal_code(function, *args, **kwargs):
+    with pytest.raises(UserError) as error:
+        function(*args, **kwargs)
+    return error.value.code
+
+
+# --- which checkpoint -------------------------------------------------------------------------------------------------
+
+
+def test_a_run_is_resumed_only_on_request(tmp_path, capsys):
+    run = tmp_path / "run"
+    assert find_resume_checkpoint(run, resume=False) == (None, [])
+    assert capsys.readouterr().out == ""
+    assert find_resume_checkpoint(run, resume=True) == (None, [])
+    assert str(run) in capsys.readouterr().out
+    run.mkdir()
+    for name in (BEST, PREVIOUS, LAST):
+        save(run / name)
+    assert refusal_code(find_resume_checkpoint, run, resume=False) == "run_exists"
+    assert find_resume_checkpoint(run, resume=True) == (run / LAST, [])
+    (run / LAST).write_bytes(b"cut")
+    found, problems = find_resume_checkpoint(run, resume=True)
+    assert (found, len(problems)) == (run / PREVIOUS, 1)
+
+
+def test_a_run_folder_that_is_a_file_is_refused(tmp_path):
+    (tmp_path / "run").touch()
+    assert refusal_code(find_resume_checkpoint, tmp_path / "run", resume=False) == "run_dir_is_file"
+
+
+def test_processes_that_torchrun_restarts_resume_only_their_own_run(tmp_path, monkeypatch):
+    save(tmp_path / LAST)
+    monkeypatch.setattr(distributed, "launch_id", lambda: "id 1")
+    assert refusal_code(find_resume_checkpoint, tmp_path, resume=False) == "run_exists"
+    write_launch_id(tmp_path)
+    assert find_resume_checkpoint(tmp_path, resume=False)[0] == tmp_path / LAST
+    for other in ("id 2", ""):
+        monkeypatch.setattr(distributed, "launch_id", lambda other=other: other)
+        assert refusal_code(find_resume_checkpoint, tmp_path, resume=False) == "run_exists"
+
+
+# --- what is restored -------------------------------------------------------------------------------------------------
+
+
+def resume(path, state=None, config=CONFIG, class_names=CLASS_NAMES, steps_per_epoch=PROGRESS.steps_per_epoch):
+    state = state or new_state()
+    changes = restore(state, path, config=config, class_names=class_names, steps_per_epoch=steps_per_epoch)
+    return state, changes
+
+
+def test_a_resumed_run_continues_as_if_never_interrupted(tmp_path):
+    uninterrupted = train(new_state(), 7)
+    other = train(new_state(), 1)  # another state, which must be replaced
+    state, changes = resume(save(tmp_path / LAST, steps=3), other)
+    assert changes == {}
+    assert state.progress == PROGRESS
+    assert state.scaler.get_scale() == 128
+    train(state, 4)
+    assert state.scaler.get_scale() == uninterrupted.scaler.get_scale()
+    for name, tensor in uninterrupted.model.state_dict().items():
+        assert torch.equal(state.model.state_dict()[name], tensor), name
+
+
+def test_changes_of_the_config_are_returned(tmp_path):
+    changed = config_from_dict(config_to_dict(CONFIG) | {"seed": 9}, "test")
+    assert resume(save(tmp_path / LAST), config=changed)[1] == {"seed": (0, 9)}
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+@pytest.mark.parametrize("before", [torch.channels_last, torch.contiguous_format])
+def test_the_optimizer_state_follows_a_changed_memory_format(name, before, tmp_path):
+    """Fused updates pair weights and state by their position in memory."""
+    after = torch.contiguous_format if before == torch.channels_last else torch.channels_last
+    torch.manual_seed(0)
+    model = nn.Conv2d(3, 4, 2).to(memory_format=before)
+    config = OptimConfig(name=name, lr=0.1)
+    optimizer = build_optimizer(model, config)
+    gradients = torch.randn(2, *model.weight.shape)
+    update(model, optimizer, gradients[0])
+    saved = copy.deepcopy(optimizer.state_dict())
+    other = copy.deepcopy(model).to(memory_format=after)
+    resumed = build_optimizer(other, config)
+    state = _read_optimizer({"optimizer": saved, "config": {"optim": {"name": name}}}, tmp_path, resumed, name)
+    resumed.load_state_dict({"state": state, "param_groups": resumed.state_dict()["param_groups"]})
+    update(model, optimizer, gradients[1])
+    update(other, resumed, gradients[1])
+    torch.testing.assert_close(other.weight, model.weight)
+
+
+def update(model, optimizer, gradient):
+    model.weight.grad = torch.empty_like(model.weight).copy_(gradient)
+    model.bias.grad = torch.ones_like(model.bias)
+    optimizer.step()
+
+
+# --- what is refused --------------------------------------------------------------------------------------------------
+
+
+def test_a_checkpoint_of_another_run_is_refused_and_changes_nothing(tmp_path):
+    path = save(tmp_path / LAST, steps=3)
+    sgd = config_from_dict(config_to_dict(CONFIG) | {"optim": {"name": "sgd"}}, "test")
+    wider = new_state()
+    wider.model = nn.Sequential(nn.Linear(4, 9), nn.BatchNorm1d(9), nn.Linear(9, 1))
+    two_groups = new_state()
+    two_groups.optimizer = torch.optim.AdamW([{"params": [p]} for p in two_groups.model.parameters()])
+    for arguments, code in [
+        ({"class_names": ("disc",)}, "other_classes"),
+        ({"class_names": CLASS_NAMES[::-1]}, "other_classes"),
+        ({"steps_per_epoch": 6}, "other_data"),
+        ({"config": sgd}, "other_optimizer"),
+        ({"state": two_groups}, "other_optimizer"),
+        ({"state": wider}, "other_model"),
+    ]:
+        arguments = {"state": new_state()} | arguments
+        before = copy.deepcopy(arguments["state"].model.state_dict())
+        assert refusal_code(resume, path, **arguments) == code
+        torch.testing.assert_close(arguments["state"].model.state_dict(), before)
+
+
+def test_converted_weights_are_refused(tmp_path):
+    write_torch_file(tmp_path / LAST, detector_content(new_state().model.state_dict(), CONFIG, CLASS_NAMES))
+    assert refusal_code(resume, tmp_path / LAST) == "weights_only"
+
+
+@pytest.fixture
+def altered(tmp_path):
+    """Write a checkpoint with `change` made to its content."""
+    content = read_checkpoint(save(tmp_path / "good.pt"))
+
+    def write(change):
+        state = copy.deepcopy(content)
+        change(state)
+        write_torch_file(tmp_path / LAST, state)
+        return tmp_path / LAST
+
+    return write
+
+
+@pytest.mark.parametrize(
+    ("part", "change"),
+    [
+        ("progress", {"epoch": -1}),
+        ("progress", {"epoch": 1.5}),
+        ("progress", {"best": float("nan")}),
+        ("progress", {"step": 6}),
+        ("progress", {"more": 1}),
+        ("optimizer", {"state": []}),
+        ("optimizer", {"param_groups": None}),
+        ("optimizer", {"state": {999: {}}}),
+        ("optimizer", {"state": {0: {"step": torch.tensor(1.0)}}}),
+        ("scaler", {"scale": float("nan")}),
+        ("scaler", {"scale": 0}),
+        ("scaler", {"growth_interval": "often"}),
+    ],
+)
+def test_a_damaged_part_is_named(altered, refusal, part, change):
+    message = refusal(resume, altered(lambda state: state[part].update(change)))
+    assert LAST in message
+    assert part in message
+
+
+@pytest.mark.parametrize("part", ["progress", "optimizer", "scaler"])
+def test_a_part_with_a_missing_key_is_named(altered, refusal, part, tmp_path):
+    for key in read_checkpoint(tmp_path / "good.pt")[part]:
+        assert part in refusal(resume, altered(lambda state, key=key: state[part].pop(key)))
+
+
+@pytest.mark.parametrize("key", ["exp_avg", "exp_avg_sq", "step"])
+@pytest.mark.parametrize("value", [torch.zeros(3, 3), torch.tensor(float("nan")), None, 1.0], ids=str)
+def test_optimizer_state_that_does_not_fit_its_parameter_is_refused(altered, key, value):
+    path = altered(lambda state: state["optimizer"]["state"][0].update({key: value}))
+    assert refusal_code(resume, path) == "damaged"
+
+
+def test_a_negative_square_in_the_optimizer_state_is_refused(altered):
+    path = altered(lambda state: state["optimizer"]["state"][0]["exp_avg_sq"].neg_())
+    assert refusal_code(resume, path) == "damaged"
