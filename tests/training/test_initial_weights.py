@@ -109,7 +109,9 @@ def test_of_a_run_folder_the_best_checkpoint_is_loaded(tmp_path):
 
 
 def test_another_architecture_is_refused_with_overrides_that_fit(start, tmp_path):
-    theirs = make_config({"quality": "dgqp", "channels": 96}, points={"strides": [8, 16, 32], "offset": [0.5, 0.4, 0.3]})
+    theirs = make_config(
+        {"quality": "dgqp", "channels": 96}, points={"strides": [8, 16, 32], "offset": [0.5, 0.4, 0.3]}
+    )
     write_trained(start, theirs)
     message = refuse(starting_from(start, make_config()), "architecture")
     assert str(start) in message
@@ -131,7 +133,9 @@ def test_a_difference_that_shapes_do_not_show_is_refused(start, change):
 
 
 def test_settings_of_the_backbones_training_may_differ(start):
-    theirs = make_config(backbone={"name": "resnet18", "weights": "torchvision", "frozen_stages": 2, "norm_eval": False})
+    theirs = make_config(
+        backbone={"name": "resnet18", "weights": "torchvision", "frozen_stages": 2, "norm_eval": False}
+    )
     write_trained(start, theirs)
     config = starting_from(start, make_config())
     assert load_initial_weights(new_model(config), config, NEW)

@@ -1,8 +1,11 @@
 """Small checkpoints of mmdetection's detectors, with the configs that describe them."""
 
+import logging
 from collections import OrderedDict
 from functools import cache
+from pathlib import Path
 
+import numpy as np
 import torch
 from reference import golden_weight, neck_and_head_shapes
 from torch import Tensor
@@ -13,6 +16,9 @@ from gfl.config import Config, config_from_dict
 from gfl.tools.convert.architecture import parse_external
 from gfl.tools.convert.state_dict import ConvertedDetector, convert_detector, to_mmdet
 
+ROOT = Path(__file__).resolve().parents[3]
+GOLDEN = ROOT / "tests" / "golden"
+GOLDEN_MODELS = sorted(path.stem for path in GOLDEN.glob("model_*.json"))
 NAMES = ("disc", "ring", "cross")
 
 
@@ -62,6 +68,15 @@ model = dict(
 }
 
 
+def golden_config(name):
+    """Our config of a golden model."""
+    dcn = {"dcn": "v1", "dcn_stages": ["c3", "c4", "c5"]} if "dcnv1_c3c5" in name else {}
+    backbone = {"r18": "resnet18", "r50": "resnet50", "r101": "resnet101", "x101": "resnext101_32x4d"}
+    head = {"quality": "dgqp"} if name.startswith("model_gflv2") else {}
+    tree = {"model": {"backbone": {"name": backbone[name.split("_")[2]], **dcn}, "head": head}}
+    return config_from_dict(tree, name)
+
+
 def mmdet_shapes(config: Config, classes: int) -> dict[str, list[int]]:
     """The names and shapes under which we write a detector for mmdetection."""
     with torch.device("meta"):
@@ -98,3 +113,24 @@ def assert_same_state(ours, theirs) -> None:
     for name, tensor in theirs.items():
         assert (ours[name].shape, ours[name].dtype) == (tensor.shape, tensor.dtype), name
         assert torch.equal(ours[name], tensor), name
+
+
+class Buffer:
+    """Stands for mmengine's HistoryBuffer."""
+
+    def __init__(self):
+        self.history, self.log = np.arange(5.0), logging.getLogger("mmengine")
+
+
+def mmdet2(tensors):
+    """The content of a checkpoint file of mmdetection 2.x."""
+    meta = {"CLASSES": NAMES, "mmdet_version": "2.25.0", "config": "model = dict(type='GFL')", "hook_msgs": {}}
+    optimizer = {"state": {0: {"momentum_buffer": torch.ones(3)}}, "param_groups": [{"lr": 0.01, "params": [0]}]}
+    return {"meta": meta, "state_dict": tensors, "optimizer": optimizer}
+
+
+def mmdet3(tensors):
+    """The content of a checkpoint file of mmdetection 3.x."""
+    meta = {"dataset_meta": {"classes": NAMES, "palette": [(1, 2, 3)]}, "mmengine_version": "0.7.1", "cfg": "text"}
+    hub = {"log_scalars": {"loss": Buffer()}, "runtime_info": {"iter": 3}, "resumed_keys": {}}
+    return {"meta": meta, "state_dict": tensors, "message_hub": hub, "param_schedulers": [{"last_step": 1}]}

@@ -1,19 +1,28 @@
 """Checkpoints of other codebases are recognized by their tensors and settings, and others are refused."""
 
 import json
-import logging
 import time
 from collections import OrderedDict
-from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from external_models import CONFIGS, NAMES, TEXTS, convert, small_detector
+from external_models import (
+    CONFIGS,
+    GOLDEN,
+    GOLDEN_MODELS,
+    NAMES,
+    TEXTS,
+    Buffer,
+    convert,
+    golden_config,
+    mmdet2,
+    mmdet3,
+    small_detector,
+)
 from torchvision import models
 
 from gfl.common.errors import UserError
-from gfl.config import config_from_dict, config_to_dict
+from gfl.config import config_to_dict
 from gfl.tools.convert.architecture import (
     PROJECT,
     PROJECT_V1,
@@ -23,7 +32,6 @@ from gfl.tools.convert.architecture import (
 )
 from gfl.tools.convert.torch_file import read_torch_file
 
-GOLDEN = Path(__file__).resolve().parents[2] / "golden"
 BOTH = pytest.mark.parametrize("kind", ["atss", "fcos"])
 
 
@@ -37,15 +45,7 @@ def recognize(tensors, **meta):
     return recognize_detector(parse_external({"state_dict": tensors, "meta": meta}))
 
 
-def golden_config(name):
-    dcn = {"dcn": "v1", "dcn_stages": ["c3", "c4", "c5"]} if "dcnv1_c3c5" in name else {}
-    backbone = {"r18": "resnet18", "r50": "resnet50", "r101": "resnet101", "x101": "resnext101_32x4d"}
-    head = {"quality": "dgqp"} if name.startswith("model_gflv2") else {}
-    tree = {"model": {"backbone": {"name": backbone[name.split("_")[2]], **dcn}, "head": head}}
-    return config_from_dict(tree, name)
-
-
-@pytest.mark.parametrize("name", sorted(path.stem for path in GOLDEN.glob("model_*.json")))
+@pytest.mark.parametrize("name", GOLDEN_MODELS)
 def test_the_golden_architectures_are_recognized(name):
     golden = json.loads((GOLDEN / f"{name}.json").read_text())
     wanted = config_to_dict(golden_config(name))["model"]
@@ -56,23 +56,6 @@ def test_the_golden_architectures_are_recognized(name):
 
 
 # --- the content of a file --------------------------------------------------------------------------------------------
-
-
-class Buffer:
-    def __init__(self):
-        self.history, self.log = np.arange(5.0), logging.getLogger("mmengine")
-
-
-def mmdet2(tensors):
-    meta = {"CLASSES": NAMES, "mmdet_version": "2.25.0", "config": "model = dict(type='GFL')", "hook_msgs": {}}
-    optimizer = {"state": {0: {"momentum_buffer": torch.ones(3)}}, "param_groups": [{"lr": 0.01, "params": [0]}]}
-    return {"meta": meta, "state_dict": tensors, "optimizer": optimizer}
-
-
-def mmdet3(tensors):
-    meta = {"dataset_meta": {"classes": NAMES, "palette": [(1, 2, 3)]}, "mmengine_version": "0.7.1", "cfg": "text"}
-    hub = {"log_scalars": {"loss": Buffer()}, "runtime_info": {"iter": 3}, "resumed_keys": {}}
-    return {"meta": meta, "state_dict": tensors, "message_hub": hub, "param_schedulers": [{"last_step": 1}]}
 
 
 def with_prefix(tensors):

@@ -1,0 +1,150 @@
+"""Detectors that do not fit are refused naming every tensor or the field of the config."""
+
+import pytest
+import torch
+from external_models import FCOS_HEAD, convert, make_config, small_detector
+
+from gfl.common.errors import UserError
+from gfl.tools.convert.architecture import PROJECT
+from gfl.tools.convert.state_dict import COCO_CLASSES, to_mmdet
+
+CLS, REG = "bbox_head.gfl_cls.weight", "bbox_head.gfl_reg.weight"
+
+
+def refusal_code(function, *args, **kwargs):
+    with pytest.raises(UserError) as error:
+        function(*args, **kwargs)
+    return error.value.code
+
+
+@pytest.mark.parametrize(
+    ("model", "field"),
+    [
+        ({"backbone": {"name": "resnet34"}}, "model.backbone.name"),
+        ({"backbone": {"name": "resnet50", "dcn": "v1", "dcn_stages": ["c5"]}}, "model.backbone"),
+        ({"fpn": {"channels": 128}}, "model.fpn.channels"),
+        ({"fpn": {"extra_relu": True}}, "model.fpn.extra_relu"),
+        ({"head": {"reg_max": 8}}, "model.head.reg_max"),
+        ({"head": {"delta": 0.5}}, "model.head.delta"),
+        ({"head": {"channels": 128}}, "model.head.channels"),
+        ({"head": {"num_convs": 2}}, "model.head.num_convs"),
+        ({"head": {"quality": "dgqp"}}, "model.head.quality"),
+        ({"head": {"box": "dirac"}}, "model.head.box"),
+        ({"points": {"strides": [8, 16, 32]}}, "model.points.strides"),
+        ({"points": {"offset": 0.5}}, "model.points.offset"),
+    ],
+    ids=str,
+)
+def test_a_config_that_does_not_fit_is_refused_with_its_field(model, field, refusal):
+    assert refusal_code(convert, small_detector("gfl"), make_config(**model)) == "config"
+    assert field in refusal(convert, small_detector("gfl"), make_config(**model))
+
+
+@pytest.mark.parametrize(
+    ("kind", "names", "code"),
+    [
+        ("gfl", (), "classes"),  # COCO has 80
+        ("atss", ("a", "b"), "background"),
+        ("fcos", ("a", "b"), "background"),
+        ("gfl", ("a", "b", "c", "d"), "classes"),
+        ("gfl", ("a", "a", "b"), "classes"),
+        ("gfl", ("a", "\x1b", "b"), "classes"),
+    ],
+)
+def test_class_names_that_do_not_fit_the_outputs_are_refused(kind, names, code):
+    assert refusal_code(convert, small_detector(kind), names=names) == code
+
+
+@pytest.mark.parametrize("meta", [{}, {"CLASSES": COCO_CLASSES}], ids=["no names", "80 names"])
+def test_a_head_with_81_outputs_has_one_for_the_background(meta):
+    tensors = small_detector("gfl") | {CLS: torch.ones(81, 64, 3, 3), "bbox_head.gfl_cls.bias": torch.ones(81)}
+    assert refusal_code(convert, tensors, names=(), meta=meta) == "background"
+
+
+# --- tensors that do not fit ------------------------------------------------------------------------------------------
+
+SCALES = {f"bbox_head.scales.{level}.scale": torch.ones(1) for level in range(5)}
+OFFSETS = "backbone.layer4.0.conv2.conv_offset.weight"
+# Changes of tensors (None deletes), and a part of the message.
+MISFITS = {
+    "missing": ("gfl", {"neck.fpn_convs.1.conv.bias": None}, "missing: neck.fpn_convs.1.conv.bias"),
+    "missing weight": ("gfl", {REG: None}, REG),
+    "missing norm": ("gfl", {"backbone.bn1.running_var": None}, "missing: backbone.bn1.running_var"),
+    "missing scale": ("gfl", {"bbox_head.scales.3.scale": None}, "missing: bbox_head.scales.3.scale"),
+    "unknown": ("gfl", {"ema_backbone_conv1_weight": torch.ones(2)}, "unknown: ema_backbone_conv1_weight"),
+    "shape": ("gfl", {"bbox_head.gfl_cls.bias": torch.ones(4)}, "bbox_head.gfl_cls.bias is [4], not [3]"),
+    "no shape": ("gfl", {"bbox_head.gfl_cls.bias": torch.tensor(1.0)}, "bbox_head.gfl_cls.bias is [], not [3]"),
+    "shape of all scales": ("gfl", SCALES, "bbox_head.scales.0.scale"),
+    "shape of a scale": ("gfl", {"bbox_head.scales.2.scale": torch.ones(1)}, "bbox_head.scales"),
+    "not a convolution": ("gfl", {CLS: torch.ones(3)}, CLS),
+    "integers": ("gfl", {CLS: torch.ones(3, 64, 3, 3, dtype=torch.int64)}, f"{CLS} is torch.int64"),
+    "kernel": ("gfl", {CLS: torch.ones(3, 64, 1, 1)}, "[3, 64, 1, 1], not [3, 64, 3, 3]"),
+    "channels": ("gfl", {CLS: torch.ones(3, 48, 3, 3)}, "model.head.channels"),
+    "width": ("gfl", {"backbone.layer1.0.conv2.weight": torch.ones(32, 32, 3, 3)}, "[32, 32]"),
+    "bins": ("gfl", {PROJECT: torch.linspace(0, 1, 17)}, PROJECT),
+    "number of bins": ("gfl", {PROJECT: torch.arange(9.0)}, PROJECT),
+    "number of offsets": ("gfl", {OFFSETS: torch.ones(36, 512, 3, 3)}, "[36]"),
+    "offsets where none can be": ("gfl", {OFFSETS: torch.ones(18, 512, 3, 3)}, "resnet18"),
+    "several": (
+        "gfl",
+        {"neck.fpn_convs.1.conv.bias": None, "bbox_head.gfl_cls.bias": torch.ones(4), "a": torch.ones(2)},
+        "missing: neck.fpn_convs.1.conv.bias; 1 tensors unknown: a; 1 tensors wrong: bbox_head.gfl_cls.bias",
+    ),
+    "no centerness of ATSS": ("atss", {"bbox_head.atss_centerness.weight": None}, "bbox_head.atss_centerness.weight"),
+    "more anchors": ("atss", {"bbox_head.atss_reg.weight": torch.ones(36, 64, 3, 3)}, "[36, 64, 3, 3], not [4, 64"),
+    "a bias in ATSS": ("atss", {"bbox_head.cls_convs.0.conv.bias": torch.ones(64)}, "bbox_head.cls_convs.0.conv.bias"),
+    "no boxes of FCOS": ("fcos", {"bbox_head.conv_reg.bias": None}, "missing: bbox_head.conv_reg.bias"),
+    "one bias missing": ("fcos", {"bbox_head.reg_convs.1.conv.bias": None}, "bbox_head.reg_convs.1.conv.bias"),
+    "deformable": ("fcos", {"bbox_head.reg_convs.1.conv.conv_offset.bias": torch.ones(27)}, "1.conv.conv_offset.bias"),
+    "AutoAssign": ("fcos", {"bbox_head.center_prior.mean": torch.ones(3, 2)}, "bbox_head.center_prior.mean"),
+    "bins in FCOS": ("fcos", {"bbox_head.conv_reg.weight": torch.ones(68, 64, 3, 3)}, "not [4, 64, 3, 3]"),
+}
+
+
+@pytest.mark.parametrize(("kind", "changes", "part"), MISFITS.values(), ids=MISFITS)
+def test_tensors_that_do_not_fit_are_named(kind, changes, part, refusal):
+    tensors = {name: tensor for name, tensor in (small_detector(kind) | changes).items() if tensor is not None}
+    assert part in refusal(convert, tensors)
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [
+        ("bbox_head.gfl_cls.bias", (2**40,)),
+        (REG, (2**38, 64, 3, 3)),
+        (CLS, (3, 2**40, 3, 3)),
+        ("neck.lateral_convs.0.conv.weight", (2**40, 128, 1, 1)),
+        ("bbox_head.scales.0.scale", (2**40,)),
+        (PROJECT, (2**40,)),
+    ],
+)
+def test_a_tensor_that_claims_a_huge_shape_is_refused(name, shape):
+    """A single number with strides of 0, in a precision that has to be converted."""
+    huge = torch.zeros(1, dtype=torch.float16).as_strided(shape, (0,) * len(shape))
+    assert refusal_code(convert, small_detector("gfl") | {name: huge}) == "tensors"
+
+
+BRANCH = {"quality": "centerness_branch"}
+ATSS_HEAD = BRANCH | {"box": "anchor_delta"}
+
+
+@pytest.mark.parametrize(
+    ("model", "parts"),
+    [
+        ({"head": {"quality": "joint", "box": "dirac"}}, ["joint", "dirac"]),
+        ({"head": {"quality": "iou_branch", "box": "anchor_delta"}}, ["iou_branch", "anchor_delta"]),
+        ({"head": {"quality": "none"}}, ["none", "general"]),
+        ({"head": ATSS_HEAD | {"conv_bias": True}}, ["ATSSHead", "model.head.conv_bias"]),
+        ({"head": ATSS_HEAD, "points": {"offset": 0.5}}, ["ATSSHead", "model.points.offset"]),
+        ({"head": FCOS_HEAD, "fpn": {"extra_relu": True}}, ["FCOSHead", "model.points.offset"]),
+        ({"head": FCOS_HEAD, "points": {"offset": 0.5}}, ["FCOSHead", "model.fpn.extra_relu"]),
+        ({"head": {"conv_bias": True}}, ["GFLHead", "model.head.conv_bias"]),
+        ({"head": {"quality": "dgqp"}, "points": {"offset": 0.5}}, ["GFocalHead", "model.points.offset"]),
+        ({"head": {"quality": "dgqp", "delta": 0.5}}, ["GFocalHead", "model.head.delta"]),
+    ],
+    ids=str,
+)
+def test_a_model_that_mmdetection_cannot_express_is_refused(model, parts, refusal):
+    config = make_config(**model)
+    assert refusal_code(to_mmdet, {}, config) == "not_expressible"
+    assert all(part in refusal(to_mmdet, {}, config) for part in parts)
