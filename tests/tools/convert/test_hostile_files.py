@@ -1,0 +1,166 @@
+"""One hostile, damaged or other file of each kind; tests/robustness/test_pickle_attacks.py tries many more."""
+
+import multiprocessing
+import pickle
+import random
+import struct
+import sys
+import warnings
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+from pickles import CALLS, HUGE, legacy, name_of, pack, plain, program, read_in_child, storage, view, zipped
+from torch import nn
+
+from gfl.common.errors import UserError
+from gfl.tools.convert import torch_file
+from gfl.tools.convert.torch_file import Placeholder, read_torch_file
+
+BOTH_FORMATS = pytest.mark.parametrize("wrap", [zipped, legacy])
+
+
+def refusal_code(path):
+    with pytest.raises(UserError) as error:
+        read_torch_file(path)
+    assert str(path) in str(error.value)
+    return error.value.code
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "file.pth"
+
+
+@pytest.mark.parametrize("way", CALLS)
+def test_a_function_that_a_file_names_is_not_called(way, path, tmp_path):
+    harm = tmp_path / "harm"
+    content = program(CALLS[way]("os", "system", plain(f"touch {harm}")))
+    for wrap in (zipped, legacy):
+        path.write_bytes(wrap(content))
+        assert isinstance(read_torch_file(path), Placeholder)
+    assert not harm.exists()
+    child = multiprocessing.get_context("fork").Process(target=pickle.loads, args=(content,))
+    child.start()
+    child.join()
+    assert harm.exists()  # pickle's own unpickler runs it
+
+
+@BOTH_FORMATS
+def test_a_module_that_a_file_names_is_not_imported(wrap, path, tmp_path, monkeypatch):
+    (tmp_path / "trap_module.py").write_text("def f(*_): pass\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    path.write_bytes(wrap(program(CALLS["reduce"]("trap_module", "f", plain(1)))))
+    assert isinstance(read_torch_file(path), Placeholder)
+    assert "trap_module" not in sys.modules
+
+
+@BOTH_FORMATS
+def test_state_does_not_change_what_the_next_file_sees(wrap, path):
+    """BUILD sets attributes of whatever is on the stack, also of the reader's own functions."""
+    before = dict(vars(Placeholder))
+    for target in (name_of("unknown", "Class"), name_of("torch._utils", "_rebuild_parameter"), view()):
+        path.write_bytes(wrap(program(target, pack(b"N", plain({"__call__": 1, "injected": 2})), b"b")))
+        read_torch_file(path)
+    assert dict(vars(Placeholder)) == before
+
+
+ATTACKS = {
+    "write beyond the file": (
+        name_of("torch._utils", "_rebuild_parameter") + storage(numel=HUGE) + b"R",
+        view(storage("LongStorage", 1), size=(1,)),
+        b"K\x07s",
+    ),
+    "a key of tuples in tuples": (b"})", b"\x85" * 200_000, b"Ns"),
+    "a list in itself": (b"]q\x00h\x00a",),
+    "large memo": (b"Nr", struct.pack("<I", 2**24)),
+    "large bytes": (b"\x8e", struct.pack("<Q", 2**40)),
+    "large byte array": (b"\x96", struct.pack("<Q", 2**40)),
+    "arithmetic": (view(storage(numel=1), size=(2**25,), stride=(0,)), b"(K\x01\x90"),
+    "empty stack": (b"0000",),
+}
+
+
+@BOTH_FORMATS
+@pytest.mark.parametrize("attack", ATTACKS)
+def test_a_malicious_pickle_neither_crashes_nor_takes_memory(attack, wrap, path):
+    path.write_bytes(wrap(program(*ATTACKS[attack]), struct.pack("<q", 2**40) + bytes(56)))
+    read_in_child(path)
+
+
+@BOTH_FORMATS
+@pytest.mark.parametrize(
+    "tensor",
+    [
+        view(storage(numel=HUGE), size=(1,)),
+        view(storage(numel=10_000), size=(1,)),
+        view(storage(numel=-1), size=(1,)),
+        view(storage(numel="16"), size=(1,)),
+        view(size=(17,)),
+        view(offset=-1),
+        view(size=(2,), stride=(-1,)),
+        view(size=(2, 2), stride=(2**63 - 1, 1)),
+        view(size=(2**32, 2**32), stride=(0, 0)),
+        view(offset=2**64, size=(1,)),
+    ],
+)
+def test_a_tensor_beyond_the_file_is_refused(tensor, wrap, path):
+    path.write_bytes(wrap(program(tensor)))
+    assert refusal_code(path) == "damaged"
+
+
+def test_a_compressed_archive_is_refused_before_it_is_unpacked(path):
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("archive/data.pkl", program(view()))
+        bomb = bytes(100_000_000)
+        archive.writestr("archive/data/0", bomb, compress_type=zipfile.ZIP_DEFLATED, compresslevel=1)
+    del bomb
+    assert read_in_child(path) == "refused"
+
+
+def torch_script():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return torch.jit.script(nn.Linear(2, 2)).save_to_buffer()
+
+
+OTHERS = {
+    "empty": b"",
+    "noise": random.Random(1).randbytes(5000),
+    "start of a zip, then noise": b"PK\x03\x04" + random.Random(2).randbytes(5000),
+    "pointer of git-lfs": b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 3\n",
+    "pickle": pickle.dumps({"state_dict": {}}),
+    "pickle of the magic number": pickle.dumps(torch_file.MAGIC, 2),
+    "zip without pickle": zipped(b"N.").replace(b"data.pkl", b"data.txt"),
+    "big-endian zip": zipped(b"N.", byteorder=b"big"),
+    "big-endian": legacy(b"N.").replace(b"little_endianq\x01\x88", b"little_endianq\x01\x89"),
+    "zip with a missing storage": zipped(program(view(storage(key="1")))),
+    "legacy with a missing storage": legacy(program(view(storage(key="1")))),
+    "zip with a path": zipped(program(view(storage(key="../../../etc/passwd")))),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_a_file_of_another_kind_is_refused(name, path):
+    path.write_bytes(OTHERS[name])
+    assert refusal_code(path) == "damaged"
+
+
+def test_torch_script_is_refused(path):
+    path.write_bytes(torch_script())
+    assert refusal_code(path) == "damaged"
+
+
+@pytest.mark.parametrize("new", [True, False], ids=["zip", "legacy"])
+def test_a_truncated_file_is_refused(new, path):
+    torch.save({"state_dict": nn.Linear(30, 20).state_dict()}, path, _use_new_zipfile_serialization=new)
+    content = path.read_bytes()
+    for length in (1, 5, len(content) // 3, len(content) - 22, len(content) - 1):
+        path.write_bytes(content[:length])
+        assert refusal_code(path) == "damaged", length
+
+
+def test_a_folder_and_a_missing_file_are_refused(tmp_path):
+    for path in (tmp_path, tmp_path / "no", Path(__file__) / "file.pth"):
+        assert refusal_code(path) == "unreadable"
