@@ -159,12 +159,10 @@ def read_images(entries: list[Any], path: str) -> tuple[np.ndarray, np.ndarray, 
     """Ids (I,), file names (I,) and sizes (I, 2); raises `UserError` for the first entry that cannot be used."""
     ids, names, sizes = [], [], []
     for entry in entries:
-        fields = ("id", "width", "height")
-        if not isinstance(entry, dict) or any(type(entry.get(key)) is not int for key in fields):
+        if not isinstance(entry, dict) or any(type(entry.get(key)) is not int for key in ("id", "width", "height")):
             raise UserError(f"{path}: image {short_repr(entry)} needs whole numbers 'id', 'width' and 'height'")
-        if not isinstance(entry.get("file_name"), str) or not all(
-            0 < entry[side] < MAX_COORDINATE for side in fields[1:]
-        ):
+        has_size = all(0 < entry[side] < MAX_COORDINATE for side in ("width", "height"))
+        if not has_size or not isinstance(entry.get("file_name"), str):
             raise UserError(
                 f"{path}: image id {short_repr(entry['id'])} needs a 'file_name' and a size of at least 1 x 1"
             )

@@ -33,7 +33,7 @@ def check_file_name(name: str, where: str) -> None:
     """Raises `UserError` for a name that leads, or could lead, out of the folder it is relative to.
 
     Only the name is checked, since it comes with the json. Links on the disk were made by the user, who may well keep
-    images elsewhere; they are followed. Since ``link/..`` is not the folder that contains the link, ``..`` is never safe.
+    images elsewhere; they are followed. ``..`` is never safe: ``link/..`` is not the folder that contains the link.
     """
     if os.path.isabs(name) or ".." in name.split("/") or "\0" in name:
         raise UserError(

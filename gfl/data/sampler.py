@@ -25,8 +25,8 @@ def train_candidates(data: CocoData, *, keep_empty: bool) -> np.ndarray:
 class TrainSampler:
     """Batches of an epoch: a pure function of (seed, epoch); each process takes its part.
 
-    Wide and tall images are batched separately to keep padding small. Every image occurs once per epoch; the last batch is
-    filled up with images from the beginning of the epoch. Set `epoch` and `first_step` before iterating.
+    Wide and tall images are batched separately to keep padding small. Every image occurs once per epoch; the last
+    batch is filled up with images from the beginning of the epoch. Set `epoch` and `first_step` before iterating.
 
     Args:
         candidates: indices of the images to train on.
