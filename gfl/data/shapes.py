@@ -100,7 +100,7 @@ def _soft_rectangle(sides: np.ndarray, sigmas: np.ndarray) -> np.ndarray:
 
 
 def _soft_ellipse(sides: np.ndarray, sigmas: np.ndarray) -> np.ndarray:
-    """Phi(distance / sigma) with the distance to first order, exact on the two axes, where the outline touches the sides.
+    """Phi(distance / sigma) with the distance to first order, which is exact on the two axes, at the contact points.
 
     Sigma follows the normal (nx, ny): nx^2 of the left or right one plus ny^2 of the top or bottom one. A side has
     no weight where the opposite one takes over, so that sigma is continuous.
@@ -138,7 +138,7 @@ def _propose(rng: np.random.Generator) -> np.ndarray:
 
 
 def _fits(sides: np.ndarray, placed: list[np.ndarray]) -> bool:
-    """Whether `sides` may be drawn over the boxes in `placed`: each stays visible at its contact points and in most of its area."""
+    """Whether `sides` may be drawn over `placed` boxes: their contact points and most of their areas stay visible."""
     hidden = np.zeros((IMAGE_SIZE, IMAGE_SIZE), dtype=bool)
     hidden[_pixels(sides)] = True
     for earlier in reversed(placed):
