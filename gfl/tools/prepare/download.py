@@ -66,7 +66,7 @@ def fetch(
     """
     if path.is_file():
         if _md5(path, on_progress) != md5:
-            raise UserError(f"{path} is not the published file (its md5 is not {md5}); delete or move it", code="md5")
+            raise UserError(f"{path} has another md5 than {md5}; delete or move it", code="other_file")
         return
     part = path.with_name(path.name + ".part")
     failures = 0
