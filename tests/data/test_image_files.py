@@ -1,4 +1,4 @@
-"""Reading images: pixels, orientation, sizes from headers, and files that cannot be read."""
+"""Image files: allowed names, pixels, orientation, sizes from headers, and files that cannot be read."""
 
 from pathlib import Path
 
@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from gfl.data.coco import image_path, load_coco
 from gfl.data.image_files import image_sizes, is_image, read_image
 
 PIXELS = np.load(Path(__file__).parents[1] / "golden" / "resize.npz")["image"]  # (61, 83, 3)
@@ -128,3 +129,54 @@ def test_sizes_need_the_header_only(tmp_path, refusal):
         message = refusal(image_sizes, path)
         assert str(path) in message
         assert message.code == "damaged_image"
+
+
+# File names stay in the image folder
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "/etc/hostname",
+        "//etc/hostname",
+        "../outside.png",
+        "..",
+        "a/../../outside.png",
+        "a/../000.png",  # harmless only as long as a is no link
+        "./../outside.png",
+        "000.png\0",  # numpy would take it for 000.png
+        "\0",
+        "000.png\0.jpg",
+    ],
+)
+def test_a_file_name_that_leads_out_of_the_image_folder_is_refused(coco_set, refusal, name):
+    made = coco_set([(60, 40), (50, 30)])
+    (Path(made.images) / "a").mkdir()
+    (Path(made.images).parent / "outside.png").write_bytes(made.file(0).read_bytes())
+    made.tree["images"][1]["file_name"] = name
+    message = refusal(made.save().load)
+    assert message.startswith(f"{made.annotations}: image id 893: ")
+    assert message.code == "unsafe_file_name"
+
+
+@pytest.mark.parametrize("name", ["a/b.png", "./a//b.png", "...png", "a/..b.png", "b..", " \u00e9 .png", "C:\\b.png"])
+def test_unusual_names_within_the_folder_are_accepted(coco_set, name):
+    made = coco_set()
+    (Path(made.images) / "a").mkdir()
+    made.file(0).rename(Path(made.images) / name)
+    made.tree["images"][0]["file_name"] = name
+    assert image_path(made.save().load(), 0).is_file()
+
+
+def test_symbolic_links_are_followed(coco_set, tmp_path):
+    made = coco_set([(60, 40), (50, 30)])
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    made.file(0).rename(elsewhere / "photo.png")
+    made.file(0).symlink_to(elsewhere / "photo.png")  # a file
+    made.file(1).rename(elsewhere / "001.png")
+    (Path(made.images) / "linked").symlink_to(elsewhere)  # a folder
+    made.tree["images"][1]["file_name"] = "linked/001.png"
+    assert len(made.save().load()) == 2
+    (tmp_path / "images").symlink_to(made.images)  # the image folder itself
+    assert len(load_coco(made.annotations, str(tmp_path / "images"))) == 2
