@@ -1,8 +1,5 @@
 """COCO json to flat arrays, and the errors of a json that cannot be used."""
 
-import json
-from pathlib import Path
-
 import numpy as np
 import pytest
 
@@ -87,18 +84,10 @@ def test_a_degenerate_box_is_skipped_and_named(coco_set, bbox):
     assert note.endswith("annotation 2")
 
 
-@pytest.mark.parametrize(
-    ("bbox", "corners"),
-    [
-        ([-5, -4, 20, 20], [0, 0, 15, 16]),
-        ([50, 30, 20, 20], [50, 30, 60, 40]),
-        ([-5, -5, 100, 100], [0, 0, 60, 40]),
-        ([2.5, 3.25, 1.0, 1.5], [2.5, 3.25, 3.5, 4.75]),
-    ],
-)
-def test_boxes_are_clipped_to_the_image(coco_set, bbox, corners):
-    data = coco_set(boxes=[(0, 7, bbox)]).load()
-    assert data.boxes_xyxy.tolist() == [corners]
+def test_boxes_are_clipped_to_the_image(coco_set):
+    boxes = [[-5, -4, 20, 20], [50, 30, 20, 20], [-5, -5, 100, 100], [2.5, 3.25, 1.0, 1.5]]
+    data = coco_set(boxes=[(0, 7, bbox) for bbox in boxes]).load()
+    assert data.boxes_xyxy.tolist() == [[0, 0, 15, 16], [50, 30, 60, 40], [0, 0, 60, 40], [2.5, 3.25, 3.5, 4.75]]
     assert data.notes == ()
 
 
@@ -129,17 +118,13 @@ def test_optional_fields_may_be_missing(coco_set):
     ("content", "named"),
     [
         (b'{"images": [', "json"),
-        (b"", "json"),
         (b"\xff\xd8\xff\xe0 an image", "json"),
         (b"[" * 100_000, "nested"),
         (b'{"images": [1' + b"0" * 5000, "digits"),
         (b"[]", "'images'"),
         (b'{"categories": [{"id": 1, "name": "a"}]}', "'images'"),
-        (b'{"images": {}, "categories": []}', "'images'"),
         (b'{"images": [], "categories": [1]}', "'images'"),
-        (b'{"images": [1]}', "'categories'"),
         (b'{"images": [1], "categories": []}', "'categories'"),
-        (b'{"images": [1], "categories": [1], "annotations": {}}', "'annotations'"),
         (b'{"images": [1], "categories": [1], "annotations": null}', "'annotations'"),
     ],
 )
@@ -166,7 +151,6 @@ def test_a_missing_json_or_image_folder_is_named(coco_set, tmp_path, refusal):
     [
         ({"id": 900}, "image id 900"),
         ({"id": "893"}, "'893'"),
-        ({"id": None}, "{'id': None"),
         ({"id": 2**70}, "image id 1180591620717411303424"),
         ({"width": 50.0}, "'width': 50.0"),
         ({"height": 0}, "image id 893"),
@@ -210,14 +194,11 @@ def test_an_unusable_category_is_named(refusal, categories, named):
     [
         ({"image_id": 12345}, "image_id"),
         ({"image_id": None}, "image_id"),
-        ({"image_id": [900]}, "image_id"),
         ({"category_id": 8}, "category_id"),
         ({"category_id": {}}, "category_id"),
         ({"bbox": [1, 2, 3]}, "bbox"),
         ({"bbox": ["1", "2", "3", "4"]}, "bbox"),
         ({"bbox": [1, 2, 3, True]}, "bbox"),
-        ({"bbox": [1, 2, 3, None]}, "bbox"),
-        ({"bbox": "1 2 3 4"}, "bbox"),
         ({"bbox": {"x": 1}}, "bbox"),
         ({"bbox": [1, 2, 3], "iscrowd": 1}, "bbox"),  # crowd boxes are checked too
         ({"iscrowd": 2}, "iscrowd_or_area"),
@@ -251,8 +232,3 @@ def test_missing_images_are_counted_and_named(coco_set, refusal):
     message = refusal(made.load)
     assert message.startswith(f"{made.annotations}: 4 of its 6 images")
     assert "001.png, 002.png, 003.png and 1 more" in message
-
-
-def test_the_json_is_returned_unchanged(coco_set):
-    made = coco_set()
-    assert read_coco_json(made.annotations) == made.tree == json.loads(Path(made.annotations).read_text())

@@ -1,4 +1,4 @@
-"""Loader processes that are killed or fail."""
+"""Processes that load images for training or for the doctor are killed or fail."""
 
 import gc
 import multiprocessing
@@ -7,12 +7,12 @@ import signal
 
 import numpy as np
 import pytest
-from torch.utils.data import _utils
 
 from gfl.config import DataConfig
 from gfl.data.dataset import CocoDataset
 from gfl.data.loader import batches, build_eval_loader, build_train_loader
 from gfl.data.sampler import TrainSampler
+from gfl.tools.doctor import images
 
 pytestmark = pytest.mark.robustness
 
@@ -25,9 +25,8 @@ def data(coco_set):
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_a_killed_loader_process_is_one_line(data, refusal, training, monkeypatch):
+def test_a_killed_loader_process_is_one_line(data, refusal, training):
     """Whichever comes first: a batch whose memory is gone with its process, or one that never arrives."""
-    monkeypatch.setattr(_utils, "MP_STATUS_CHECK_INTERVAL", 0.2)
     before, handler = set(multiprocessing.active_children()), signal.getsignal(signal.SIGCHLD)
     sampler = TrainSampler(np.arange(5), data.sizes, batch=1)
     loader = build_train_loader(data, CONFIG, sampler, seed=0) if training else build_eval_loader(data, CONFIG)
@@ -52,3 +51,11 @@ def test_a_bug_in_a_loader_process_is_no_dead_process(data, kind, monkeypatch):
     monkeypatch.setattr(CocoDataset, "__getitem__", fail)
     with pytest.raises(kind, match="a bug"):
         list(batches(build_eval_loader(data, CONFIG)))
+
+
+def test_a_process_of_the_doctor_that_dies_is_one_line(coco_set, monkeypatch, refusal):
+    monkeypatch.setattr(images, "inspect_image", lambda path, size: os.kill(os.getpid(), signal.SIGKILL))
+    made = coco_set()
+    message = refusal(images.inspect_images, made.load())
+    assert str(made.file(0)) in message
+    assert message.code == "loader_died"

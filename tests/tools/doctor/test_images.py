@@ -1,15 +1,11 @@
 """The state of image files: damaged, of another size, rotated, corrupt, copied."""
 
-import os
-import signal
-
 import cv2
 import numpy as np
 import pytest
 from PIL import Image
 
 from gfl.data.image_files import EXIF_ORIENTATION
-from gfl.tools.doctor import images
 from gfl.tools.doctor.images import InspectedImage, image_findings, inspect_image, inspect_images, shared_image_findings
 
 
@@ -101,11 +97,3 @@ def test_copies_are_found_within_a_split_and_in_both(coco_set):
     in_train, in_val = inspect_images(train), inspect_images(val)
     assert findings_of(image_findings(train, in_train)) == [("warning", "000.png = copy.bmp")]
     assert findings_of(shared_image_findings(train, in_train, val, in_val)) == [("warning", "leak.bmp = 000.png")]
-
-
-def test_a_process_that_dies_is_one_line(coco_set, monkeypatch, refusal):
-    monkeypatch.setattr(images, "inspect_image", lambda path, size: os.kill(os.getpid(), signal.SIGKILL))
-    made = coco_set()
-    message = refusal(inspect_images, made.load())
-    assert str(made.file(0)) in message
-    assert message.code == "loader_died"
