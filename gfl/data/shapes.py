@@ -14,6 +14,7 @@ import cv2
 import numpy as np
 
 from gfl.common.errors import UserError
+from gfl.common.files import write_json
 
 VERSION = 3  # raise it when the images or annotations of a seed change
 MARKER = "SOFT_SHAPES.txt"
@@ -201,9 +202,7 @@ def write_shapes(out: str | Path, num_train: int, num_val: int, seed: int) -> bo
     _clear(out)
     written = [_write_split(out, split, count, seed) for split, count in zip(SPLITS, (num_train, num_val), strict=True)]
     for split, content in zip(SPLITS, written, strict=True):
-        unfinished = out / "annotations" / "unfinished.json"
-        unfinished.write_text(json.dumps({"info": info} | content))
-        os.replace(unfinished, unfinished.with_name(f"instances_{split}.json"))
+        write_json(out / "annotations" / f"instances_{split}.json", {"info": info} | content)
     return True
 
 
