@@ -5,10 +5,11 @@ import multiprocessing
 
 import numpy as np
 import pytest
+import torch
 
-from gfl.config import DataConfig
+from gfl.config import Config, DataConfig, SplitConfig
 from gfl.data.dataset import CocoDataset
-from gfl.data.loader import batches, build_eval_loader, build_train_loader
+from gfl.data.loader import batches, build_eval_loader, build_train_loader, load_training_data, worker_died
 from gfl.data.sampler import TrainSampler
 
 SIZES = [(60, 40), (40, 60), (48, 48), (70, 30), (30, 50)]
@@ -77,6 +78,35 @@ def test_evaluation_has_every_image_exactly_once(data, world, batch):
         assert all(len(part) <= batch for part in parts)
         found += [image_id for part in parts for image_id in part]
     assert sorted(found) == sorted(data.image_ids.tolist())
+
+
+def test_training_data_are_both_splits_with_the_classes_of_training(coco_set, refusal):
+    train = coco_set(SIZES, BOXES, categories={7: "disc", 9: "ring"})
+    val = coco_set(SIZES[:2], [(0, 1, [5, 5, 9, 9])], categories={1: "ring", 2: "disc"}, name="val")
+    splits = {"train": SplitConfig(train.annotations, train.images), "val": SplitConfig(val.annotations, val.images)}
+    settings = Config(data=config(**splits))
+    data = load_training_data(settings, torch.device("cpu"))
+    assert data.val.class_names == data.train.class_names == ("disc", "ring")
+    assert data.val.labels.tolist() == [1]
+    assert sorted(data.sampler.candidates) == [0, 1, 3]
+    assert ids(data.val_loader) == [[900], [893]]
+    assert {len(batch) for batch in ids(data.train_loader)} == {settings.optim.batch}
+    del val.tree["annotations"]
+    assert val.save().annotations in refusal(load_training_data, settings, torch.device("cpu"))
+
+
+@pytest.mark.parametrize(
+    ("error", "died"),
+    [
+        (RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed."), True),
+        (RuntimeError("Caught RuntimeError in DataLoader worker process 0."), False),
+        (ConnectionResetError("reset by peer"), True),
+        (FileNotFoundError("Caught FileNotFoundError in DataLoader worker process 0."), False),
+        (ValueError("a bug"), False),
+    ],
+)
+def test_dead_workers_are_distinguished_from_errors_in_workers(error, died):
+    assert worker_died(error) is died
 
 
 # Bad images

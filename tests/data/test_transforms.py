@@ -149,6 +149,11 @@ def test_an_unknown_transform_or_argument_is_named(refusal, entry, named):
     assert all(name in message for name in named)
 
 
+def test_another_version_of_albumentations_is_refused(refusal, monkeypatch):
+    monkeypatch.setattr("importlib.metadata.version", lambda name: "1.4.0")
+    assert "1.4.0" in refusal(Augmentation, [{"name": "ToGray"}])
+
+
 @pytest.mark.parametrize(
     "entry",
     [

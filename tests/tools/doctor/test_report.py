@@ -77,6 +77,23 @@ def test_the_report_fits_the_width_and_says_what_it_omits(width, clean):
     assert "--json" not in format_report(check(made.save()), width=width)  # one name is never omitted
 
 
+def test_a_split_without_usable_images_is_reported(clean):
+    train, val = clean(), clean("val", width=130)
+    for number in range(2):
+        train.file(number).unlink()
+    result = check(train, val)
+    assert result["splits"]["train"] | {"annotations": "", "folder": ""} == {
+        "annotations": "",
+        "folder": "",
+        "images_in_json": 2,
+        "images": 0,
+        "boxes": 0,
+        "classes": {},
+    }
+    assert result["fit"] is None
+    assert "none of 2 images" in format_report(result)
+
+
 def test_a_missing_folder_is_refused_as_in_training(clean, refusal):
     made = clean()
     for folder in (made.annotations, str(Path(made.images) / "no")):
