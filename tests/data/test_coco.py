@@ -8,20 +8,17 @@ from gfl.data.coco import category_names, image_path, load_coco, read_coco_json
 PETS = {90: "dog", 5: "cat", 17: "bird"}
 
 
-def test_classes_are_the_categories_by_rising_id(coco_set):
+@pytest.mark.parametrize(
+    ("class_names", "category_ids", "labels"),
+    [(None, (5, 17, 90), [2, 0, 1]), (("dog", "bird", "cat"), (90, 17, 5), [0, 2, 1])],
+)
+def test_classes_are_the_categories_by_rising_id_or_those_of_a_model(coco_set, class_names, category_ids, labels):
     boxes = [(0, 90, [1, 1, 5, 5]), (0, 5, [2, 2, 6, 6]), (0, 17, [3, 3, 7, 7])]
-    data = coco_set(boxes=boxes, categories=PETS).load()
-    assert data.class_names == ("cat", "bird", "dog")
-    assert data.category_ids == (5, 17, 90)
-    assert data.labels.tolist() == [2, 0, 1]
+    data = coco_set(boxes=boxes, categories=PETS).load(class_names)
+    assert data.class_names == (class_names or ("cat", "bird", "dog"))
+    assert data.category_ids == category_ids
+    assert data.labels.tolist() == labels
     assert data.labels.dtype == np.int64
-
-
-def test_classes_of_a_model_are_matched_by_name(coco_set):
-    boxes = [(0, 90, [1, 1, 5, 5]), (0, 5, [2, 2, 6, 6])]
-    data = coco_set(boxes=boxes, categories=PETS).load(["dog", "bird", "cat"])
-    assert data.category_ids == (90, 17, 5)
-    assert data.labels.tolist() == [0, 2]
 
 
 def test_a_name_that_occurs_twice_gives_two_classes(coco_set, refusal):
