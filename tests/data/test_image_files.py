@@ -8,14 +8,9 @@ import pytest
 from PIL import Image
 
 from gfl.data.coco import image_path, load_coco
-from gfl.data.image_files import image_sizes, is_image, read_image
+from gfl.data.image_files import image_sizes, read_image
 
 PIXELS = np.load(Path(__file__).parents[1] / "golden" / "resize.npz")["image"]  # (61, 83, 3)
-
-
-def test_images_are_recognised_by_their_suffix():
-    assert all(map(is_image, ("a.jpg", Path("x.y/a.JPEG"), "a.b.PNG")))
-    assert not any(map(is_image, ("a.txt", "jpg", ".jpg", "a.jpg.json")))
 
 
 def test_channels_are_red_green_blue(tmp_path):

@@ -57,9 +57,6 @@ def test_epochs_and_seeds_differ_and_are_reproducible():
     orders = [images_of(sampler(epoch=epoch, seed=seed)).tolist() for epoch in range(3) for seed in range(3)]
     assert all(orders.count(order) == 1 for order in orders)
     assert images_of(sampler(epoch=1, seed=2)).tolist() == orders[5]
-
-
-def test_keys_carry_the_epoch():
     assert {epoch for keys in sampler(epoch=7) for epoch, _ in keys} == {7}
 
 

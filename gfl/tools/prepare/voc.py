@@ -9,7 +9,7 @@ does the same with `iscrowd`, so they become crowd boxes, which training leaves 
 relative to the detection alone, so a few more detections are ignored than by VOC.)
 
 Files are read by the standard library's parser: it never opens external entities, and expat from 2.4.1 on, which Python
-3.10 and later bring, stops at entities that expand without measure.
+3.10 and later bring, limits the expansion of entities.
 """
 
 from collections.abc import Sequence
