@@ -3,24 +3,24 @@
 import argparse
 from pathlib import Path
 
-WHAT = ("train", "val", "annotations", "test")
+PARTS = ("train", "val", "annotations", "test")
 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        description="Download COCO 2017, check its md5 and unpack it. It goes on where it was if it is interrupted, "
-        "and may be run again: what is there is not fetched twice. The zip files are kept; delete them when all is "
-        "unpacked.",
+        description="Download COCO 2017, check its md5 and unpack it. Run it again to resume an "
+        "interrupted download; files that exist are not fetched again. The zip files are kept; delete them after "
+        "unpacking.",
         epilog="example: python scripts/download_coco.py data/coco\n"
-        "a part: python scripts/download_coco.py --what val --what annotations data/coco",
+        "only a part: python scripts/download_coco.py --what val --what annotations data/coco",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("folder", metavar="DIR", type=Path, help="where it goes; the configs expect data/coco")
+    parser.add_argument("folder", metavar="DIR", type=Path, help="the destination; the configs expect data/coco")
     parser.add_argument(
         "--what",
         action="append",
-        choices=WHAT,
-        help="a part of it, repeatable (default: train, val and annotations, 27 GB as zip files)",
+        choices=PARTS,
+        help="the part to download, repeatable (default: train, val and annotations, 27 GB as zip files)",
     )
     parser.add_argument("--server", metavar="URL", help="a mirror with the same paths as images.cocodataset.org")
     return parser.parse_args()
@@ -38,21 +38,27 @@ def main(args: argparse.Namespace) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"cannot make the folder {folder}: {error.strerror}") from None
-    for what in dict.fromkeys(args.what or WHAT[:3]):
-        get(COCO[what], folder, args.server or COCO_SERVER)
+        raise UserError(f"cannot create the folder {folder}: {error.strerror}") from None
+    for part in dict.fromkeys(args.what or PARTS[:3]):
+        get(COCO[part], folder, args.server or COCO_SERVER)
     command = "python train.py configs/gfl_r50_fpn_1x_coco.yaml"
-    usual = folder.resolve() == Path("data/coco").resolve()
-    print(f"next: {command}" if usual else f"next: link data/coco to {folder}, where the configs look, then {command}")
+    is_default = folder.resolve() == Path("data/coco").resolve()
+    print(
+        f"next: {command}"
+        if is_default
+        else f"next: link data/coco to {folder}, where the configs expect it, then {command}"
+    )
 
 
 def get(archive: Archive, folder: Path, server: str) -> None:
     path = folder / archive.name
     with Bar(archive.name) as bar:
-        fetch(f"{server.rstrip('/')}/{archive.path}", path, md5=archive.md5, growth=archive.growth, report=bar.show)
+        fetch(
+            f"{server.rstrip('/')}/{archive.path}", path, md5=archive.md5, growth=archive.growth, on_progress=bar.show
+        )
     with Bar(f"{archive.name} unpacking") as bar:
-        written = unpack(path, folder, report=bar.show)
-    print(f"{path}: complete, {written} files written")
+        written = unpack(path, folder, on_progress=bar.show)
+    print(f"{path}: complete, {written} files unpacked")
 
 
 class Bar:

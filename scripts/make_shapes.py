@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Write the embedded data set, soft shapes: COCO-format images whose every box side has a known blur.
 
-A set that is already there is left alone; one made with other arguments is replaced.
+An existing set with the same arguments is kept; one with other arguments is replaced.
 """
 
 import argparse
@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 EXAMPLE = "example:\n  python scripts/make_shapes.py --out data/shapes --train 800 --val 200 --seed 0"
-DEFAULT_OUT = "data/shapes"  # where configs/gfl_r18_shapes.yaml looks
+DEFAULT_OUT = "data/shapes"  # where configs/gfl_r18_shapes.yaml expects it
 
 
 def parse_args() -> argparse.Namespace:
@@ -19,7 +19,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--out", default=DEFAULT_OUT, metavar="FOLDER", help="where to write it (default %(default)s)")
     parser.add_argument("--train", type=_at_least(1), default=800, help="training images (default %(default)s)")
     parser.add_argument("--val", type=_at_least(1), default=200, help="validation images (default %(default)s)")
-    parser.add_argument("--seed", type=_at_least(0), default=0, help="another seed, another set (default %(default)s)")
+    parser.add_argument(
+        "--seed", type=_at_least(0), default=0, help="a set is determined by its seed and sizes (default %(default)s)"
+    )
     return parser.parse_args()
 
 
@@ -48,12 +50,12 @@ def main(args: argparse.Namespace) -> None:
     if written:
         print(f"written to {args.out} in {time.perf_counter() - start:.1f} s")
     else:
-        print(f"already in {args.out}, nothing to do")
+        print(f"{args.out} has this set already, nothing to do")
     print(f"next: python train.py configs/gfl_r18_shapes.yaml{_overrides(args.out)}")
 
 
 def _overrides(out: str) -> str:
-    """What the training command needs in addition where the set is not in the default place."""
+    """The overrides that the training command needs if the set is not in the default folder."""
     if Path(out) == Path(DEFAULT_OUT):
         return ""
     splits = ("train", "val")

@@ -1,4 +1,4 @@
-"""Turn a data set in Pascal VOC's or YOLO's layout into COCO-format json, which everything here reads."""
+"""Turn a data set in Pascal VOC's or YOLO's layout into COCO-format json, which training and evaluation read."""
 
 import argparse
 from pathlib import Path
@@ -12,35 +12,38 @@ EXAMPLE = (
 def parse_args() -> argparse.Namespace:
     style = {"formatter_class": argparse.RawDescriptionHelpFormatter, "epilog": EXAMPLE}
     parser = argparse.ArgumentParser(
-        description=f"{__doc__} The images stay where they are. A json that is there and says something else is left "
-        "alone.",
+        description=f"{__doc__} The images are not moved or copied. An existing json with other content is not "
+        "overwritten.",
         **style,
     )
     layouts = parser.add_subparsers(dest="layout", required=True)
     voc = layouts.add_parser("voc", help="Annotations/*.xml, JPEGImages/, ImageSets/Main/<split>.txt", **style)
-    voc.add_argument("source", metavar="FOLDER", type=Path, help="the folder with those three")
+    voc.add_argument("source", metavar="FOLDER", type=Path, help="the folder that contains them")
     voc.add_argument(
         "--classes",
         metavar="NAME",
         nargs="+",
-        help="the classes in this order (default: those that occur in any of the splits, by name)",
+        help="the classes in this order (default: those that occur in the splits, in alphabetical order)",
     )
     voc.add_argument(
         "--zero-based",
         action="store_true",
-        help="corners are edges counted from 0, as many tools write them, not VOC's own pixels counted from 1",
+        help="corners are edges counted from 0, as many tools write them, instead of VOC's pixels counted from 1",
     )
     yolo = layouts.add_parser("yolo", help="data.yaml, labels/*.txt beside images/", **style)
     yolo.add_argument("source", metavar="FILE", type=Path, help="the data.yaml")
     yolo.add_argument(
-        "--root", metavar="FOLDER", type=Path, help="what train and val are relative to, instead of its path: key"
+        "--root",
+        metavar="FOLDER",
+        type=Path,
+        help="the folder that the splits are relative to, instead of the path: in the file",
     )
     for layout, kind in ((voc, "files of ImageSets/Main"), (yolo, "keys of the data.yaml")):
         layout.add_argument(
             "--splits", metavar="NAME", nargs="+", default=["train", "val"], help=f"{kind} (default: train val)"
         )
         layout.add_argument(
-            "--out", metavar="FOLDER", type=Path, required=True, help="where instances_<split>.json are written"
+            "--out", metavar="FOLDER", type=Path, required=True, help="where to write instances_<split>.json"
         )
     return parser.parse_args()
 
@@ -66,50 +69,50 @@ def main(args: argparse.Namespace) -> None:
         categories = class_names(splits, args.classes)
     else:
         splits, categories = read_yolo(args.source, names, root=args.root, progress=progress)
-    trees = [coco_tree(split, categories) for split in splits]  # all of them before the first is written
+    trees = [coco_tree(split, categories) for split in splits]  # all of them, before any is written
     files = [args.out / f"instances_{split.name}.json" for split in splits]
     for split, tree, file in zip(splits, trees, files, strict=True):
         write_split(file, tree)
-        report(split, file)
+        print_summary(split, file)
     print(f"classes   {len(categories)}: {', '.join(f'{i} {name}' for i, name in enumerate(categories.values(), 1))}")
-    suggest({split.name: (file, split.folder) for split, file in zip(splits, files, strict=True)})
+    print_next_commands({split.name: (file, split.folder) for split, file in zip(splits, files, strict=True)})
 
 
 def progress(images: Sequence[Any]) -> Iterable[Any]:
     return progress_bar(images, unit="image", leave=False)
 
 
-def report(split: Split, file: Path) -> None:
-    empty = sum(not picture.boxes for picture in split.pictures)
+def print_summary(split: Split, file: Path) -> None:
+    empty = sum(not image.boxes for image in split.images)
     crowd = sum(box.crowd for box in split.boxes)
-    counts = f"{len(split.pictures)} images ({empty} without objects), {len(split.boxes)} boxes"
+    counts = f"{len(split.images)} images ({empty} without objects), {len(split.boxes)} boxes"
     print(f"written   {file}: {counts}" + (f" ({crowd} difficult, as crowd)" if crowd else ""))
     for note in split.notes:
         print(f"note      {note}")
 
 
-def suggest(found: dict[str, tuple[Path, Path]]) -> None:
-    """The commands that come next, by split: the json and the folder of its images."""
-    train = next((name for name in ("train", "trainval") if name in found), None)
-    val = next((name for name in ("val", "test") if name in found), None)
+def print_next_commands(written: dict[str, tuple[Path, Path]]) -> None:
+    """Print the commands to run next; `written` has the json and the image folder of each split."""
+    train = next((name for name in ("train", "trainval") if name in written), None)
+    val = next((name for name in ("val", "test") if name in written), None)
     if not (train and val):
-        for file, images in found.values():
+        for file, images in written.values():
             print(f"next: python scripts/doctor.py {quote(file)} {quote(images)}")
         return
-    words = {name: " ".join(map(quote, found[name])) for name in (train, val)}
+    words = {name: " ".join(map(quote, written[name])) for name in (train, val)}
     print(f"next: python scripts/doctor.py {words[train]} --val {words[val]} --config configs/finetune.yaml")
     overrides = [
         f"data.{role}.{key}={quote(path)}"
         for role, name in (("train", train), ("val", val))
-        for key, path in zip(("annotations", "images"), found[name], strict=True)
+        for key, path in zip(("annotations", "images"), written[name], strict=True)
     ]
     print(f"then: python train.py configs/finetune.yaml {' '.join(overrides)} model.weights=START.pt")
 
 
 def quote(path: Path) -> str:
-    """For the shell, and relative to the current folder where it lies below."""
-    near = os.path.relpath(path)
-    return shlex.quote(str(path) if near.startswith("..") else near)
+    """The path quoted for the shell, relative to the current folder if it is below it."""
+    relative = os.path.relpath(path)
+    return shlex.quote(str(path) if relative.startswith("..") else relative)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,12 @@
-"""Fixtures: small COCO-format sets whose boxes are drawn in their images, and the message of a refused input."""
+"""Fixtures: small COCO-format sets whose boxes are drawn in their images, refused inputs, and scripts as modules."""
 
+import importlib.util
 import json
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import cv2
@@ -23,7 +25,7 @@ Box = tuple[int, int, list[float]]  # number of the image, category id, [x, y, w
 
 @dataclass
 class CocoSet:
-    """A written set; change `tree` and call `save` to make the json say something else."""
+    """A written set; change `tree` and call `save` to change the json."""
 
     annotations: str
     images: str
@@ -45,7 +47,7 @@ def coco_set(tmp_path) -> Callable[..., CocoSet]:
     """Write images and a json.
 
     The pixels of a box are 250 in channel (place of its category) % 3 of RGB, all others are below 50. Image ids
-    fall from 900 in steps of 7, annotation ids rise from 1, so that none is mistaken for a row.
+    fall from 900 in steps of 7, annotation ids rise from 1, so that none is mistaken for an index.
 
     Args of the factory:
         sizes: (width, height) per image.
@@ -101,16 +103,37 @@ def coco_set(tmp_path) -> Callable[..., CocoSet]:
     return build
 
 
-@pytest.fixture
-def refusal() -> Callable[..., str]:
-    """Call something that must raise `UserError`, and return the message, which must be a single line."""
+class Refusal(str):
+    """The message of a `UserError`, with its code."""
 
-    def call(function: Callable, *args: Any, **kwargs: Any) -> str:
+    code: str
+
+
+@pytest.fixture
+def refusal() -> Callable[..., Refusal]:
+    """Call something that must raise `UserError`; returns the message, which must be a single line, and its code."""
+
+    def call(function: Callable, *args: Any, **kwargs: Any) -> Refusal:
         with pytest.raises(UserError) as error:
             function(*args, **kwargs)
-        message = str(error.value)
+        message = Refusal(error.value)
+        message.code = error.value.code
         assert message
         assert "\n" not in message
         return message
 
     return call
+
+
+@pytest.fixture
+def script() -> Callable[[str], ModuleType]:
+    """Import a file of scripts/ by its name."""
+
+    def load(name: str) -> ModuleType:
+        path = Path(__file__).resolve().parent.parent / "scripts" / f"{name}.py"
+        spec = importlib.util.spec_from_file_location(name, path)
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module
+
+    return load

@@ -1,4 +1,4 @@
-"""What a check of the data found: one line each, with a level, a count, the first few names and what to do."""
+"""Findings of a data check, one line each: level, count, what was found, what to do, and the first few names."""
 
 import textwrap
 from collections.abc import Iterable, Sequence
@@ -6,20 +6,20 @@ from dataclasses import dataclass
 
 from gfl.common.text import printable, truncate_middle
 
-LEVELS = ("ok", "warning", "error")  # by rising exit code
+LEVELS = ("ok", "warning", "error")  # the position is the exit code
 INDENT = " " * 6  # of the names below a finding
-NAME_LINES = 2  # at most
+MAX_NAME_LINES = 2
 
 
 @dataclass(frozen=True)
 class Finding:
     """One line of a report."""
 
-    level: str  # one of LEVELS; "ok" is worth knowing, and nothing needs to be done
+    level: str  # one of LEVELS; "ok" is for information only
     count: int
-    what: str  # goes on from the count: "boxes outside their image"
-    advice: str  # what to do, or what training makes of it
-    items: tuple[str | int, ...] = ()  # all names or ids
+    what: str  # follows the count: "boxes outside their image"
+    advice: str  # what to do, or how training handles it
+    items: tuple[str | int, ...] = ()  # names or ids of all entries concerned
     reasons: tuple[str, ...] = ()  # one per item, where they differ
 
     def note(self) -> str:
@@ -28,20 +28,20 @@ class Finding:
         return f"{self.count} {self.what}{names}; {self.advice}"
 
 
-def finding(
+def finding_if_any(
     level: str, what: str, advice: str, items: Sequence[str | int], reasons: Sequence[str] = ()
 ) -> list[Finding]:
-    """A list with one finding on these items; an empty one without items."""
+    """A list with one finding about `items`; an empty list if there are none."""
     return [Finding(level, len(items), what, advice, tuple(items), tuple(reasons))] if items else []
 
 
 def exit_code(findings: Iterable[Finding]) -> int:
-    """0 fine, 1 warnings, 2 errors: training refuses the data or would stop on it."""
+    """0 without warnings, 1 with warnings, 2 with errors, which make training refuse the data or stop."""
     return max((LEVELS.index(found.level) for found in findings), default=0)
 
 
 def table(findings: Sequence[Finding], width: int) -> list[str]:
-    """Lines of at most `width` characters, errors first; names stand below the warnings and errors."""
+    """Lines of at most `width` characters, errors first; the names are listed below warnings and errors."""
     if not findings:
         return []
     count_width = max(len(f"{found.count:,}") for found in findings)
@@ -51,36 +51,36 @@ def table(findings: Sequence[Finding], width: int) -> list[str]:
     for found in sorted(findings, key=lambda found: -LEVELS.index(found.level)):
         start = f"  {found.level:<7} {found.count:>{count_width},}  "
         if columns:
-            told = [f"{start}{found.what:<{what_width}}  {found.advice}".rstrip()]
+            wrapped = [f"{start}{found.what:<{what_width}}  {found.advice}".rstrip()]
         else:
             sentence = start + found.what + (f": {found.advice}" if found.advice else "")
-            told = textwrap.wrap(sentence, width, subsequent_indent=" " * len(start), break_on_hyphens=False)
+            wrapped = textwrap.wrap(sentence, width, subsequent_indent=" " * len(start), break_on_hyphens=False)
         names = name_lines(found.items, width - len(INDENT)) if found.level != "ok" else []
-        lines += [printable(line) for line in told] + [INDENT + line for line in names]
+        lines += [printable(line) for line in wrapped] + [INDENT + line for line in names]
     return lines
 
 
 def all_named(found: Finding, width: int) -> bool:
-    """Whether `table` has room for every name of the finding."""
-    return not found.items or (found.level != "ok" and _left_out(found.items, width - len(INDENT)) == 0)
+    """Whether `table` shows every name of the finding."""
+    return not found.items or (found.level != "ok" and _num_omitted(found.items, width - len(INDENT)) == 0)
 
 
 def name_lines(items: Sequence[str | int], width: int) -> list[str]:
-    """As many of the items as `NAME_LINES` lines of `width` characters hold, whole, and how many more there are.
+    """As many items as fit on `MAX_NAME_LINES` lines of `width` characters, and the number of the others.
 
-    Only an item that is longer than a line is shortened, in its middle.
+    Only an item longer than a line is shortened, in its middle.
     """
-    return _pack(items, len(items) - _left_out(items, width), width)
+    return _pack_lines(items, len(items) - _num_omitted(items, width), width)
 
 
-def _left_out(items: Sequence[str | int], width: int) -> int:
-    for count in range(min(len(items), NAME_LINES * width), 1, -1):
-        if len(_pack(items, count, width)) <= NAME_LINES:
+def _num_omitted(items: Sequence[str | int], width: int) -> int:
+    for count in range(min(len(items), MAX_NAME_LINES * width), 1, -1):
+        if len(_pack_lines(items, count, width)) <= MAX_NAME_LINES:
             return len(items) - count
     return max(len(items) - 1, 0)
 
 
-def _pack(items: Sequence[str | int], count: int, width: int) -> list[str]:
+def _pack_lines(items: Sequence[str | int], count: int, width: int) -> list[str]:
     """The first `count` items on lines that break between items only."""
     rest = len(items) - count
     pieces = [truncate_middle(printable(str(item)), width - 1) for item in items[:count]]

@@ -9,11 +9,11 @@ from gfl.common.distributed import gather_to_main
 from gfl.common.files import write_json
 
 FILE = "bad_images.json"  # in the run folder, if there were any
-MAX_LINES = 20  # printed of a list
+MAX_LINES = 20  # of the list that are printed
 
 
 def report_bad_images(replaced: Mapping[str, str], run_dir: Path) -> None:
-    """Print, and keep as json in the run folder, what was replaced in any process, and before interruptions.
+    """Print the images that any process replaced, now or before an interruption, and save them in the run folder.
 
     All processes call it, each with its own file names and reasons; only the main one prints and writes.
     """
@@ -21,7 +21,7 @@ def report_bad_images(replaced: Mapping[str, str], run_dir: Path) -> None:
     if gathered is None:
         return
     path, bad = run_dir / FILE, {}
-    with contextlib.suppress(OSError, ValueError, TypeError):  # there is none yet, or somebody has changed it
+    with contextlib.suppress(OSError, ValueError, TypeError):  # none yet, or edited by hand
         bad |= json.loads(path.read_text(encoding="utf-8"))
     for part in gathered:
         bad |= part

@@ -1,6 +1,6 @@
 """From an image of a split to a sample, and from samples to a batch.
 
-What is random is a pure function of (seed, epoch, index), not of the number of loader processes.
+All randomness is a pure function of (seed, epoch, index), not of the number of loader processes.
 """
 
 from collections.abc import Iterator, Sequence
@@ -18,7 +18,7 @@ from gfl.data.sampler import Key
 from gfl.data.transforms import Augmentation, flip, keep_ratio_size, resize
 from gfl.structures import SIZE_DIVISOR, Batch, Targets
 
-MAX_REPLACEMENTS = 100  # images tried in place of a bad one, before the whole folder counts as bad
+MAX_REPLACEMENTS = 100  # images tried in place of a bad one before giving up
 
 
 class Sample(NamedTuple):
@@ -86,24 +86,24 @@ def collate(samples: Sequence[Sample]) -> Batch:
 
 
 class PatchedBatch(NamedTuple):
-    """A batch in which other images stand for bad ones."""
+    """A batch in which bad images are replaced by others."""
 
     batch: Batch
-    bad: dict[str, str]  # file name -> what is wrong with it
+    bad: dict[str, str]  # file name -> reason
 
 
 class SafeDataset(Dataset):
-    """Batches of a `CocoDataset`, with a `UserError` as a value instead of an exception.
+    """Batches of a `CocoDataset` that returns a `UserError` instead of raising it.
 
-    The loader would wrap an exception in the traceback of its process.
+    The loader would wrap a raised one in the traceback of its process.
 
     Args:
-        replacements: indices of the images that may take a bad one's place; None where none may.
-        why: why not, the end of the error's message.
+        replacements: indices of the images that may replace a bad one; None if a bad image is an error.
+        hint: appended to the message of that error.
     """
 
-    def __init__(self, dataset: CocoDataset, *, replacements: np.ndarray | None = None, why: str = "") -> None:
-        self.dataset, self.replacements, self.why = dataset, replacements, why
+    def __init__(self, dataset: CocoDataset, *, replacements: np.ndarray | None = None, hint: str = "") -> None:
+        self.dataset, self.replacements, self.hint = dataset, replacements, hint
         self.bad: dict[str, str] = {}  # of the batches that the main process has seen: file name -> reason
 
     def __getitems__(self, keys: list[Key]) -> Batch | PatchedBatch | UserError:
@@ -115,13 +115,13 @@ class SafeDataset(Dataset):
         return PatchedBatch(batch, bad) if bad else batch
 
     def _sample(self, key: Key, bad: dict[str, str]) -> Sample:
-        """The sample of `key`, or of the first of its replacements that is good; `bad` gains what was not."""
+        """The sample of `key`, or of its first good replacement; bad images are added to `bad`."""
         for candidate in self._replacement_keys(key):
             try:
                 return self.dataset[candidate]
             except BadImage as error:
                 if self.replacements is None:
-                    raise BadImage(f"{error}{self.why}", code=error.code) from None
+                    raise BadImage(f"{error}{self.hint}", code=error.code) from None
                 bad[str(self.dataset.data.file_names[candidate[1]])] = reason = str(error)
         raise UserError(
             f"data.on_bad_image=skip found nothing but bad images, {len(bad)} in a row; the last: {reason}",
@@ -129,7 +129,7 @@ class SafeDataset(Dataset):
         )
 
     def _replacement_keys(self, key: Key) -> Iterator[Key]:
-        """`key`, then its replacements: a pure function of the seed and the key, as all else in a sample."""
+        """`key`, then its replacements: a pure function of the seed and the key, like everything in a sample."""
         yield key
         rng = np.random.default_rng((self.dataset.seed, *key, 1))
         for index in rng.permutation(self.replacements)[:MAX_REPLACEMENTS]:

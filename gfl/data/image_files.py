@@ -1,8 +1,9 @@
-"""Image files: which names are images, their orientation, their sizes from the header, and their pixels."""
+"""Image files: which names are allowed and exist, their orientation, their sizes from the header, and their pixels."""
 
 import contextlib
 import os
 import warnings
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import cv2
@@ -10,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from gfl.common.errors import UserError
+from gfl.common.text import list_some
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")  # in either case
 EXIF_ORIENTATION, TIFF_WIDTH, TIFF_HEIGHT = 0x0112, 256, 257  # tags of EXIF and TIFF
@@ -23,16 +25,51 @@ class BadImage(UserError):
 
 
 def is_image(path: str | os.PathLike) -> bool:
-    """Whether the name ends like an image's."""
+    """Whether the name has the suffix of an image."""
     return os.path.splitext(path)[1].lower() in IMAGE_SUFFIXES
+
+
+def check_file_name(name: str, where: str) -> None:
+    """Raises `UserError` for a name that leads, or could lead, out of the folder it is relative to.
+
+    Only the name is checked, since it comes with the json. Links on the disk were made by the user, who may well keep
+    images elsewhere; they are followed. ``..`` is never safe: ``link/..`` is not the folder that contains the link.
+    """
+    if os.path.isabs(name) or ".." in name.split("/") or "\0" in name:
+        raise UserError(
+            f"{where}: file name {name!r:.80} leads out of the image folder; write it relative to that folder",
+            code="unsafe_file_name",
+        )
+    if len(name) > 4096:  # no system opens it, and an array of names takes that much for each
+        raise UserError(f"{where}: file name {name!r:.80} is too long")
+
+
+def check_image_folder(root: str, path: str) -> None:
+    """Raises `UserError` if the image folder of the json `path` does not exist."""
+    if not os.path.isdir(root):
+        raise UserError(f"no image folder {root!r} (for {path}); see data/README.md for where data sets go")
+
+
+def missing_files(root: str, file_names: Iterable[str]) -> list[int]:
+    """Positions of the names that are no file below `root`."""
+    return [i for i, name in enumerate(file_names) if not os.path.isfile(os.path.join(root, name))]
+
+
+def check_files(root: str, file_names: Sequence[str] | np.ndarray, path: str) -> None:
+    """Raises `UserError` for missing files: now rather than in the middle of an epoch."""
+    check_image_folder(root, path)
+    if missing := missing_files(root, file_names):
+        count = f"{len(missing)} of its {len(file_names)} images are not in {root}"
+        names = list_some([file_names[i] for i in missing])
+        raise UserError(f"{path}: {count}: {names}; add the files or remove these images from the json")
 
 
 def read_image(path: Path, size: tuple[int, int] | None = None) -> np.ndarray:
     """An image file as uint8 (H, W, 3) RGB, upright by its EXIF orientation.
 
     Args:
-        size: (height, width) the json states. If only the file's unrotated pixels fit, the annotations were made
-            on those and they are returned.
+        size: (height, width) in the json. If only the unrotated pixels of the file have this size, the annotations
+            were made on those and they are returned.
 
     Raises `BadImage` for a file that is missing, damaged or of another size.
     """
@@ -50,7 +87,7 @@ def read_image(path: Path, size: tuple[int, int] | None = None) -> np.ndarray:
             return image
     height, width = image.shape[:2]
     raise BadImage(
-        f"image {path} is {width} x {height} but the json says {size[1]} x {size[0]}; its boxes would not fit: "
+        f"image {path} is {width} x {height} but the json says {size[1]} x {size[0]}; its boxes would not fit; "
         "correct the json's width and height or the file",
         code="image_size",
     )
@@ -59,12 +96,12 @@ def read_image(path: Path, size: tuple[int, int] | None = None) -> np.ndarray:
 def _decode(data: np.ndarray, flags: int) -> np.ndarray | None:
     try:
         return cv2.imdecode(data, flags) if data.size else None
-    except cv2.error:  # a damaged header that asks for an enormous picture
+    except cv2.error:  # a damaged header that asks for an enormous image
         return None
 
 
 def exif_orientation(path: Path) -> int:
-    """EXIF's 1 to 8; 1, which is upright, where the file has none."""
+    """EXIF orientation from 1 to 8; 1, which is upright, if the file has none."""
     with contextlib.suppress(Exception), warnings.catch_warnings():  # odd metadata may raise anything
         warnings.simplefilter("ignore")
         with Image.open(path) as image:
@@ -73,10 +110,10 @@ def exif_orientation(path: Path) -> int:
 
 
 def image_sizes(path: Path) -> tuple[tuple[int, int], tuple[int, int]]:
-    """(width, height) of an image turned upright by its EXIF orientation, and as stored; no pixel is decoded.
+    """(width, height) of an image turned upright by its EXIF orientation, and as stored; no pixels are decoded.
 
-    Upright is what `read_image` returns for it. A file whose header is whole but whose pixels are not passes here.
-    Raises `UserError` for a file that is no image.
+    `read_image` returns it upright. A file with a sound header and damaged pixels passes.
+    Raises `BadImage` for a file that is missing or not an image.
     """
     try:
         with warnings.catch_warnings():
@@ -86,7 +123,7 @@ def image_sizes(path: Path) -> tuple[tuple[int, int], tuple[int, int]]:
                 stored = int(tags.get(TIFF_WIDTH, image.width)), int(tags.get(TIFF_HEIGHT, image.height))
                 transposed = image.getexif().get(EXIF_ORIENTATION) in TRANSPOSED
     except FileNotFoundError:
-        raise BadImage(f"no image {path}; bring it there or take it out of the split", code="missing_image") from None
+        raise BadImage(f"no image {path}; add the file or remove it from the split", code="missing_image") from None
     except PermissionError as error:
         raise BadImage(f"cannot read image {path}: {error.strerror}", code="missing_image") from None
     except Exception:  # a damaged header can raise anything

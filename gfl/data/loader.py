@@ -1,4 +1,4 @@
-"""Loaders of a split, their processes, and all data of a training run."""
+"""The data of a training run: both splits, their loaders, and the loader processes."""
 
 import os
 import signal
@@ -30,7 +30,7 @@ class TrainingData(NamedTuple):
 
 
 def load_training_data(config: Config, device: torch.device) -> TrainingData:
-    """Read both splits and build their loaders; raises `UserError` for whatever cannot be used."""
+    """Read both splits and build their loaders; raises `UserError` if either cannot be used."""
     data = config.data
     shard = {"rank": distributed.rank(), "world": distributed.world_size()}
     pin_memory = device.type == "cuda"
@@ -54,7 +54,7 @@ def load_training_data(config: Config, device: torch.device) -> TrainingData:
 def build_train_loader(
     data: CocoData, config: DataConfig, sampler: TrainSampler, *, seed: int, pin_memory: bool = False
 ) -> DataLoader:
-    """Batches of `data` in the order of `sampler`; ``on_bad_image: skip`` may replace one image by another."""
+    """Batches of `data` in the order of `sampler`; ``on_bad_image: skip`` replaces bad images by others."""
     dataset = CocoDataset(data, config, training=True, seed=seed)
     replacements = sampler.candidates if config.on_bad_image == "skip" else None
     return _build_loader(SafeDataset(dataset, replacements=replacements), sampler, config.workers, pin_memory)
@@ -63,21 +63,21 @@ def build_train_loader(
 def build_eval_loader(
     data: CocoData, config: DataConfig, *, batch: int = 1, rank: int = 0, world: int = 1, pin_memory: bool = False
 ) -> DataLoader:
-    """Every image of `data` exactly once over all processes: each takes every `world`-th, none is repeated.
+    """Every image of `data` exactly once over all processes: each takes every `world`-th.
 
-    A bad image is an error whatever ``on_bad_image`` says: metrics without it would not be the split's.
+    A bad image is an error even with ``on_bad_image: skip``: metrics without it would not be those of the split.
     """
     keys = [(0, index) for index in range(rank, len(data), world)]
     groups = [keys[start : start + batch] for start in range(0, len(keys), batch)]
-    why = "; data.on_bad_image=skip is for training, metrics must not miss an image"
-    dataset = SafeDataset(CocoDataset(data, config, training=False), why=why if config.on_bad_image == "skip" else "")
+    hint = "; data.on_bad_image=skip applies to training only" if config.on_bad_image == "skip" else ""
+    dataset = SafeDataset(CocoDataset(data, config, training=False), hint=hint)
     return _build_loader(dataset, groups, config.workers, pin_memory)
 
 
 def batches(loader: DataLoader) -> Iterator[Batch]:
-    """The loader's batches; an error in a loader process arrives as the `UserError` it was, in one line.
+    """The loader's batches; a `UserError` in a loader process is raised here without that process's traceback.
 
-    The first bad image that was replaced is reported; `loader.dataset.bad` names all so far, with reasons.
+    The first bad image that is replaced is printed; `loader.dataset.bad` collects all of them, with reasons.
     """
     in_processes = getattr(loader, "num_workers", 0) > 0
     for loaded in _watch_workers(loader) if in_processes else loader:
@@ -87,24 +87,24 @@ def batches(loader: DataLoader) -> Iterator[Batch]:
         if isinstance(loaded, PatchedBatch):
             if not loader.dataset.bad:
                 reason = next(iter(loaded.bad.values()))
-                tqdm.write(f"warning  {reason}; training goes on with others in place of such images")
+                tqdm.write(f"warning  {reason}; training replaces such images by others")
             loader.dataset.bad |= loaded.bad
             loaded = loaded.batch
         yield loaded
 
 
 def _watch_workers(loader: Iterable) -> Iterator:
-    """What `loader` yields; raises `UserError` where one of its processes has died."""
+    """The items of `loader`; raises `UserError` if one of its processes has died."""
     handler = signal.getsignal(signal.SIGCHLD)
     try:
         iterator = iter(loader)
-        # Torch's handler would raise wherever the program just stands, even while it saves; without it the death shows
-        # here, when batches no longer come.
+        # Torch's handler would raise at any place in the program, even while it saves; without it the death is noticed
+        # here, when no more batches arrive.
         signal.signal(signal.SIGCHLD, handler)
         yield from iterator
         return
-    except (RuntimeError, ConnectionError, FileNotFoundError, EOFError) as error:
-        if not _is_death(error):
+    except Exception as error:
+        if not worker_died(error):
             raise
     raise UserError(
         "a loader process died, most likely because memory, or shared memory (/dev/shm), ran out; lower data.workers, "
@@ -113,21 +113,22 @@ def _watch_workers(loader: Iterable) -> Iterator:
     )
 
 
-def _is_death(error: Exception) -> bool:
-    """Whether a loader process is gone, as opposed to one that reports an error, with its traceback.
+def worker_died(error: BaseException) -> bool:
+    """Whether a `DataLoader` raised `error` because one of its processes is gone, not because one reported an error.
 
-    Torch has no type of its own for either, only its texts.
+    Torch has no exception types for the two, only different texts.
     """
     if isinstance(error, RuntimeError):
         return str(error).startswith(("DataLoader worker (pid", "Pin memory thread exited"))
-    # While it dies, its socket goes first, from which this process fetches the memory of a batch.
-    return "in DataLoader worker process" not in str(error)
+    # A dying process first closes the socket from which this process fetches the memory of a batch.
+    closed = isinstance(error, ConnectionError | FileNotFoundError | EOFError)
+    return closed and "in DataLoader worker process" not in str(error)
 
 
 def _build_loader(
     dataset: SafeDataset, batch_sampler: Sequence | TrainSampler, workers: int, pin_memory: bool
 ) -> DataLoader:
-    with warnings.catch_warnings():  # of more processes than cores: train.py has a note for that
+    with warnings.catch_warnings():  # about more processes than cores: train.py prints its own note
         warnings.filterwarnings("ignore", "This DataLoader will create")
         return DataLoader(
             dataset,
@@ -140,9 +141,9 @@ def _build_loader(
 
 
 def _ignore_stop_signals(worker: int) -> None:
-    """Outlive the signals that a terminal or a scheduler sends to all processes: the main one takes some more steps.
+    """Outlive the signals that a terminal or a scheduler sends to all processes: the main one needs a few more batches.
 
-    SIGTERM is also how the main process ends a worker that is left over, so that one ends it, but later.
+    The main process also ends leftover workers with SIGTERM, so that signal ends the worker, but 10 s later.
     """
     os.setpgid(0, 0)
     signal.signal(signal.SIGINT, signal.SIG_IGN)

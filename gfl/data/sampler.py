@@ -11,7 +11,10 @@ Key = tuple[int, int]  # epoch, index of the image
 
 
 def train_candidates(data: CocoData, *, keep_empty: bool) -> np.ndarray:
-    """Indices of the images to train on: those with boxes, or all."""
+    """Indices of the images to train on: those with boxes, or all.
+
+    Raises `UserError` (code "no_boxes") if no image has a box.
+    """
     counts = np.diff(data.offsets)
     candidates = np.arange(len(data)) if keep_empty else np.flatnonzero(counts)
     if not counts.any():
@@ -20,10 +23,10 @@ def train_candidates(data: CocoData, *, keep_empty: bool) -> np.ndarray:
 
 
 class TrainSampler:
-    """Batches of an epoch: a pure function of (seed, epoch), of which each process takes its part.
+    """Batches of an epoch: a pure function of (seed, epoch); each process takes its part.
 
-    Wide and tall images stay apart, so that little is padded. Every image occurs once per epoch; the last batch is
-    filled up from the beginning of the epoch. Set `epoch` and `first_step` before iterating.
+    Wide and tall images are batched separately to keep padding small. Every image occurs once per epoch; the last
+    batch is filled up with images from the beginning of the epoch. Set `epoch` and `first_step` before iterating.
 
     Args:
         candidates: indices of the images to train on.
@@ -45,7 +48,8 @@ class TrainSampler:
         if batch % (world * accumulate):
             raise UserError(
                 f"optim.batch: {batch} images cannot be shared evenly by {world} processes x {accumulate} passes "
-                f"(optim.accumulate); use a multiple of {world * accumulate}"
+                f"(optim.accumulate); use a multiple of {world * accumulate}",
+                code="uneven_batch",
             )
         self.candidates, self.wide = candidates, sizes[candidates, 1] > sizes[candidates, 0]
         self.batch, self.accumulate, self.rank, self.world, self.seed = batch, accumulate, rank, world, seed
@@ -60,10 +64,10 @@ class TrainSampler:
         rng = np.random.default_rng((self.seed, epoch))
         order = rng.permutation(len(self.candidates))
         groups = [order[self.wide[order]], order[~self.wide[order]]]
-        whole = [group[: len(group) // self.batch * self.batch] for group in groups]
-        rest = np.concatenate([group[len(kept) :] for group, kept in zip(groups, whole, strict=True)])
+        full = [group[: len(group) // self.batch * self.batch] for group in groups]
+        rest = np.concatenate([group[len(kept) :] for group, kept in zip(groups, full, strict=True)])
         missing = self.steps_per_epoch * self.batch - len(order)
-        batches = np.concatenate([*whole, rest, np.resize(order, missing)]).reshape(-1, self.batch)
+        batches = np.concatenate([*full, rest, np.resize(order, missing)]).reshape(-1, self.batch)
         return self.candidates[rng.permutation(batches)]
 
     def __iter__(self) -> Iterator[list[Key]]:

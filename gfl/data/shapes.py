@@ -1,7 +1,7 @@
-"""The embedded data set: soft shapes, whose every box side has a known blur and so a known ideal distribution.
+"""The embedded data set: soft shapes, where every box side has a known blur and thus a known ideal distribution.
 
 Coordinates are continuous pixels: pixel (row i, column j) covers [j, j + 1] x [i, i + 1] and is sampled at its centre.
-What belongs to the four sides of an object is an array (4,) in the order left, top, right, bottom.
+Values of the four sides of an object are arrays (4,) in the order left, top, right, bottom.
 """
 
 import json
@@ -14,8 +14,9 @@ import cv2
 import numpy as np
 
 from gfl.common.errors import UserError
+from gfl.common.files import write_json
 
-VERSION = 3  # raise it when the pictures or the annotations of a seed change
+VERSION = 3  # raise it when the images or annotations of a seed change
 MARKER = "SOFT_SHAPES.txt"
 SPLITS = ("train", "val")
 KINDS = ("rectangle", "ellipse", "ring", "cross")
@@ -24,7 +25,7 @@ IMAGE_SIZE, MAX_OBJECTS = 160, 6
 MIN_EXTENT, MAX_EXTENT, MAX_ASPECT = 28.0, 110.0, 2.5
 MIN_SIGMA, MAX_SIGMA, MAX_SIGMA_SHARE = 0.4, 12.0, 0.12
 MAX_NOISE = 2.0  # annotators disagree by at most this many sigmas
-LEAVING_SHARE, MAX_OVERHANG = 0.25, 0.25  # 25 % out along both axes leave 56 % of the box in the frame
+LEAVING_SHARE, MAX_OVERHANG = 0.25, 0.25  # 25 % outside along both axes leave 56 % of the box in the image
 MAX_HIDDEN = 0.35  # also keeps the IoU of two boxes below 0.35
 MIN_CONTRAST, COLOUR_SPREAD = 65.0, 60.0  # distance of two colours in RGB; spread per channel around the background's
 HOLE, ARM = 0.4, 0.4  # hole of a ring, width of the arms of a cross: shares of the extent
@@ -35,7 +36,7 @@ _PHI = np.array([0.5 * (1.0 + math.erf(z / math.sqrt(2.0))) for z in _PHI_AT])
 
 
 class SoftShape(NamedTuple):
-    """One object: true sides, their blurs, and the sides an annotator drew; all (4,) px, not clipped to the frame."""
+    """One object: true sides, their blurs, and the annotated sides; all (4,) px, not clipped to the image."""
 
     kind: str  # one of KINDS
     sides: np.ndarray
@@ -44,10 +45,10 @@ class SoftShape(NamedTuple):
 
 
 def render_sample(rng: np.random.Generator, noisy: bool) -> tuple[np.ndarray, list[SoftShape]]:
-    """Draw one picture: image (160, 160, 3) uint8 RGB and its 1 to 6 objects, later ones over earlier ones.
+    """Draw one sample: image (160, 160, 3) uint8 RGB and its 1 to 6 objects, later ones over earlier ones.
 
-    With `noisy` (training) an annotated side is normal around the true side with the side's own sigma, cut at two
-    sigmas; without (validation) it is the true side.
+    With `noisy` (training) an annotated side is normally distributed around the true side with that side's sigma,
+    truncated at two sigmas; without (validation) it is the true side.
     """
     canvas = _background(rng)
     objects = []
@@ -57,10 +58,10 @@ def render_sample(rng: np.random.Generator, noisy: bool) -> tuple[np.ndarray, li
         sigmas = np.exp(rng.uniform(np.log(MIN_SIGMA), np.log(limits)))
         alpha = alpha_mask(kind, sides, sigmas).astype(np.float32)[..., None]
         canvas += alpha * (_paint(rng, canvas, sides) - canvas)
-        # Equal probabilities between the cuts, through the inverse CDF: the truncated normal.
-        mistakes = np.interp(rng.uniform(_phi(-MAX_NOISE), _phi(MAX_NOISE), 4), _PHI, _PHI_AT)
-        objects.append(SoftShape(kind, sides, sigmas, sides + noisy * sigmas * mistakes))
-    # The noise of the camera comes last: equal on objects and background, it does not betray a soft edge.
+        # The truncated normal: uniform probabilities between the two limits, through the inverse CDF.
+        errors = np.interp(rng.uniform(_phi(-MAX_NOISE), _phi(MAX_NOISE), 4), _PHI, _PHI_AT)
+        objects.append(SoftShape(kind, sides, sigmas, sides + noisy * sigmas * errors))
+    # Camera noise comes last: it is equal on objects and background, so it does not reveal a soft edge.
     canvas += rng.uniform(2.0, 9.0) * rng.standard_normal(canvas.shape, dtype=np.float32)
     return np.clip(np.rint(canvas), 0, 255).astype(np.uint8), objects
 
@@ -68,8 +69,8 @@ def render_sample(rng: np.random.Generator, noisy: bool) -> tuple[np.ndarray, li
 def alpha_mask(kind: str, sides: np.ndarray, sigmas: np.ndarray) -> np.ndarray:
     """Opacity (160, 160) in [0, 1] of an object of `kind` with true `sides` and blurs `sigmas`, both (4,) px.
 
-    Along the normal through the place where the outline touches a side, the opacity is the Gaussian CDF with that
-    side's sigma; it is one half on the side itself.
+    Along the normal through the point where the outline touches a side, the opacity is the Gaussian CDF with that
+    side's sigma; it is 0.5 on the side itself.
     """
     if kind == "rectangle":
         return _soft_rectangle(sides, sigmas)
@@ -100,10 +101,10 @@ def _soft_rectangle(sides: np.ndarray, sigmas: np.ndarray) -> np.ndarray:
 
 
 def _soft_ellipse(sides: np.ndarray, sigmas: np.ndarray) -> np.ndarray:
-    """Phi(distance / sigma), the distance to first order, which is exact on the two axes, where the sides are touched.
+    """Phi(distance / sigma) with the distance to first order, which is exact on the two axes, at the contact points.
 
-    Sigma turns with the normal (nx, ny): nx^2 of the left or right one plus ny^2 of the top or bottom one. A side
-    weighs nothing where it hands over to the opposite one, so that nothing jumps.
+    Sigma follows the normal (nx, ny): nx^2 of the left or right one plus ny^2 of the top or bottom one. A side has
+    no weight where the opposite one takes over, so that sigma is continuous.
     """
     centres = np.arange(IMAGE_SIZE) + 0.5
     a, b = (sides[2:] - sides[:2]) / 2
@@ -117,7 +118,7 @@ def _soft_ellipse(sides: np.ndarray, sigmas: np.ndarray) -> np.ndarray:
 
 
 def _place(rng: np.random.Generator) -> list[np.ndarray]:
-    """Boxes (4,) in drawing order; fewer than were asked for where the frame is full."""
+    """Boxes (4,) in drawing order; fewer than were drawn at random if the image is full."""
     placed: list[np.ndarray] = []
     for _ in range(rng.integers(1, MAX_OBJECTS + 1)):
         proposals = (_propose(rng) for _ in range(30))
@@ -138,17 +139,17 @@ def _propose(rng: np.random.Generator) -> np.ndarray:
 
 
 def _fits(sides: np.ndarray, placed: list[np.ndarray]) -> bool:
-    """Whether `sides` may be drawn over the boxes in `placed`: each keeps its contacts and most of its area."""
+    """Whether `sides` may be drawn over `placed` boxes: their contact points and most of their areas stay visible."""
     hidden = np.zeros((IMAGE_SIZE, IMAGE_SIZE), dtype=bool)
     hidden[_pixels(sides)] = True
     for earlier in reversed(placed):
-        # Every kind touches its box in the middle of each side; within 3 px of it a side could not be made out.
+        # Every kind touches its box in the middle of each side; within 3 px of it a side could not be seen.
         (left, top, right, bottom), (x, y) = earlier, (earlier[:2] + earlier[2:]) / 2
         contacts = np.array([[left, y], [x, top], [right, y], [x, bottom]])
         covered = ((contacts > sides[:2] - 3.0) & (contacts < sides[2:] + 3.0)).all(axis=1)
         if covered.any() or hidden[_pixels(earlier)].mean() > MAX_HIDDEN:
             return False
-        hidden[_pixels(earlier)] = True  # whatever was drawn after an object hides it, not only the newest
+        hidden[_pixels(earlier)] = True  # everything drawn later hides an object, not only the newest
     return True
 
 
@@ -172,9 +173,9 @@ def _background(rng: np.random.Generator) -> np.ndarray:
 
 
 def _paint(rng: np.random.Generator, canvas: np.ndarray, sides: np.ndarray) -> np.ndarray:
-    """What an object is painted with, (160, 160, 3): a colour that stands out a little along its whole box, textured.
+    """The textured colour of an object, (160, 160, 3), with a low contrast to what is behind its whole outline.
 
-    Little, since with glaring colours every side would be found to the pixel and there would be nothing to learn.
+    Low, since with a high contrast every side would be found to the pixel and there would be nothing to learn.
     """
     left, top, right, bottom = sides.clip(0.0, IMAGE_SIZE - 1).astype(int)
     rows, columns = slice(top, bottom + 1, 4), slice(left, right + 1, 4)
@@ -190,9 +191,9 @@ def _paint(rng: np.random.Generator, canvas: np.ndarray, sides: np.ndarray) -> n
 def write_shapes(out: str | Path, num_train: int, num_val: int, seed: int) -> bool:
     """Write the COCO-format set: OUT/{train,val}/*.png and OUT/annotations/instances_{train,val}.json.
 
-    Image i of a split depends on (seed, split, i) only. Returns False, with nothing done, where `out` holds this very
-    set; another soft shapes set is replaced. Annotations come last, each file in one step: an interrupted run never
-    looks complete. Raises UserError where `out` holds anything else, OSError where it cannot be written.
+    Image i of a split depends on (seed, split, i) only. Returns False, without writing, if `out` has this set
+    already; another soft shapes set is replaced. Annotations are written last and atomically: an interrupted run never
+    looks complete. Raises `UserError` if `out` contains anything else, `OSError` if it cannot be written.
     """
     out = Path(out)
     info = {"description": "soft shapes", "version": VERSION, "seed": seed, "num_train": num_train, "num_val": num_val}
@@ -201,9 +202,7 @@ def write_shapes(out: str | Path, num_train: int, num_val: int, seed: int) -> bo
     _clear(out)
     written = [_write_split(out, split, count, seed) for split, count in zip(SPLITS, (num_train, num_val), strict=True)]
     for split, content in zip(SPLITS, written, strict=True):
-        unfinished = out / "annotations" / "unfinished.json"
-        unfinished.write_text(json.dumps({"info": info} | content))
-        os.replace(unfinished, unfinished.with_name(f"instances_{split}.json"))
+        write_json(out / "annotations" / f"instances_{split}.json", {"info": info} | content)
     return True
 
 
@@ -217,9 +216,11 @@ def _is_written(out: Path, split: str, info: dict) -> bool:
 
 
 def _clear(out: Path) -> None:
-    """Make the folders and remove an earlier set, its annotations first; files with names of their own stay."""
+    """Create the folders and remove an earlier set, annotations first; files with other names are kept."""
     if out.exists() and not (out / MARKER).is_file() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"{out} holds something other than soft shapes (no {MARKER}); choose another folder")
+        raise UserError(
+            f"{out} contains other files than soft shapes (no {MARKER}); choose another folder", code="not_empty"
+        )
     for folder in ("annotations", *SPLITS):
         (out / folder).mkdir(parents=True, exist_ok=True)
     (out / MARKER).write_text("Soft shapes, written and replaced by scripts/make_shapes.py of this project.\n")
@@ -229,7 +230,7 @@ def _clear(out: Path) -> None:
 
 
 def _write_split(out: Path, split: str, count: int, seed: int) -> dict:
-    """Render the images of a split; returns the lists of the COCO json that describe them."""
+    """Render the images of a split; returns the lists of its COCO json."""
     images, annotations = [], []
     for index in range(count):
         image, objects = render_sample(np.random.default_rng([seed, SPLITS.index(split), index]), split == "train")
@@ -241,13 +242,13 @@ def _write_split(out: Path, split: str, count: int, seed: int) -> dict:
             bbox, sigmas = _coco_box(shape.annotated), [round(sigma, 3) for sigma in shape.sigmas.tolist()]
             ids = {"id": len(annotations) + 1, "image_id": index + 1, "category_id": KINDS.index(shape.kind) + 1}
             annotated = {"bbox": bbox, "area": round(bbox[2] * bbox[3], 3), "iscrowd": 0}
-            truth = {"true_bbox": _coco_box(shape.sides), "edge_sigma": sigmas}
-            annotations.append(ids | annotated | truth)
+            exact = {"true_bbox": _coco_box(shape.sides), "edge_sigma": sigmas}
+            annotations.append(ids | annotated | exact)
     categories = [{"id": number, "name": kind} for number, kind in enumerate(KINDS, start=1)]
     return {"images": images, "annotations": annotations, "categories": categories}
 
 
 def _coco_box(sides: np.ndarray) -> list[float]:
-    """Sides (4,) -> x, y, width, height in the frame; rounded before subtracting, so that x + width is right too."""
+    """Sides (4,) -> x, y, width, height in the image; rounded before subtracting, so that x + width is right too."""
     left, top, right, bottom = (round(side, 3) for side in sides.clip(0.0, IMAGE_SIZE).tolist())
     return [left, top, round(right - left, 3), round(bottom - top, 3)]

@@ -1,4 +1,4 @@
-"""One image and its boxes: resize, augment, flip. What is random comes from the generator that is passed in."""
+"""Resize, augment and flip an image with its boxes. All randomness comes from the generator that is passed in."""
 
 import inspect
 import os
@@ -21,7 +21,7 @@ def keep_ratio_size(height: int, width: int, *, short_side: int, long_side: int)
 
 
 def resize(image: np.ndarray, boxes_xyxy: np.ndarray, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-    """Bilinear resize to (height, width), boxes with it."""
+    """Bilinear resize of an image and its boxes to (height, width)."""
     height, width = image.shape[:2]
     if size == (height, width):
         return image, boxes_xyxy
@@ -30,7 +30,7 @@ def resize(image: np.ndarray, boxes_xyxy: np.ndarray, size: tuple[int, int]) -> 
 
 
 def flip(image: np.ndarray, boxes_xyxy: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mirror left and right."""
+    """Mirror an image and its boxes left to right."""
     flipped = boxes_xyxy.copy()
     flipped[:, [0, 2]] = image.shape[1] - boxes_xyxy[:, [2, 0]]
     return image[:, ::-1], flipped
@@ -46,7 +46,7 @@ class Augmentation:
         albumentations = _import_albumentations()
         built = [_build_transform(albumentations, entry) for entry in transforms]
         boxes = {"format": "pascal_voc", "label_fields": ["rows"], "min_width": 1, "min_height": 1}
-        boxes |= {"clip": True, "filter_invalid_bboxes": True}  # the two together survive any box
+        boxes |= {"clip": True, "filter_invalid_bboxes": True}  # together they accept any box
         self._moves_boxes = any(isinstance(transform, albumentations.DualTransform) for transform in built)
         self._compose = albumentations.Compose(
             built, bbox_params=albumentations.BboxParams(**boxes) if self._moves_boxes else None
@@ -55,9 +55,9 @@ class Augmentation:
     def __call__(
         self, image: np.ndarray, boxes_xyxy: np.ndarray, labels: np.ndarray, rng: np.random.Generator
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Image (H, W, 3), boxes (n, 4), labels (n,) -> the same after the transforms; boxes may have gone.
+        """Image (H, W, 3), boxes (n, 4), labels (n,) -> the same after the transforms, perhaps with fewer boxes.
 
-        Raises `UserError` where a transform fails or leaves something else than a uint8 RGB image.
+        Raises `UserError` if a transform fails or returns anything but a uint8 RGB image.
         """
         self._compose.set_random_state(rng, random.Random(int(rng.integers(2**32))))
         # Labels travel as row numbers, since albumentations passes them through float32.
@@ -71,19 +71,19 @@ class Augmentation:
         if image.dtype != np.uint8 or image.shape[2:] != (3,):
             raise UserError(
                 f"data.augment: an image came back as {image.dtype} {image.shape}; transforms must keep uint8 RGB, "
-                "normalisation follows on the device"
+                "images are normalised later, on the device"
             )
         return image, np.asarray(result["bboxes"], np.float32).reshape(-1, 4), labels[rows]
 
 
 def _import_albumentations() -> Any:
-    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # or it asks the network for a newer version
+    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # otherwise it asks the network for a newer version
     try:
         version = metadata.version("albumentations")
-        import albumentations  # here, since it takes seconds and most runs do not need it
+        import albumentations  # imported here: it takes seconds, and most runs do not need it
     except (metadata.PackageNotFoundError, ImportError):
         version = "none"
-    # AlbumentationsX imports under the same name, behaves differently and has another licence.
+    # AlbumentationsX has the same import name but another behaviour and licence.
     if not version.startswith("2.0."):
         raise UserError(f"data.augment needs albumentations 2.0, not {version}: pip install -r requirements.txt")
     return albumentations

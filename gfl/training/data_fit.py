@@ -1,4 +1,4 @@
-"""Whether data fit the config, from the json alone: distances to learn, object sizes, points per object, classes."""
+"""How well a data set fits the config, by its json alone: distances, object sizes, points per object, classes."""
 
 from typing import Any, NamedTuple
 
@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from gfl.build import build_assigner, build_point_layout
-from gfl.common.findings import Finding, finding
+from gfl.common.findings import Finding, finding_if_any
 from gfl.config import Config
 from gfl.data.coco import CocoData
 from gfl.data.transforms import keep_ratio_size
@@ -15,30 +15,31 @@ from gfl.method.points import make_point_grid, points_in_images
 from gfl.structures import SIZE_DIVISOR, Targets
 
 TAIL = 0.001  # share of sides that may exceed the recommended reg_max
-NOTABLE = 0.01  # share of sides beyond reg_max, and of objects without a point, from which on it is a warning
-NOTABLE_SMALL = 0.05  # the same for objects below the finest stride
-FEW = 3  # points; an object with fewer is hard to learn
-QUICK, THOROUGH = 1_000, 8_000  # objects whose points are assigned: at every start of training, and on demand
+WARN_SHARE = 0.01  # of sides beyond reg_max, or of objects without a point, above which it is a warning
+WARN_SHARE_SMALL = 0.05  # the same for objects below the finest stride
+FEW_POINTS = 3  # an object with fewer is hard to learn
+# Objects whose points are assigned: at every start of training, and when the user asks for a check.
+MAX_OBJECTS_AT_START, MAX_OBJECTS_ON_DEMAND = 1_000, 8_000
 
 
 class RegressionTargets(NamedTuple):
-    """What the box branch learns on some images of a split."""
+    """What the box branch is trained on, for some images of a split."""
 
     distances: np.ndarray  # (m, 4) strides, of all positive points
     levels: np.ndarray  # (m,) their levels
     points: np.ndarray  # (n,) number of points of every object
-    images: int  # images looked at
+    images: int  # number of images
 
 
 def regression_targets(data: CocoData, config: Config, *, max_boxes: int | None = None) -> RegressionTargets:
-    """Distances and levels of the positive points of a split, and how many each object got.
+    """Distances and levels of the positive points of a split, and the number of points of each object.
 
-    Images in their size for evaluation, unflipped, and the config's assigner; no image is read. With `max_boxes`
-    only evenly chosen images that have about as many boxes.
+    Images have their size in evaluation and are not flipped; the assigner is the config's. No image file is read.
+    With `max_boxes` only images at equal intervals are used, with about as many boxes in total.
     """
     assigner, layout = build_assigner(config.assign), build_point_layout(config.model.points)
     distances, levels, points = [np.zeros((0, 4), np.float32)], [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
-    chosen = _evenly(np.flatnonzero(np.diff(data.offsets)), len(data.labels), max_boxes)
+    chosen = _choose_images(np.flatnonzero(np.diff(data.offsets)), len(data.labels), max_boxes)
     for index in chosen:
         boxes, labels = data.boxes_of(index)
         height, width = data.sizes[index].tolist()
@@ -59,11 +60,11 @@ def regression_targets(data: CocoData, config: Config, *, max_boxes: int | None 
     return RegressionTargets(np.concatenate(distances), np.concatenate(levels), np.concatenate(points), len(chosen))
 
 
-def _evenly(images: np.ndarray, boxes: int, max_boxes: int | None) -> np.ndarray:
-    """Every image, or so many at equal distances that they have about `max_boxes` of all the boxes."""
+def _choose_images(images: np.ndarray, boxes: int, max_boxes: int | None) -> np.ndarray:
+    """All images, or some at equal intervals that have about `max_boxes` boxes in total."""
     if max_boxes is None or boxes <= max_boxes:
         return images
-    # An image costs as much as several boxes, and a few crowded ones say little of a split.
+    # At least 20 images, since a few crowded ones say little about a split; at most one per 5 boxes, for the time.
     count = min(len(images), max(20, round(len(images) * max_boxes / boxes)), max_boxes // 5)
     return images[np.linspace(0, len(images) - 1, count).round().astype(np.int64)]
 
@@ -72,14 +73,14 @@ def _size_in_eval(height: int, width: int, config: Config) -> tuple[int, int]:
     return keep_ratio_size(height, width, short_side=config.data.short_side_in_eval, long_side=config.data.long_side)
 
 
-def target_statistics(learned: RegressionTargets, config: Config) -> dict[str, Any]:
-    """The share of sides beyond the range of `reg_max` and `delta`, overall and per level; the `reg_max` to take."""
-    distances, levels = learned.distances, learned.levels
+def target_statistics(targets: RegressionTargets, config: Config) -> dict[str, Any]:
+    """The share of sides beyond the range of `reg_max` and `delta`, overall and per level, and a better `reg_max`."""
+    distances, levels = targets.distances, targets.levels
     head, strides = config.model.head, config.model.points.strides
     limit = head.reg_max * head.delta
     if not distances.size:
         return {"points": 0}
-    wanted = int(np.ceil(np.quantile(distances, 1 - TAIL) / head.delta))
+    recommended = int(np.ceil(np.quantile(distances, 1 - TAIL) / head.delta))
     by_stride = {str(stride): distances[levels == level] for level, stride in enumerate(strides)}
     return {
         "points": len(distances),
@@ -91,15 +92,15 @@ def target_statistics(learned: RegressionTargets, config: Config) -> dict[str, A
             stride: float((part > limit).mean()) for stride, part in by_stride.items() if len(part)
         },
         "largest": float(distances.max()),
-        "recommended_reg_max": max(1, wanted),
+        "recommended_reg_max": max(1, recommended),
     }
 
 
 def object_sizes(data: CocoData, config: Config) -> tuple[np.ndarray, np.ndarray]:
     """(A,) square roots of the boxes' areas: in pixels of the file, and of the network's input in evaluation."""
-    sizes, kind = np.unique(data.sizes, axis=0, return_inverse=True)
+    sizes, index = np.unique(data.sizes, axis=0, return_inverse=True)
     resized = np.array([_size_in_eval(*size, config) for size in sizes.tolist()])
-    scale = np.sqrt((resized / sizes).prod(axis=1))[kind.reshape(-1)]
+    scale = np.sqrt((resized / sizes).prod(axis=1))[index.reshape(-1)]
     width, height = (data.boxes_xyxy[:, 2:] - data.boxes_xyxy[:, :2]).T
     in_file = np.sqrt(width * height)
     return in_file, in_file * np.repeat(scale, np.diff(data.offsets))
@@ -107,7 +108,7 @@ def object_sizes(data: CocoData, config: Config) -> tuple[np.ndarray, np.ndarray
 
 def fit_statistics(data: CocoData, config: Config, *, max_boxes: int) -> dict[str, Any]:
     """Statistics of the training split; see `object_sizes`, `target_statistics` and `regression_targets`."""
-    learned = regression_targets(data, config, max_boxes=max_boxes)
+    targets = regression_targets(data, config, max_boxes=max_boxes)
     finest = config.model.points.strides[0]
     in_file, in_input = object_sizes(data, config)
     quantiles = ("0.05", "0.5", "0.95") if len(in_file) else ()
@@ -120,18 +121,18 @@ def fit_statistics(data: CocoData, config: Config, *, max_boxes: int) -> dict[st
             "quantiles_px": {q: float(np.quantile(in_input, float(q))) for q in quantiles},
         },
         "assigned": {
-            "images": learned.images,
-            "objects": len(learned.points),
-            "without_point": int((learned.points == 0).sum()),
-            f"under_{FEW}_points": int((learned.points < FEW).sum()),
-            "mean_points": float(learned.points.mean()) if len(learned.points) else None,
+            "images": targets.images,
+            "objects": len(targets.points),
+            "without_point": int((targets.points == 0).sum()),
+            f"under_{FEW_POINTS}_points": int((targets.points < FEW_POINTS).sum()),
+            "mean_points": float(targets.points.mean()) if len(targets.points) else None,
         },
-        "targets": target_statistics(learned, config),
+        "targets": target_statistics(targets, config),
     }
 
 
 def fit_findings(statistics: dict[str, Any], config: Config) -> list[Finding]:
-    """What `fit_statistics` say that calls for another config."""
+    """The statistics of `fit_statistics` that call for another config."""
     sizes, assigned, targets = statistics["sizes"], statistics["assigned"], statistics["targets"]
     if not sizes["objects"]:
         return []
@@ -140,50 +141,53 @@ def fit_findings(statistics: dict[str, Any], config: Config) -> list[Finding]:
 
 def _small_objects(sizes: dict[str, Any]) -> list[Finding]:
     count, stride = sizes["under_finest_stride"], sizes["finest_stride"]
-    level = "warning" if count > NOTABLE_SMALL * sizes["objects"] else "ok"
+    level = "warning" if count > WARN_SHARE_SMALL * sizes["objects"] else "ok"
     what = f"objects ({count / sizes['objects']:.1%}) under the finest stride, {stride} px"
     return [Finding(level, count, what, "raise data.short_side" if level == "warning" else "")] if count else []
 
 
 def _without_points(assigned: dict[str, Any], objects: int) -> list[Finding]:
-    looked = assigned["objects"]
-    sample = "" if looked == objects else f" of {looked} looked at"
-    found = []
-    for key, what in (("without_point", "that no point learns"), (f"under_{FEW}_points", f"with under {FEW} points")):
+    sampled = assigned["objects"]
+    sample = "" if sampled == objects else f" of {sampled} sampled"
+    findings = []
+    for key, what in (
+        ("without_point", "without a positive point"),
+        (f"under_{FEW_POINTS}_points", f"with under {FEW_POINTS} points"),
+    ):
         count = assigned[key]
-        level = "warning" if key == "without_point" and count > NOTABLE * looked else "ok"
+        level = "warning" if key == "without_point" and count > WARN_SHARE * sampled else "ok"
         advice = "raise data.short_side or change assign.kind" if level == "warning" else ""
         if count:
-            found.append(Finding(level, count, f"objects{sample} ({count / looked:.1%}) {what}", advice))
-    return found
+            findings.append(Finding(level, count, f"objects{sample} ({count / sampled:.1%}) {what}", advice))
+    return findings
 
 
 def _sides_beyond(targets: dict[str, Any], config: Config) -> list[Finding]:
     if config.model.head.box != "general" or not targets["points"] or not targets["share_beyond"]:
-        return []  # the other representations have no range
-    share, wanted = targets["share_beyond"], targets["recommended_reg_max"]
-    level = "warning" if share > NOTABLE else "ok"
+        return []  # the other box representations have no range
+    share, recommended = targets["share_beyond"], targets["recommended_reg_max"]
+    level = "warning" if share > WARN_SHARE else "ok"
     what = f"sides ({share:.1%}) beyond reg_max {targets['reg_max']}, up to {targets['largest']:.0f} strides"
-    advice = f"model.head.reg_max={wanted} holds 99.9%" if wanted > targets["reg_max"] else ""
+    advice = f"model.head.reg_max={recommended} covers 99.9%" if recommended > targets["reg_max"] else ""
     return [Finding(level, round(share * targets["points"] * 4), what, advice)]
 
 
 def class_counts(data: CocoData, usable: np.ndarray | None = None) -> dict[str, int]:
-    """Boxes to learn by class name, of all images or of those that the mask (I,) names."""
+    """Number of boxes by class name, in all images or in those of the mask (I,)."""
     labels = data.labels if usable is None else data.labels[np.repeat(usable, np.diff(data.offsets))]
     counts = np.bincount(labels, minlength=len(data.class_names))
     return dict(zip(data.class_names, counts.tolist(), strict=True))
 
 
 def class_findings(data: CocoData, split: str) -> list[Finding]:
-    """Classes that the split has no box of."""
+    """Classes without a box in the split."""
     without = [name for name, count in class_counts(data).items() if not count]
-    advice = {"train": "leave them out of both jsons", "val": "AP is the mean of the others"}
-    return finding("warning", f"classes without {split} boxes", advice[split], without)
+    advice = {"train": "leave them out of both jsons", "val": "AP is the mean over the others"}
+    return finding_if_any("warning", f"classes without {split} boxes", advice[split], without)
 
 
 def fit_notes(train: CocoData, val: CocoData, config: Config) -> list[str]:
-    """Warnings before training starts, within seconds even for COCO: no image is read."""
-    statistics = fit_statistics(train, config, max_boxes=QUICK)
+    """Warnings before training starts; takes seconds even for COCO, since no image file is read."""
+    statistics = fit_statistics(train, config, max_boxes=MAX_OBJECTS_AT_START)
     found = [*class_findings(train, "train"), *class_findings(val, "val"), *fit_findings(statistics, config)]
     return [entry.note() for entry in found if entry.level != "ok"]

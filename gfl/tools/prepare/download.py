@@ -1,4 +1,4 @@
-"""Archives from the network: downloads that go on where they broke off, checked, and unpacked into one folder only."""
+"""Archives from the network: resumable downloads, checked by md5, and unpacked into one folder only."""
 
 import contextlib
 import errno
@@ -18,7 +18,7 @@ from gfl.common.errors import UserError
 from gfl.common.files import file_digest, temporary
 
 CHUNK = 2**20
-SPARE = 2**28  # bytes that stay free on the disk
+SPARE = 2**28  # bytes to leave free on the disk
 
 
 class Archive(NamedTuple):
@@ -41,7 +41,7 @@ COCO = {
     "annotations": Archive("annotations/annotations_trainval2017.zip", "f4bbac642086de4f52a3fdda2de5fa2c", 3.5),
 }
 
-Report = Callable[[int, int | None], object]  # bytes that are there, and of how many if that is known
+OnProgress = Callable[[int, int | None], object]  # bytes done, and their total if it is known
 
 
 def fetch(
@@ -53,27 +53,27 @@ def fetch(
     attempts: int = 5,
     timeout: float = 30.0,
     pause: float = 1.0,
-    report: Report = lambda done, total: None,
+    on_progress: OnProgress = lambda done, total: None,
 ) -> None:
-    """Download `url` to `path`, through `path`.part, from where an earlier attempt stopped; nothing if it is there.
+    """Download `url` to `path` unless it exists, through `path`.part, from which an interrupted download resumes.
 
     Args:
-        growth: what unpacking will need besides, in bytes per byte.
-        attempts: how often in a row nothing may come before it gives up.
+        growth: additional space that unpacking will need, in bytes per byte.
+        attempts: number of failures in a row without new bytes before it gives up.
         timeout, pause: seconds to wait for the server, and between two attempts.
 
-    Raises `UserError` if the file cannot be had, does not have that md5, or the disk has no room for it.
+    Raises `UserError` if the download fails, the md5 differs, or the disk has no room for it.
     """
     if path.is_file():
-        if _md5(path, report) != md5:
-            raise UserError(f"{path} is not the published file (its md5 is not {md5}); delete or move it")
+        if _md5(path, on_progress) != md5:
+            raise UserError(f"{path} has another md5 than {md5}; delete or move it", code="other_file")
         return
     part = path.with_name(path.name + ".part")
     failures = 0
     while failures < attempts:
         before = _size(part)
         try:
-            complete, problem = _receive(url, part, growth, timeout, report), "the server broke off"
+            complete, problem = _receive(url, part, growth, timeout, on_progress), "the connection was closed early"
         except (OSError, http.client.HTTPException) as error:
             complete, problem = False, str(error).removeprefix("<urlopen error ").removesuffix(">") or repr(error)
         if complete:
@@ -87,15 +87,16 @@ def fetch(
     if failures < attempts:
         part.unlink()
         raise UserError(
-            f"{url}: what came has md5 {found}, not {md5}: another file, or damaged on the way. It was deleted; "
-            "try again"
+            f"{url}: the downloaded file has md5 {found}, not {md5}: another file, or a damaged one. It was deleted; "
+            "try again",
+            code="md5",
         )
-    kept = f"{_size(part)} bytes are kept in {part}, and " if found else ""
-    raise UserError(f"{url}: {problem}; {kept}the same command goes on from there")
+    kept = f"{_size(part)} bytes are kept in {part}; " if found else ""
+    raise UserError(f"{url}: {problem}; {kept}run the same command again to resume", code="interrupted")
 
 
-def _receive(url: str, part: Path, growth: float, timeout: float, report: Report) -> bool:
-    """Append to `part` what the server has beyond it; whether that is all. Network failures are `OSError`."""
+def _receive(url: str, part: Path, growth: float, timeout: float, on_progress: OnProgress) -> bool:
+    """Append the missing bytes to `part`; returns whether it is complete. Network failures are `OSError`."""
     start = _size(part)
     try:
         response = urllib.request.urlopen(
@@ -103,37 +104,37 @@ def _receive(url: str, part: Path, growth: float, timeout: float, report: Report
         )
     except urllib.error.HTTPError as error:
         if error.code == http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE and start:
-            return True  # it has no more than we do
+            return True  # there are no more bytes
         if error.code < http.HTTPStatus.INTERNAL_SERVER_ERROR:
-            raise UserError(f"{url}: the server answers {error.code} {error.reason}") from None
+            raise UserError(f"{url}: the server answers {error.code} {error.reason}", code="server") from None
         raise
     except ValueError as error:
-        raise UserError(f"{url!r} is not an address: {error}") from None
+        raise UserError(f"{url!r} is not an address: {error}", code="address") from None
     with response:
         if response.status != http.HTTPStatus.PARTIAL_CONTENT:
-            start = 0  # a server that only sends whole files
+            start = 0  # this server only sends complete files
         elif not response.headers.get("Content-Range", "").startswith(f"bytes {start}-"):
             part.unlink(missing_ok=True)
-            raise OSError("the server sent another part of the file than asked for")
+            raise OSError("the server sent another part of the file than requested")
         length = response.headers.get("Content-Length", "")
         total = start + int(length) if length.isdecimal() else None
         if total is not None:
             check_space(part.parent, total - start + int(growth * total))
         done = start
         with _open(part, "ab" if start else "wb") as file:
-            report(done, total)
+            on_progress(done, total)
             while chunk := response.read(CHUNK):
                 _write(file, chunk)
                 done += len(chunk)
-                report(done, total)
+                on_progress(done, total)
     return total is None or done >= total
 
 
-def unpack(archive: Path, folder: Path, *, report: Report = lambda done, total: None) -> int:
-    """Extract a zip file below `folder`; files that are there with their size are left. Returns how many were written.
+def unpack(archive: Path, folder: Path, *, on_progress: OnProgress = lambda done, total: None) -> int:
+    """Extract a zip file below `folder`, except files that exist with the right size; returns the number of files.
 
-    A file appears under its name when it is whole. Raises `UserError`, before anything is written, for an archive
-    with a member that would leave the folder or is not a plain file, and for one that is damaged.
+    A file gets its name once it is complete. Raises `UserError` for a damaged archive and, before anything is written,
+    for one with a member that would leave the folder or is not a regular file.
     """
     try:
         with zipfile.ZipFile(archive) as content:
@@ -145,19 +146,23 @@ def unpack(archive: Path, folder: Path, *, report: Report = lambda done, total: 
             for member, path in members:
                 _extract(content, member, path)
                 done += member.file_size
-                report(done, total)
+                on_progress(done, total)
             return len(members)
     except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError) as error:  # the last three: odd members
-        raise UserError(f"{archive} cannot be unpacked: {error}") from None
+        raise UserError(f"{archive} cannot be unpacked: {error}", code="damaged_archive") from None
 
 
 def _target(member: zipfile.ZipInfo, folder: Path) -> Path:
     name = PurePosixPath(member.filename)
     kind = stat.S_IFMT(member.external_attr >> 16)
     if name.is_absolute() or ".." in name.parts or "\\" in member.filename or ":" in name.parts[0]:
-        raise UserError(f"the archive has a file {member.filename!r} outside its folder; nothing was unpacked")
+        raise UserError(
+            f"the archive has a file {member.filename!r} outside its folder; nothing was unpacked", code="unsafe"
+        )
     if kind not in (0, stat.S_IFREG):
-        raise UserError(f"the archive has {member.filename!r}, which is no plain file; nothing was unpacked")
+        raise UserError(
+            f"the archive has {member.filename!r}, which is no regular file; nothing was unpacked", code="unsafe"
+        )
     return folder / name
 
 
@@ -176,19 +181,20 @@ def _extract(content: zipfile.ZipFile, member: zipfile.ZipInfo, path: Path) -> N
             unfinished.unlink(missing_ok=True)
 
 
-def check_space(folder: Path, wanted: int) -> None:
-    """Raises `UserError` if the disk of `folder` has less than `wanted` bytes free, and some to spare."""
+def check_space(folder: Path, needed: int) -> None:
+    """Raises `UserError` if the disk of `folder` has less than `needed` bytes free and `SPARE` more."""
     free = shutil.disk_usage(next(path for path in (folder, *folder.absolute().parents) if path.is_dir())).free
-    if wanted and free < wanted + SPARE:
+    if needed and free < needed + SPARE:
         raise UserError(
-            f"{folder} has {free / 1e9:.1f} GB free, and {(wanted + SPARE) / 1e9:.1f} GB are needed to download and "
-            "unpack; choose another folder or make room"
+            f"{folder} has {free / 1e9:.1f} GB free, and {(needed + SPARE) / 1e9:.1f} GB are needed to download and "
+            "unpack; choose another folder or make room",
+            code="disk_full",
         )
 
 
-def _md5(path: Path, report: Report = lambda done, total: None) -> str:
+def _md5(path: Path, on_progress: OnProgress = lambda done, total: None) -> str:
     try:
-        return file_digest(path, "md5", on_bytes=lambda done: report(done, _size(path)))
+        return file_digest(path, "md5", on_bytes=lambda done: on_progress(done, _size(path)))
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from None
 
@@ -205,9 +211,9 @@ def _open(path: Path, mode: str):
 
 
 def _write(file, chunk: bytes) -> None:
-    """Keeps a full disk apart from a network that fails."""
+    """Write, with a `UserError` for a full disk, so that it is not taken for a network failure."""
     try:
         file.write(chunk)
     except OSError as error:
-        hint = "; make room, the same command goes on from there" if error.errno == errno.ENOSPC else ""
-        raise UserError(f"cannot write {file.name}: {error.strerror}{hint}") from None
+        hint = "; make room, then run the same command again to resume" if error.errno == errno.ENOSPC else ""
+        raise UserError(f"cannot write {file.name}: {error.strerror}{hint}", code="disk_full" if hint else "") from None

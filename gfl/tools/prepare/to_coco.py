@@ -1,4 +1,4 @@
-"""What the readers of other layouts share: image sizes from file headers, boxes made fit, COCO-format json."""
+"""Shared by the readers of other layouts: parsing text files, clipping boxes to images, writing COCO-format json."""
 
 import json
 import math
@@ -9,10 +9,11 @@ from typing import Any, NamedTuple
 
 from gfl.common.errors import UserError
 from gfl.common.files import write_json
+from gfl.data.coco import clip_corners
 
-ROUNDING = 0.5  # pixels by which a written coordinate may miss the image's edge without being worth a word
+ROUNDING = 0.5  # pixels by which a coordinate may lie outside the image without a note
 
-Progress = Callable[[Sequence[Any]], Iterable[Any]]  # goes through a sequence and may show how far it is
+Progress = Callable[[Sequence[Any]], Iterable[Any]]  # iterates over a sequence and may show a progress bar
 
 
 class Box(NamedTuple):
@@ -20,10 +21,10 @@ class Box(NamedTuple):
 
     category: Hashable  # a key of the categories given to `coco_tree`
     xyxy: tuple[float, float, float, float]  # pixels from the outer corner of the first pixel, within the image
-    crowd: bool = False  # for evaluation to ignore and training to leave out
+    crowd: bool = False  # ignored in evaluation, left out of training
 
 
-class Picture(NamedTuple):
+class ImageRecord(NamedTuple):
     """One image and its objects."""
 
     file_name: str  # relative to the folder of its split, with forward slashes
@@ -38,16 +39,16 @@ class Split:
 
     name: str
     folder: Path  # of the images
-    pictures: list[Picture]
-    notes: tuple[str, ...] = ()  # what is odd, for the user
+    images: list[ImageRecord]
+    notes: tuple[str, ...] = ()  # on adjusted boxes, for the user
 
     @property
     def boxes(self) -> list[Box]:
-        return [box for picture in self.pictures for box in picture.boxes]
+        return [box for image in self.images for box in image.boxes]
 
 
-def number(text: str | None, where: str, what: str) -> float:
-    """A finite number; raises `UserError` naming `where` it stands and `what` it is."""
+def parse_number(text: str | None, where: str, what: str) -> float:
+    """A finite number; raises `UserError` that names its place `where` and its meaning `what`."""
     try:
         value = float(text or "")
     except ValueError:
@@ -57,83 +58,86 @@ def number(text: str | None, where: str, what: str) -> float:
     return value
 
 
-class Oddities:
-    """Where boxes are written that could not be taken as they are."""
+class BoxAdjustments:
+    """The places (file and line or object) of boxes that could not be converted unchanged."""
 
     def __init__(self) -> None:
-        self.cut: list[str] = []  # reached beyond the image
-        self.unusable: list[str] = []  # empty, or wholly outside
+        self.clipped: list[str] = []  # reached outside the image
+        self.dropped: list[str] = []  # empty, or entirely outside
 
     def notes(self) -> tuple[str, ...]:
-        told = (("reached beyond their image and were cut to it", self.cut),)
-        told += (("are empty or outside their image and were left out", self.unusable),)
-        return tuple(f"{len(where)} boxes {what}, the first: {where[0]}" for what, where in told if where)
+        """A sentence for each kind of adjustment that occurred."""
+        kinds = {
+            "reached outside their image and were clipped": self.clipped,
+            "are empty or outside their image and were dropped": self.dropped,
+        }
+        return tuple(f"{len(places)} boxes {what}, the first: {places[0]}" for what, places in kinds.items() if places)
 
 
-def fit(
+def clip_box(
     category: Hashable,
     xyxy: Sequence[float],
     size: tuple[int, int],
     where: str,
-    oddities: Oddities,
+    adjustments: BoxAdjustments,
     *,
     crowd: bool = False,
 ) -> list[Box]:
-    """The box cut to its image of `size` (width, height), or none if nothing is left; `oddities` hears of either."""
-    x1, y1, x2, y2 = xyxy
-    inside = max(x1, 0.0), max(y1, 0.0), min(x2, float(size[0])), min(y2, float(size[1]))
-    if not (inside[0] < inside[2] and inside[1] < inside[3]):
-        oddities.unusable.append(where)
+    """The box clipped to its image of `size` (width, height), or no box if nothing is left.
+
+    Either case is recorded in `adjustments`.
+    """
+    width, height = size
+    clipped = clip_corners(xyxy, height, width)
+    if clipped is None:
+        adjustments.dropped.append(where)
         return []
-    if max(abs(new - old) for new, old in zip(inside, xyxy, strict=True)) > ROUNDING:
-        oddities.cut.append(where)
-    return [Box(category, inside, crowd)]
+    if max(abs(new - old) for new, old in zip(clipped, xyxy, strict=True)) > ROUNDING:
+        adjustments.clipped.append(where)
+    return [Box(category, clipped, crowd)]
 
 
 def coco_tree(split: Split, categories: Mapping[Hashable, str]) -> dict[str, Any]:
     """COCO-format json: image, annotation and category ids from 1, in the order given; boxes to 1/1000 pixel."""
-    ids = {key: number for number, key in enumerate(categories, 1)}
+    category_ids = {key: number for number, key in enumerate(categories, 1)}
     images, annotations = [], []
-    for image_id, picture in enumerate(split.pictures, 1):
-        images.append({"id": image_id, "file_name": picture.file_name} | _size(picture))
-        for box in picture.boxes:
+    for image_id, image in enumerate(split.images, 1):
+        size = {"width": image.width, "height": image.height}
+        images.append({"id": image_id, "file_name": image.file_name} | size)
+        for box in image.boxes:
             x1, y1, x2, y2 = box.xyxy
             bbox = [round(value, 3) for value in (x1, y1, x2 - x1, y2 - y1)]
             annotations.append(
                 {
                     "id": len(annotations) + 1,
                     "image_id": image_id,
-                    "category_id": ids[box.category],
+                    "category_id": category_ids[box.category],
                     "bbox": bbox,
                     "area": round(bbox[2] * bbox[3], 3),
                     "iscrowd": int(box.crowd),
                 }
             )
-    named = [{"id": ids[key], "name": name} for key, name in categories.items()]
-    return {"images": images, "annotations": annotations, "categories": named}
+    categories = [{"id": category_ids[key], "name": name} for key, name in categories.items()]
+    return {"images": images, "annotations": annotations, "categories": categories}
 
 
 def write_split(path: Path, tree: dict[str, Any]) -> None:
-    """Write the json; one that says the same already is left. Raises `UserError` rather than replace another."""
+    """Write the json unless the file has the same content; raises `UserError` rather than replace other content."""
     if path.exists():
         try:
             same = json.loads(path.read_text(encoding="utf-8")) == tree
         except (OSError, ValueError):
             same = False
         if not same:
-            raise UserError(f"{path} is there and says something else; delete it, or choose another --out")
+            raise UserError(f"{path} exists with other content; delete it, or choose another --out", code="file_exists")
         return
     write_json(path, tree)
 
 
-def _size(picture: Picture) -> dict[str, int]:
-    return {"width": picture.width, "height": picture.height}
-
-
 def read_lines(path: Path) -> list[tuple[int, str]]:
-    """(number from 1, text) of the lines of a text file that are not blank; raises `UserError`."""
+    """(number from 1, text) of the non-blank lines of a text file; raises `UserError` if it cannot be read."""
     try:
-        text = path.read_text(encoding="utf-8-sig")  # some editors begin with a byte order mark
+        text = path.read_text(encoding="utf-8-sig")  # some editors write a byte order mark
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from None
     except UnicodeDecodeError as error:

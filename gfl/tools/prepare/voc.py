@@ -4,12 +4,12 @@ The devkit's corners count pixels from 1, and the far one is the last pixel of t
 W x H is (1, 1, W, H). As edges, which COCO-format json has, that is (0, 0, W, H): 1 is taken off the near corner only.
 Many other tools write edges into the same tags; `zero_based` takes theirs as they are.
 
-VOC's evaluation neither asks for objects marked `difficult` nor counts their detections as wrong, and that is what
-COCO's does with `iscrowd`, so that they become crowd boxes; training leaves those out. (The overlap with a crowd box is
-relative to the detection alone, so a few more detections are forgiven than by VOC.)
+VOC's evaluation neither requires objects marked `difficult` to be found nor counts their detections as wrong. COCO's
+does the same with `iscrowd`, so they become crowd boxes, which training leaves out. (The overlap with a crowd box is
+relative to the detection alone, so a few more detections are ignored than by VOC.)
 
 Files are read by the standard library's parser: it never opens external entities, and expat from 2.4.1 on, which Python
-3.10 and later bring, stops at entities that expand without measure.
+3.10 and later bring, limits the expansion of entities.
 """
 
 from collections.abc import Sequence
@@ -21,36 +21,36 @@ from gfl.data.coco import check_file_name
 from gfl.data.image_files import IMAGE_SUFFIXES, image_sizes
 from gfl.tools.prepare.to_coco import (
     Box,
-    Oddities,
-    Picture,
+    BoxAdjustments,
+    ImageRecord,
     Progress,
     Split,
-    fit,
-    number,
+    clip_box,
+    parse_number,
     read_lines,
 )
 
-CORNERS = ("xmin", "ymin", "xmax", "ymax")
+SIZE, CORNERS = ("width", "height"), ("xmin", "ymin", "xmax", "ymax")
 
 
 def read_voc(root: Path, split: str, *, zero_based: bool = False, progress: Progress = iter) -> Split:
     """The images that ImageSets/Main/<split>.txt lists; a box's category is its class name.
 
-    Raises `UserError` naming the file, and the line or object, for whatever cannot be used.
+    Raises `UserError` that names the file, and the line or object, if anything cannot be used.
     """
-    names = _listed(root / "ImageSets" / "Main" / f"{split}.txt")
-    oddities = Oddities()
-    pictures = [_read_picture(root, name, zero_based, oddities) for name in progress(sorted(names))]
-    notes = oddities.notes()
-    if oddities.cut and not zero_based:
-        notes += ("if corners of 0 are among them, these files may count from 0: then convert with --zero-based",)
-    return Split(split, root / "JPEGImages", sorted(pictures), notes)
+    names = _read_image_names(root / "ImageSets" / "Main" / f"{split}.txt")
+    adjustments = BoxAdjustments()
+    images = [_read_image(root, name, zero_based, adjustments) for name in progress(sorted(names))]
+    notes = adjustments.notes()
+    if adjustments.clipped and not zero_based:
+        notes += ("if they have corners at 0, these files may count from 0: then convert with --zero-based",)
+    return Split(split, root / "JPEGImages", sorted(images), notes)
 
 
 def class_names(splits: Sequence[Split], wanted: Sequence[str] | None = None) -> dict[str, str]:
-    """The categories of some splits: those that are `wanted`, or all that occur, in alphabetical order.
+    """The categories of some splits: those in `wanted`, or all that occur, in alphabetical order.
 
-    Raises `UserError` if another than the wanted ones occurs, or none.
+    Raises `UserError` if a class occurs that is not in `wanted`, or if none occurs.
     """
     found = {box.category: split.name for split in splits for box in split.boxes}
     if unknown := sorted(found.keys() - set(wanted or found)):
@@ -61,35 +61,35 @@ def class_names(splits: Sequence[Split], wanted: Sequence[str] | None = None) ->
     return {name: name for name in names}
 
 
-def _listed(path: Path) -> list[str]:
+def _read_image_names(path: Path) -> list[str]:
     """Image names of a split file, one a line."""
     lines: dict[str, int] = {}
     for line, name in read_lines(path):
         check_file_name(name, f"{path} line {line}")
         if name in lines:
-            raise UserError(f"{path} line {line}: {name!r:.80} stands in line {lines[name]} already; take one out")
+            raise UserError(f"{path} line {line}: {name!r:.80} is also in line {lines[name]}; remove one")
         lines[name] = line
     if not lines:
         raise UserError(f"{path} lists no images")
     return list(lines)
 
 
-def _read_picture(root: Path, name: str, zero_based: bool, oddities: Oddities) -> Picture:
+def _read_image(root: Path, name: str, zero_based: bool, adjustments: BoxAdjustments) -> ImageRecord:
     xml = root / "Annotations" / f"{name}.xml"
     node = _parse(xml)
     folder = root / "JPEGImages"
     found = [path for path in _candidates(folder, name) if path.is_file()]
     if len(found) != 1:
-        # <filename> is not asked: it often tells what a file was called before it was renamed
+        # <filename> is not used: it is often the name from before the files were renamed
         what = f"both {found[0].name} and {found[1].name}" if found else f"no {name}.jpg, or with another suffix,"
-        raise UserError(f"{xml}: there is {what} in {folder}; leave one image there for it")
+        raise UserError(f"{xml}: there is {what} in {folder}; it needs exactly one image")
     size = _annotated_size(node, xml, found[0])
     boxes = [
         box
         for position, entry in enumerate(node.iterfind("object"), 1)
-        for box in _read_object(entry, f"{xml}: object {position}", size, zero_based, oddities)
+        for box in _read_object(entry, f"{xml}: object {position}", size, zero_based, adjustments)
     ]
-    return Picture(found[0].relative_to(folder).as_posix(), *size, boxes)
+    return ImageRecord(found[0].relative_to(folder).as_posix(), *size, boxes)
 
 
 def _candidates(folder: Path, name: str) -> list[Path]:
@@ -110,27 +110,25 @@ def _parse(path: Path) -> ElementTree.Element:
 
 def _annotated_size(node: ElementTree.Element, xml: Path, image: Path) -> tuple[int, int]:
     """The image's (width, height), upright or as stored, whichever the annotations were made on."""
-    told = node.findtext("size/width"), node.findtext("size/height")
-    told = tuple(number(text, str(xml), f"<size> <{tag}>") for text, tag in zip(told, ("width", "height"), strict=True))
+    width, height = (parse_number(node.findtext(f"size/{tag}"), str(xml), f"<size> <{tag}>") for tag in SIZE)
     sizes = image_sizes(image)
     for size in sizes:
-        if told == size:
+        if (width, height) == size:
             return size
-    width, height = sizes[0]
     raise UserError(
-        f"{xml}: <size> says {told[0]:g} x {told[1]:g}, but {image} is {width} x {height}; its boxes may not fit: "
-        "correct the <size> or the image"
+        f"{xml}: <size> says {width:g} x {height:g}, but {image} is {sizes[0][0]} x {sizes[0][1]}; its boxes may not "
+        "fit; correct the <size> or the image"
     )
 
 
 def _read_object(
-    node: ElementTree.Element, where: str, size: tuple[int, int], zero_based: bool, oddities: Oddities
+    node: ElementTree.Element, where: str, size: tuple[int, int], zero_based: bool, adjustments: BoxAdjustments
 ) -> list[Box]:
     name = (node.findtext("name") or "").strip()
     if not name or not name.isprintable():
         raise UserError(f"{where}: <name> must be a class name, not {name!r:.80}")
     where = f"{where} ({name})"
-    x1, y1, x2, y2 = (number(node.findtext(f"bndbox/{tag}"), where, f"<{tag}>") for tag in CORNERS)
+    x1, y1, x2, y2 = (parse_number(node.findtext(f"bndbox/{tag}"), where, f"<{tag}>") for tag in CORNERS)
     first = 0 if zero_based else 1
-    difficult = number(node.findtext("difficult", "0"), where, "<difficult>") != 0
-    return fit(name, (x1 - first, y1 - first, x2, y2), size, where, oddities, crowd=difficult)
+    difficult = parse_number(node.findtext("difficult", "0"), where, "<difficult>") != 0
+    return clip_box(name, (x1 - first, y1 - first, x2, y2), size, where, adjustments, crowd=difficult)

@@ -1,0 +1,99 @@
+"""The state of image files: damaged, of another size, rotated, corrupt, copied."""
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+
+from gfl.data.image_files import EXIF_ORIENTATION
+from gfl.tools.doctor.images import InspectedImage, image_findings, inspect_image, inspect_images, shared_image_findings
+
+
+def photograph(path, *, orientation=None, size=(100, 128)):
+    """A JPEG of random blocks, perhaps with an EXIF orientation; `size` is the stored height and width."""
+    blocks = np.random.default_rng(0).integers(0, 255, (8, 8, 3), dtype=np.uint8)
+    exif = Image.Exif()
+    if orientation:
+        exif[EXIF_ORIENTATION] = orientation
+    pixels = cv2.resize(blocks, size[::-1], interpolation=cv2.INTER_CUBIC)
+    Image.fromarray(pixels).save(path, "JPEG", quality=95, exif=exif)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("orientation", "size", "json_size", "rotation"),
+    [
+        (None, (100, 128), (100, 128), ""),
+        (1, (100, 128), (100, 128), ""),
+        (6, (100, 128), (128, 100), ""),  # the json has the upright size
+        (6, (100, 128), (100, 128), "unrotated"),
+        (8, (100, 128), (100, 128), "unrotated"),
+        (3, (100, 128), (100, 128), "ambiguous"),
+        (2, (100, 128), (100, 128), "ambiguous"),
+        (6, (90, 90), (90, 90), "ambiguous"),
+    ],
+)
+def test_rotation_is_reported_if_the_boxes_may_not_fit(orientation, size, json_size, rotation, tmp_path):
+    path = photograph(tmp_path / "a.jpg", orientation=orientation, size=size)
+    assert inspect_image(path, json_size).rotation == rotation
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.99])
+@pytest.mark.parametrize("suffix", ["jpg", "png"])
+def test_a_truncated_image_is_found(share, suffix, tmp_path):
+    path = tmp_path / f"b.{suffix}"
+    cv2.imwrite(str(path), cv2.imread(str(photograph(tmp_path / "a.jpg"))))
+    content = path.read_bytes()
+    assert inspect_image(path, (100, 128))[:2] == ("", "")
+    path.write_bytes(content[: int(len(content) * share)])
+    inspected = inspect_image(path, (100, 128))
+    assert inspected.problem == "damaged" or inspected.decoder_warning  # older OpenCV reads it with a warning
+
+
+def test_warnings_of_the_decoder_are_kept_and_not_printed(tmp_path, capfd):
+    path = photograph(tmp_path / "a.jpg")
+    content = bytearray(path.read_bytes())
+    middle = len(content) * 2 // 3
+    content[middle : middle + 40] = b"\xff\xd0" * 20  # restart markers where none belong
+    path.write_bytes(content)
+    inspected = inspect_image(path, (100, 128))
+    assert inspected.problem == ""
+    assert "JPEG" in inspected.decoder_warning
+    assert capfd.readouterr().err == ""
+
+
+def findings_of(found):
+    return [(entry.level, *entry.items) for entry in found]
+
+
+def test_damaged_and_wrongly_sized_files_are_errors(coco_set):
+    made = coco_set([(60, 40), (50, 30), (30, 30)])
+    made.file(0).write_bytes(made.file(0).read_bytes()[:200])
+    made.tree["images"][1]["width"] += 1
+    data = made.save().load()
+    found = image_findings(data, inspect_images(data))
+    assert findings_of(found) == [("error", "000.png"), ("error", "001.png")]
+    assert all(str(made.file(row)) in entry.reasons[0] for row, entry in enumerate(found))
+
+
+def test_rotated_and_corrupt_files_are_warnings(coco_set):
+    data = coco_set([(60, 40), (50, 30)]).load()
+    inspected = {
+        0: InspectedImage(rotation="unrotated"),
+        1: InspectedImage(rotation="ambiguous", decoder_warning="Corrupt"),
+    }
+    corrupt, unrotated, ambiguous = findings_of(image_findings(data, inspected))
+    assert corrupt == ambiguous == ("warning", "001.png")
+    assert unrotated == ("warning", "000.png")
+
+
+def test_copies_are_found_within_a_split_and_in_both(coco_set):
+    train, val = coco_set([(60, 40), (50, 30)]), coco_set([(70, 40)], name="val")
+    pixels = cv2.imread(str(train.file(0)))
+    for made, name in ((train, "copy.bmp"), (val, "leak.bmp")):  # the same pixels in another format
+        made.tree["images"].append(train.tree["images"][0] | {"id": 5, "file_name": name})
+        cv2.imwrite(str(made.file(-1)), pixels)
+    train, val = train.save().load(), val.save().load()
+    in_train, in_val = inspect_images(train), inspect_images(val)
+    assert findings_of(image_findings(train, in_train)) == [("warning", "000.png = copy.bmp")]
+    assert findings_of(shared_image_findings(train, in_train, val, in_val)) == [("warning", "leak.bmp = 000.png")]
