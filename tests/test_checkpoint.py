@@ -28,14 +28,7 @@ from gfl.checkpoint import (
     read_checkpoint,
     write_torch_file,
 )
-from gfl.common.errors import UserError
 from gfl.config import config_from_dict, config_to_dict
-
-
-def error_code(function, *args, **kwargs):
-    with pytest.raises(UserError) as error:
-        function(*args, **kwargs)
-    return error.value.code
 
 
 def test_a_checkpoint_contains_config_classes_and_progress(tmp_path):
@@ -74,7 +67,7 @@ def test_a_failed_write_leaves_the_old_checkpoint(tmp_path, monkeypatch, refusal
     with monkeypatch.context() as patched:
         patched.setattr(torch, "save", fail)
         assert str(path) in refusal(save, path)
-        assert error_code(save, path) == "unwritable"
+        assert refusal(save, path).code == "unwritable"
     assert path.read_bytes() == before
     assert sorted(os.listdir(tmp_path)) == ["last.pt", "last.pt.json"]
 
@@ -133,7 +126,7 @@ def test_a_file_that_changed_after_it_was_written_is_refused(damage, tmp_path, r
     path = save(tmp_path / LAST)
     damage(path)
     assert refusal(read_checkpoint, path).startswith(str(path))
-    assert error_code(read_checkpoint, path) == "checksum"
+    assert refusal(read_checkpoint, path).code == "checksum"
 
 
 @pytest.mark.parametrize("text", [None, "", "7", '{"bytes": 3}', "[" * 5000 + "]" * 5000])
@@ -197,7 +190,7 @@ def test_a_file_that_is_not_a_checkpoint_is_named(tmp_path, refusal, content, co
     path = tmp_path / "file.pt"
     path.write_bytes(content)
     assert refusal(read_checkpoint, path).startswith(str(path))
-    assert error_code(read_checkpoint, path) == code
+    assert refusal(read_checkpoint, path).code == code
 
 
 class Trap:
@@ -268,7 +261,7 @@ def test_a_checkpoint_of_another_model_is_refused_naming_a_tensor(tmp_path, refu
     message = refusal(load_model_state, other, state, tmp_path / LAST)
     assert str(tmp_path / LAST) in message
     assert first in message
-    assert error_code(load_model_state, other, state, tmp_path / LAST) == "other_model"
+    assert refusal(load_model_state, other, state, tmp_path / LAST).code == "other_model"
     assert all(torch.equal(other.state_dict()[name], tensor) for name, tensor in before.items())
 
 
@@ -276,7 +269,7 @@ def test_weights_that_are_not_finite_are_refused_naming_a_tensor(tmp_path, refus
     state = read_checkpoint(save(tmp_path / LAST))
     state["model"]["2.bias"] = torch.full((1,), float("nan"))
     assert "2.bias" in refusal(load_model_state, new_state().model, state, tmp_path / LAST)
-    assert error_code(load_model_state, new_state().model, state, tmp_path / LAST) == "not_finite"
+    assert refusal(load_model_state, new_state().model, state, tmp_path / LAST).code == "not_finite"
 
 
 def test_the_first_existing_file_of_a_run_folder_is_found(tmp_path):
@@ -322,9 +315,9 @@ def test_overrides_change_the_config_of_a_checkpoint(run_dir, refusal):
 def test_a_path_without_checkpoint_is_named(tmp_path, refusal):
     for path in (tmp_path, tmp_path / "none.pt"):
         assert str(path) in refusal(load_detector, path)
-        assert error_code(load_detector, path) == "missing"
+        assert refusal(load_detector, path).code == "missing"
     assert str(tmp_path / "none.pt") in refusal(read_checkpoint, tmp_path / "none.pt")
-    assert error_code(read_checkpoint, tmp_path / "none.pt") == "unreadable"
+    assert refusal(read_checkpoint, tmp_path / "none.pt").code == "unreadable"
 
 
 @pytest.mark.parametrize(

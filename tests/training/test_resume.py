@@ -9,22 +9,14 @@ from torch import nn
 
 from gfl.checkpoint import BEST, LAST, PREVIOUS, detector_content, read_checkpoint, write_torch_file
 from gfl.common import distributed
-from gfl.common.errors import UserError
 from gfl.config import OptimConfig, config_from_dict, config_to_dict
 from gfl.training.optim import build_optimizer
 from gfl.training.resume import _read_optimizer, find_resume_checkpoint, restore, write_launch_id
 
-
-def refusal_code(function, *args, **kwargs):
-    with pytest.raises(UserError) as error:
-        function(*args, **kwargs)
-    return error.value.code
-
-
 # --- which checkpoint -------------------------------------------------------------------------------------------------
 
 
-def test_a_run_is_resumed_only_on_request(tmp_path, capsys):
+def test_a_run_is_resumed_only_on_request(tmp_path, capsys, refusal):
     run = tmp_path / "run"
     assert find_resume_checkpoint(run, resume=False) == (None, [])
     assert capsys.readouterr().out == ""
@@ -33,27 +25,27 @@ def test_a_run_is_resumed_only_on_request(tmp_path, capsys):
     run.mkdir()
     for name in (BEST, PREVIOUS, LAST):
         save(run / name)
-    assert refusal_code(find_resume_checkpoint, run, resume=False) == "run_exists"
+    assert refusal(find_resume_checkpoint, run, resume=False).code == "run_exists"
     assert find_resume_checkpoint(run, resume=True) == (run / LAST, [])
     (run / LAST).write_bytes(b"cut")
     found, problems = find_resume_checkpoint(run, resume=True)
     assert (found, len(problems)) == (run / PREVIOUS, 1)
 
 
-def test_a_run_folder_that_is_a_file_is_refused(tmp_path):
+def test_a_run_folder_that_is_a_file_is_refused(tmp_path, refusal):
     (tmp_path / "run").touch()
-    assert refusal_code(find_resume_checkpoint, tmp_path / "run", resume=False) == "run_dir_is_file"
+    assert refusal(find_resume_checkpoint, tmp_path / "run", resume=False).code == "run_dir_is_file"
 
 
-def test_processes_that_torchrun_restarts_resume_only_their_own_run(tmp_path, monkeypatch):
+def test_processes_that_torchrun_restarts_resume_only_their_own_run(tmp_path, monkeypatch, refusal):
     save(tmp_path / LAST)
     monkeypatch.setattr(distributed, "launch_id", lambda: "id 1")
-    assert refusal_code(find_resume_checkpoint, tmp_path, resume=False) == "run_exists"
+    assert refusal(find_resume_checkpoint, tmp_path, resume=False).code == "run_exists"
     write_launch_id(tmp_path)
     assert find_resume_checkpoint(tmp_path, resume=False)[0] == tmp_path / LAST
     for other in ("id 2", ""):
         monkeypatch.setattr(distributed, "launch_id", lambda other=other: other)
-        assert refusal_code(find_resume_checkpoint, tmp_path, resume=False) == "run_exists"
+        assert refusal(find_resume_checkpoint, tmp_path, resume=False).code == "run_exists"
 
 
 # --- what is restored -------------------------------------------------------------------------------------------------
@@ -113,7 +105,7 @@ def update(model, optimizer, gradient):
 # --- what is refused --------------------------------------------------------------------------------------------------
 
 
-def test_a_checkpoint_of_another_run_is_refused_and_changes_nothing(tmp_path):
+def test_a_checkpoint_of_another_run_is_refused_and_changes_nothing(tmp_path, refusal):
     path = save(tmp_path / LAST, steps=3)
     sgd = config_from_dict(config_to_dict(CONFIG) | {"optim": {"name": "sgd"}}, "test")
     wider = new_state()
@@ -130,13 +122,13 @@ def test_a_checkpoint_of_another_run_is_refused_and_changes_nothing(tmp_path):
     ]:
         arguments = {"state": new_state()} | arguments
         before = copy.deepcopy(arguments["state"].model.state_dict())
-        assert refusal_code(resume, path, **arguments) == code
+        assert refusal(resume, path, **arguments).code == code
         torch.testing.assert_close(arguments["state"].model.state_dict(), before)
 
 
-def test_converted_weights_are_refused(tmp_path):
+def test_converted_weights_are_refused(tmp_path, refusal):
     write_torch_file(tmp_path / LAST, detector_content(new_state().model.state_dict(), CONFIG, CLASS_NAMES))
-    assert refusal_code(resume, tmp_path / LAST) == "weights_only"
+    assert refusal(resume, tmp_path / LAST).code == "weights_only"
 
 
 @pytest.fixture
@@ -184,11 +176,11 @@ def test_a_part_with_a_missing_key_is_named(altered, refusal, part, tmp_path):
 
 @pytest.mark.parametrize("key", ["exp_avg", "exp_avg_sq", "step"])
 @pytest.mark.parametrize("value", [torch.zeros(3, 3), torch.tensor(float("nan")), None, 1.0], ids=str)
-def test_optimizer_state_that_does_not_fit_its_parameter_is_refused(altered, key, value):
+def test_optimizer_state_that_does_not_fit_its_parameter_is_refused(altered, key, value, refusal):
     path = altered(lambda state: state["optimizer"]["state"][0].update({key: value}))
-    assert refusal_code(resume, path) == "damaged"
+    assert refusal(resume, path).code == "damaged"
 
 
-def test_a_negative_square_in_the_optimizer_state_is_refused(altered):
+def test_a_negative_square_in_the_optimizer_state_is_refused(altered, refusal):
     path = altered(lambda state: state["optimizer"]["state"][0]["exp_avg_sq"].neg_())
-    assert refusal_code(resume, path) == "damaged"
+    assert refusal(resume, path).code == "damaged"

@@ -21,7 +21,6 @@ from external_models import (
 )
 from torchvision import models
 
-from gfl.common.errors import UserError
 from gfl.config import config_to_dict
 from gfl.tools.convert.architecture import (
     PROJECT,
@@ -33,12 +32,6 @@ from gfl.tools.convert.architecture import (
 from gfl.tools.convert.torch_file import read_torch_file
 
 BOTH = pytest.mark.parametrize("kind", ["atss", "fcos"])
-
-
-def refusal_code(function, *args, **kwargs):
-    with pytest.raises(UserError) as error:
-        function(*args, **kwargs)
-    return error.value.code
 
 
 def recognize(tensors, **meta):
@@ -100,14 +93,14 @@ def test_class_names_in_either_version_s_place_are_found():
 @pytest.mark.parametrize(
     "content", [{}, {"a": 1}, {"a": Buffer()}, [torch.ones(2)], None], ids=["empty", "number", "object", "list", "none"]
 )
-def test_content_without_a_state_dict_is_refused(content):
-    assert refusal_code(parse_external, {"state_dict": content}) == "not_state_dict"
+def test_content_without_a_state_dict_is_refused(content, refusal):
+    assert refusal(parse_external, {"state_dict": content}).code == "not_state_dict"
 
 
-def test_tensors_that_cannot_be_real_are_refused():
+def test_tensors_that_cannot_be_real_are_refused(refusal):
     repeated = torch.zeros(1).as_strided((2**40,), (0,))
     for tensors in ({"a": torch.empty(0)}, {"a": repeated}, {"a": torch.ones(1), "module.a": torch.ones(1)}):
-        assert refusal_code(parse_external, tensors) == "tensors"
+        assert refusal(parse_external, tensors).code == "tensors"
 
 
 # --- detectors and backbones ------------------------------------------------------------------------------------------
@@ -136,7 +129,7 @@ def renamed(old, new):
     ids=["RetinaNet", "VFNet", "FoveaBox", "two stages", "another neck", "another backbone"],
 )
 def test_another_detector_is_refused_naming_a_tensor(tensors, code, part, refusal):
-    assert refusal_code(recognize, tensors) == code
+    assert refusal(recognize, tensors).code == code
     assert part in refusal(recognize, tensors)
 
 
@@ -156,10 +149,10 @@ def test_every_backbone_of_torchvision_is_recognized(name):
         ("swin_t", "tensors"),
     ],
 )
-def test_another_backbone_is_refused(name, code):
+def test_another_backbone_is_refused(name, code, refusal):
     with torch.device("meta"):
         theirs = getattr(models, name)().state_dict()
-    assert refusal_code(recognize_backbone, theirs) == code
+    assert refusal(recognize_backbone, theirs).code == code
 
 
 # --- settings in the file's config ------------------------------------------------------------------------------------
@@ -188,7 +181,7 @@ def test_an_unsupported_setting_is_refused_by_name(kind, old, new, part, refusal
     assert TEXTS[kind].count(old) == 1
     text = TEXTS[kind].replace(old, new)
     for key in ("config", "cfg"):
-        assert refusal_code(recognize, small_detector(kind), **{key: text}) == "setting"
+        assert refusal(recognize, small_detector(kind), **{key: text}).code == "setting"
         assert part in refusal(recognize, small_detector(kind), **{key: text})
 
 

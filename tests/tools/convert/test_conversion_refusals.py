@@ -4,17 +4,10 @@ import pytest
 import torch
 from external_models import FCOS_HEAD, convert, make_config, small_detector
 
-from gfl.common.errors import UserError
 from gfl.tools.convert.architecture import PROJECT
 from gfl.tools.convert.state_dict import COCO_CLASSES, to_mmdet
 
 CLS, REG = "bbox_head.gfl_cls.weight", "bbox_head.gfl_reg.weight"
-
-
-def refusal_code(function, *args, **kwargs):
-    with pytest.raises(UserError) as error:
-        function(*args, **kwargs)
-    return error.value.code
 
 
 @pytest.mark.parametrize(
@@ -36,7 +29,7 @@ def refusal_code(function, *args, **kwargs):
     ids=str,
 )
 def test_a_config_that_does_not_fit_is_refused_with_its_field(model, field, refusal):
-    assert refusal_code(convert, small_detector("gfl"), make_config(**model)) == "config"
+    assert refusal(convert, small_detector("gfl"), make_config(**model)).code == "config"
     assert field in refusal(convert, small_detector("gfl"), make_config(**model))
 
 
@@ -51,14 +44,14 @@ def test_a_config_that_does_not_fit_is_refused_with_its_field(model, field, refu
         ("gfl", ("a", "\x1b", "b"), "classes"),
     ],
 )
-def test_class_names_that_do_not_fit_the_outputs_are_refused(kind, names, code):
-    assert refusal_code(convert, small_detector(kind), names=names) == code
+def test_class_names_that_do_not_fit_the_outputs_are_refused(kind, names, code, refusal):
+    assert refusal(convert, small_detector(kind), names=names).code == code
 
 
 @pytest.mark.parametrize("meta", [{}, {"CLASSES": COCO_CLASSES}], ids=["no names", "80 names"])
-def test_a_head_with_81_outputs_has_one_for_the_background(meta):
+def test_a_head_with_81_outputs_has_one_for_the_background(meta, refusal):
     tensors = small_detector("gfl") | {CLS: torch.ones(81, 64, 3, 3), "bbox_head.gfl_cls.bias": torch.ones(81)}
-    assert refusal_code(convert, tensors, names=(), meta=meta) == "background"
+    assert refusal(convert, tensors, names=(), meta=meta).code == "background"
 
 
 # --- tensors that do not fit ------------------------------------------------------------------------------------------
@@ -118,10 +111,10 @@ def test_tensors_that_do_not_fit_are_named(kind, changes, part, refusal):
         (PROJECT, (2**40,)),
     ],
 )
-def test_a_tensor_that_claims_a_huge_shape_is_refused(name, shape):
+def test_a_tensor_that_claims_a_huge_shape_is_refused(name, shape, refusal):
     """A single number with strides of 0, in a precision that has to be converted."""
     huge = torch.zeros(1, dtype=torch.float16).as_strided(shape, (0,) * len(shape))
-    assert refusal_code(convert, small_detector("gfl") | {name: huge}) == "tensors"
+    assert refusal(convert, small_detector("gfl") | {name: huge}).code == "tensors"
 
 
 BRANCH = {"quality": "centerness_branch"}
@@ -146,5 +139,5 @@ ATSS_HEAD = BRANCH | {"box": "anchor_delta"}
 )
 def test_a_model_that_mmdetection_cannot_express_is_refused(model, parts, refusal):
     config = make_config(**model)
-    assert refusal_code(to_mmdet, {}, config) == "not_expressible"
+    assert refusal(to_mmdet, {}, config).code == "not_expressible"
     assert all(part in refusal(to_mmdet, {}, config) for part in parts)

@@ -1,7 +1,6 @@
 """The command scripts/convert_checkpoint.py: what it writes, prints and refuses."""
 
 import argparse
-import importlib.util
 import json
 import multiprocessing
 import os
@@ -25,21 +24,14 @@ from gfl.training.initial_weights import load_backbone_weights
 SCRIPT = ROOT / "scripts" / "convert_checkpoint.py"
 
 
-@pytest.fixture(scope="module")
-def script():
-    spec = importlib.util.spec_from_file_location("convert_checkpoint", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture
 def convert(script, capsys):
     """Call the command's main function; returns what it prints."""
+    command = script("convert_checkpoint")
 
     def call(source, out, *, to="gfl", config=None, classes=None):
         capsys.readouterr()
-        script.main(argparse.Namespace(input=str(source), output=str(out), to=to, config=config, classes=classes))
+        command.main(argparse.Namespace(input=str(source), output=str(out), to=to, config=config, classes=classes))
         return capsys.readouterr().out
 
     return call

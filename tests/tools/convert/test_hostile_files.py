@@ -1,6 +1,7 @@
 """One hostile, damaged or other file of each kind; tests/robustness/test_pickle_attacks.py tries many more."""
 
 import multiprocessing
+import os
 import pickle
 import random
 import struct
@@ -14,18 +15,22 @@ import torch
 from pickles import CALLS, HUGE, legacy, name_of, pack, plain, program, read_in_child, storage, view, zipped
 from torch import nn
 
-from gfl.common.errors import UserError
 from gfl.tools.convert import torch_file
 from gfl.tools.convert.torch_file import Placeholder, read_torch_file
 
 BOTH_FORMATS = pytest.mark.parametrize("wrap", [zipped, legacy])
 
 
-def refusal_code(path):
-    with pytest.raises(UserError) as error:
-        read_torch_file(path)
-    assert str(path) in str(error.value)
-    return error.value.code
+@pytest.fixture
+def refused_as(refusal):
+    """The code with which a file is refused."""
+
+    def read(path):
+        message = refusal(read_torch_file, path)
+        assert str(path) in message
+        return message.code
+
+    return read
 
 
 @pytest.fixture
@@ -93,30 +98,53 @@ def test_a_malicious_pickle_neither_crashes_nor_takes_memory(attack, wrap, path)
 @pytest.mark.parametrize(
     "tensor",
     [
-        view(storage(numel=HUGE), size=(1,)),
-        view(storage(numel=10_000), size=(1,)),
-        view(storage(numel=-1), size=(1,)),
-        view(storage(numel="16"), size=(1,)),
+        *(view(storage(numel=numel), size=(1,)) for numel in (HUGE, 10_000, -1, -(2**63), 2.0, "16", None)),
+        *(view(storage(dtype, 2**63 - 1), size=(1,)) for dtype in ("ByteStorage", "HalfStorage")),
+        view(storage("DoubleStorage", 2**61 + 2), size=(1,)),
+        *(view(offset=offset, size=(1,)) for offset in (16, -1, 2**62, 2**64)),
         view(size=(17,)),
-        view(offset=-1),
-        view(size=(2,), stride=(-1,)),
+        view(size=(-1,)),
+        view(size=(2.0,)),
+        view(offset=4, size=(2,), stride=(-1,)),
+        view(size=(2, 2), stride=(1,)),
+        view(size=(2, 2), stride=(16, 1)),
         view(size=(2, 2), stride=(2**63 - 1, 1)),
+        view(size=(3, 3), stride=(2**62, 2**62)),
         view(size=(2**32, 2**32), stride=(0, 0)),
-        view(offset=2**64, size=(1,)),
+        view(size=(2**63 - 1, 2), stride=(0, 0)),
     ],
 )
-def test_a_tensor_beyond_the_file_is_refused(tensor, wrap, path):
+def test_a_tensor_beyond_the_file_is_refused(tensor, wrap, path, refused_as):
     path.write_bytes(wrap(program(tensor)))
-    assert refusal_code(path) == "damaged"
+    assert refused_as(path) == "damaged"
 
 
-def test_a_compressed_archive_is_refused_before_it_is_unpacked(path):
+@pytest.mark.parametrize("member", ["data.pkl", "data/0", "byteorder"])
+def test_a_compressed_archive_is_refused_before_it_is_unpacked(member, path):
+    entries = {"data.pkl": program(view()), "data/0": bytes(64), "byteorder": b"little"}
+    bomb = entries.pop(member) + bytes(100_000_000)
     with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("archive/data.pkl", program(view()))
-        bomb = bytes(100_000_000)
-        archive.writestr("archive/data/0", bomb, compress_type=zipfile.ZIP_DEFLATED, compresslevel=1)
+        for name, entry in entries.items():
+            archive.writestr(f"archive/{name}", entry)
+        archive.writestr(f"archive/{member}", bomb, compress_type=zipfile.ZIP_DEFLATED, compresslevel=1)
     del bomb
     assert read_in_child(path) == "refused"
+
+
+def test_other_members_of_an_archive_are_ignored(path, tmp_path):
+    others = {"../../../evil": b"x", "/etc/evil": b"x", "data/../data.pkl": b"c", "code/x.py": b"raise SystemExit"}
+    path.write_bytes(zipped(program(view()), **others))
+    assert torch.equal(read_torch_file(path), torch.zeros(16))
+    assert os.listdir(tmp_path) == [path.name]
+
+
+def test_a_member_that_occurs_twice_is_harmless(path):
+    with warnings.catch_warnings(), zipfile.ZipFile(path, "w") as archive:
+        warnings.simplefilter("ignore")
+        for content in (program(view()), b"damaged", program(plain(7))):
+            archive.writestr("archive/data.pkl", content)
+            archive.writestr("archive/data/0", bytes(64))
+    read_in_child(path)
 
 
 def torch_script():
@@ -142,25 +170,25 @@ OTHERS = {
 
 
 @pytest.mark.parametrize("name", OTHERS)
-def test_a_file_of_another_kind_is_refused(name, path):
+def test_a_file_of_another_kind_is_refused(name, path, refused_as):
     path.write_bytes(OTHERS[name])
-    assert refusal_code(path) == "damaged"
+    assert refused_as(path) == "damaged"
 
 
-def test_torch_script_is_refused(path):
+def test_torch_script_is_refused(path, refused_as):
     path.write_bytes(torch_script())
-    assert refusal_code(path) == "damaged"
+    assert refused_as(path) == "damaged"
 
 
 @pytest.mark.parametrize("new", [True, False], ids=["zip", "legacy"])
-def test_a_truncated_file_is_refused(new, path):
+def test_a_truncated_file_is_refused(new, path, refused_as):
     torch.save({"state_dict": nn.Linear(30, 20).state_dict()}, path, _use_new_zipfile_serialization=new)
     content = path.read_bytes()
-    for length in (1, 5, len(content) // 3, len(content) - 22, len(content) - 1):
+    for length in (1, 5, *range(100, len(content), len(content) // 12), len(content) - 22, len(content) - 1):
         path.write_bytes(content[:length])
-        assert refusal_code(path) == "damaged", length
+        assert refused_as(path) == "damaged", length
 
 
-def test_a_folder_and_a_missing_file_are_refused(tmp_path):
+def test_a_folder_and_a_missing_file_are_refused(tmp_path, refused_as):
     for path in (tmp_path, tmp_path / "no", Path(__file__) / "file.pth"):
-        assert refusal_code(path) == "unreadable"
+        assert refused_as(path) == "unreadable"

@@ -24,7 +24,6 @@ from reference import golden_weight, slow_detector
 from torchvision import models
 
 from gfl.build import build_detector
-from gfl.common.errors import UserError
 from gfl.config import config_from_dict, config_to_dict, load_config
 from gfl.model.backbone import Backbone
 from gfl.tools.convert.architecture import FCOS, PROJECT, PROJECT_V1
@@ -33,12 +32,6 @@ from gfl.tools.convert.state_dict import COCO_CLASSES, convert_backbone, find_mm
 CLS, REG = "bbox_head.gfl_cls.weight", "bbox_head.gfl_reg.weight"
 BOTH = pytest.mark.parametrize("kind", ["atss", "fcos"])
 ALL = pytest.mark.parametrize("kind", list(CONFIGS))
-
-
-def refusal_code(function, *args, **kwargs):
-    with pytest.raises(UserError) as error:
-        function(*args, **kwargs)
-    return error.value.code
 
 
 # --- names, shapes and values -----------------------------------------------------------------------------------------
