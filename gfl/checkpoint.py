@@ -30,7 +30,7 @@ TRAINING_KEYS = {"progress", "optimizer", "scaler"}  # what --resume needs besid
 
 
 class Progress(NamedTuple):
-    """Where a run stands: `step` steps of epoch `epoch` (from 0) are done."""
+    """Progress of a run: `step` steps of epoch `epoch` (from 0) are done."""
 
     epoch: Annotated[int, at_least(0)] = 0
     step: Annotated[int, at_least(0)] = 0
@@ -67,7 +67,7 @@ def save_checkpoint(
     try:
         write_torch_file(path, content, checksum=True, backup_to=backup_to)
     except UserError as error:
-        raise UserError(f"{error}; free some space, then go on with --resume", code=error.code) from None
+        raise UserError(f"{error}; free some space, then continue with --resume", code=error.code) from None
 
 
 def detector_content(model: Mapping[str, Tensor], config: Config, class_names: Sequence[str]) -> dict[str, Any]:

@@ -68,7 +68,7 @@ def view(of=None, offset=0, size=(16,), stride=(1,)):
     return call(name_of("torch._utils", "_rebuild_tensor_v2"), *arguments)
 
 
-def program(*opcodes):
+def make_pickle(*opcodes):
     """A complete pickle."""
     return b"\x80\x02" + b"".join(opcodes) + b"."
 

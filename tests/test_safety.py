@@ -1,8 +1,8 @@
 """No source file contains a call that executes what a file or a text holds.
 
 The walk over the sources resolves names, also imported under other names (``from pickle import loads as x``), but not
-names assembled at run time (``getattr``), which nobody writes by mistake. tests/robustness/test_network.py watches what
-the commands ask the network for.
+names assembled at run time (``getattr``), which nobody writes by mistake. tests/robustness/test_network.py checks that
+the commands do not use the network.
 """
 
 import ast

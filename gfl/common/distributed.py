@@ -85,7 +85,7 @@ def process_group():
         if not isinstance(error, dist.DistError) and "gloo/transport" not in str(error):
             raise
         raise UserError(
-            f"process {rank()} lost another process of the run, whose own error says why; go on with --resume",
+            f"process {rank()} lost another process of the run, whose own error says why; continue with --resume",
             code="processes",
         ) from None
     dist.destroy_process_group()  # after an error NCCL would wait for the others, torchrun for this

@@ -25,7 +25,7 @@ class UserError(Exception):
     """Bad input from the user; the message names the file, id or key and says what to do.
 
     Args:
-        code: a stable word for the kind of error, where code or tests tell it apart from others.
+        code: a stable word for the kind of error, where code or tests distinguish it from others.
     """
 
     def __init__(self, message: str, *, code: str = "") -> None:

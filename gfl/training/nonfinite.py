@@ -16,7 +16,7 @@ from gfl.structures import Batch
 from gfl.training.step import StepResult
 
 MAX_OVERFLOWS = 20  # in a row under fp16, each of which halves the scaler's factor of 65,536
-ADVICE = "lower optim.lr, raise optim.warmup_steps or set optim.clip_norm, then go on with --resume"
+ADVICE = "lower optim.lr, raise optim.warmup_steps or set optim.clip_norm, then continue with --resume"
 
 
 class PendingStep(NamedTuple):

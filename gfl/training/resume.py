@@ -44,7 +44,7 @@ def find_resume_checkpoint(run_dir: Path, *, resume: bool) -> tuple[Path | None,
     resume = resume or distributed.share_from_main(restarted)
     if find_checkpoint(run_dir, LAST, PREVIOUS, BEST) and not resume:
         raise UserError(
-            f"{run_dir} already holds a run: go on with --resume, or choose another run_dir=...", code="run_exists"
+            f"{run_dir} already holds a run: continue with --resume, or choose another run_dir=...", code="run_exists"
         )
     found = distributed.share_from_main(newest_checkpoint(run_dir) if distributed.is_main() else None)
     if resume and not found[0] and distributed.is_main():

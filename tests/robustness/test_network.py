@@ -1,4 +1,4 @@
-"""Importing, training and evaluating ask nothing of the network."""
+"""Importing, training and evaluating do not use the network."""
 
 import json
 import os

@@ -17,10 +17,10 @@ from pickles import (
     HUGE,
     call,
     legacy,
+    make_pickle,
     name_of,
     pack,
     plain,
-    program,
     read_in_child,
     storage,
     view,
@@ -68,7 +68,7 @@ TRAPS = {
 def test_a_function_that_a_file_names_is_not_called(name, way, harm, path):
     module, function, *arguments = TRAPS[name]
     filled = [value.replace("HARM", str(harm)) if isinstance(value, str) else value for value in arguments]
-    content = program(CALLS[way](module, function, *map(plain, filled)))
+    content = make_pickle(CALLS[way](module, function, *map(plain, filled)))
     with_state = content[:-1] + name_of("trap_module", "f") + b"b."
     for file in (wrap(pickled) for wrap in (zipped, legacy) for pickled in (content, with_state)):
         path.write_bytes(file)
@@ -82,7 +82,7 @@ def test_a_function_that_a_file_names_is_not_called(name, way, harm, path):
 def test_none_of_the_five_pickles_of_an_old_file_is_executed(position, harm, path):
     pickles = [plain(torch_file.MAGIC), plain(1001), plain({"little_endian": True}), b"N", plain([])]
     pickles[position] = call(name_of("os", "system"), plain(f"touch {harm}"))
-    path.write_bytes(b"".join(program(content) for content in pickles))
+    path.write_bytes(b"".join(make_pickle(content) for content in pickles))
     read_in_child(path)
     assert not harm.exists()
 
@@ -103,7 +103,7 @@ def test_none_of_the_five_pickles_of_an_old_file_is_executed(position, harm, pat
 )
 def test_a_dotted_name_is_not_resolved(module, name, path):
     for wrap in (zipped, legacy):
-        path.write_bytes(wrap(program(plain(module), plain(name), b"\x93")))
+        path.write_bytes(wrap(make_pickle(plain(module), plain(name), b"\x93")))
         found = read_torch_file(path)
         assert issubclass(found, Placeholder)
         assert found is not Placeholder
@@ -114,7 +114,7 @@ def test_a_registered_extension_is_not_called(harm, path):
     try:
         for code in (b"\x82\x42", b"\x83\x42\x00", b"\x84\x42\x00\x00\x00"):  # EXT1, EXT2, EXT4
             for wrap in (zipped, legacy):
-                path.write_bytes(wrap(program(call(code, plain(f"touch {harm}")))))
+                path.write_bytes(wrap(make_pickle(call(code, plain(f"touch {harm}")))))
                 assert isinstance(read_torch_file(path), Placeholder)
     finally:
         copyreg.remove_extension("os", "system", 0x42)
@@ -156,7 +156,7 @@ def test_state_changes_nothing_outside_its_file(target, state, path, tmp_path):
     watched += [*CONTAINERS.values(), torch.dtype, torch.Tensor]
     before = [dict(vars(thing)) for thing in watched], dict(CONTAINERS), dict(DTYPES)
     for wrap in (zipped, legacy):
-        path.write_bytes(wrap(program(REACHABLE[target], STATES[state], b"b")))
+        path.write_bytes(wrap(make_pickle(REACHABLE[target], STATES[state], b"b")))
         with contextlib.suppress(UserError):
             read_torch_file(path)
     assert ([dict(vars(thing)) for thing in watched], CONTAINERS, DTYPES) == before
@@ -206,7 +206,7 @@ ATTACKS = {
 @pytest.mark.parametrize("attack", ATTACKS)
 def test_a_malicious_pickle_neither_crashes_nor_takes_memory(attack, wrap, path):
     beyond = struct.pack("<q", 2**40) + bytes(56)  # as an index
-    path.write_bytes(wrap(program(*ATTACKS[attack]), beyond))
+    path.write_bytes(wrap(make_pickle(*ATTACKS[attack]), beyond))
     read_in_child(path)
 
 

@@ -150,7 +150,7 @@ def test_a_damaged_checkpoint_does_not_replace_the_one_before(run, tmp_path, bro
     monkeypatch.setattr(train, "save_checkpoint", spy)
     run(resume=True)  # from previous.pt
     assert kept[0]  # the damaged file was overwritten
-    assert not kept[1]  # then the backups go on
+    assert not kept[1]  # then backups are made again
     assert read_checkpoint(previous)["format"] == read_checkpoint(last)["format"]
 
 

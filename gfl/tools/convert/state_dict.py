@@ -216,7 +216,7 @@ def find_mmdet_head(config: Config) -> HeadKind:
             found = model[section][key]
             if found not in (value, [value] * len(model["points"]["strides"])):  # an offset may stand for each level
                 raise UserError(
-                    f"mmdetection's {kind.type} has model.{section}.{key} {value}, this model {found}",
+                    f"the matching {kind.type} has model.{section}.{key} {value}, this model {found}",
                     code="not_expressible",
                 )
     return kind

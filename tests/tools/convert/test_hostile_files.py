@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from pickles import CALLS, HUGE, legacy, name_of, pack, plain, program, read_in_child, storage, view, zipped
+from pickles import CALLS, HUGE, legacy, make_pickle, name_of, pack, plain, read_in_child, storage, view, zipped
 from torch import nn
 
 from gfl.tools.convert import torch_file
@@ -41,7 +41,7 @@ def path(tmp_path):
 @pytest.mark.parametrize("way", CALLS)
 def test_a_function_that_a_file_names_is_not_called(way, path, tmp_path):
     harm = tmp_path / "harm"
-    content = program(CALLS[way]("os", "system", plain(f"touch {harm}")))
+    content = make_pickle(CALLS[way]("os", "system", plain(f"touch {harm}")))
     for wrap in (zipped, legacy):
         path.write_bytes(wrap(content))
         assert isinstance(read_torch_file(path), Placeholder)
@@ -56,7 +56,7 @@ def test_a_function_that_a_file_names_is_not_called(way, path, tmp_path):
 def test_a_module_that_a_file_names_is_not_imported(wrap, path, tmp_path, monkeypatch):
     (tmp_path / "trap_module.py").write_text("def f(*_): pass\n")
     monkeypatch.syspath_prepend(str(tmp_path))
-    path.write_bytes(wrap(program(CALLS["reduce"]("trap_module", "f", plain(1)))))
+    path.write_bytes(wrap(make_pickle(CALLS["reduce"]("trap_module", "f", plain(1)))))
     assert isinstance(read_torch_file(path), Placeholder)
     assert "trap_module" not in sys.modules
 
@@ -66,7 +66,7 @@ def test_state_does_not_change_what_the_next_file_sees(wrap, path):
     """BUILD sets attributes of whatever is on the stack, also of the reader's own functions."""
     before = dict(vars(Placeholder))
     for target in (name_of("unknown", "Class"), name_of("torch._utils", "_rebuild_parameter"), view()):
-        path.write_bytes(wrap(program(target, pack(b"N", plain({"__call__": 1, "injected": 2})), b"b")))
+        path.write_bytes(wrap(make_pickle(target, pack(b"N", plain({"__call__": 1, "injected": 2})), b"b")))
         read_torch_file(path)
     assert dict(vars(Placeholder)) == before
 
@@ -90,7 +90,7 @@ ATTACKS = {
 @BOTH_FORMATS
 @pytest.mark.parametrize("attack", ATTACKS)
 def test_a_malicious_pickle_neither_crashes_nor_takes_memory(attack, wrap, path):
-    path.write_bytes(wrap(program(*ATTACKS[attack]), struct.pack("<q", 2**40) + bytes(56)))
+    path.write_bytes(wrap(make_pickle(*ATTACKS[attack]), struct.pack("<q", 2**40) + bytes(56)))
     read_in_child(path)
 
 
@@ -115,13 +115,13 @@ def test_a_malicious_pickle_neither_crashes_nor_takes_memory(attack, wrap, path)
     ],
 )
 def test_a_tensor_beyond_the_file_is_refused(tensor, wrap, path, refused_as):
-    path.write_bytes(wrap(program(tensor)))
+    path.write_bytes(wrap(make_pickle(tensor)))
     assert refused_as(path) == "damaged"
 
 
 @pytest.mark.parametrize("member", ["data.pkl", "data/0", "byteorder"])
 def test_a_compressed_archive_is_refused_before_it_is_unpacked(member, path):
-    entries = {"data.pkl": program(view()), "data/0": bytes(64), "byteorder": b"little"}
+    entries = {"data.pkl": make_pickle(view()), "data/0": bytes(64), "byteorder": b"little"}
     bomb = entries.pop(member) + bytes(100_000_000)
     with zipfile.ZipFile(path, "w") as archive:
         for name, entry in entries.items():
@@ -133,7 +133,7 @@ def test_a_compressed_archive_is_refused_before_it_is_unpacked(member, path):
 
 def test_other_members_of_an_archive_are_ignored(path, tmp_path):
     others = {"../../../evil": b"x", "/etc/evil": b"x", "data/../data.pkl": b"c", "code/x.py": b"raise SystemExit"}
-    path.write_bytes(zipped(program(view()), **others))
+    path.write_bytes(zipped(make_pickle(view()), **others))
     assert torch.equal(read_torch_file(path), torch.zeros(16))
     assert os.listdir(tmp_path) == [path.name]
 
@@ -141,7 +141,7 @@ def test_other_members_of_an_archive_are_ignored(path, tmp_path):
 def test_a_member_that_occurs_twice_is_harmless(path):
     with warnings.catch_warnings(), zipfile.ZipFile(path, "w") as archive:
         warnings.simplefilter("ignore")
-        for content in (program(view()), b"damaged", program(plain(7))):
+        for content in (make_pickle(view()), b"damaged", make_pickle(plain(7))):
             archive.writestr("archive/data.pkl", content)
             archive.writestr("archive/data/0", bytes(64))
     read_in_child(path)
@@ -163,9 +163,9 @@ OTHERS = {
     "zip without pickle": zipped(b"N.").replace(b"data.pkl", b"data.txt"),
     "big-endian zip": zipped(b"N.", byteorder=b"big"),
     "big-endian": legacy(b"N.").replace(b"little_endianq\x01\x88", b"little_endianq\x01\x89"),
-    "zip with a missing storage": zipped(program(view(storage(key="1")))),
-    "legacy with a missing storage": legacy(program(view(storage(key="1")))),
-    "zip with a path": zipped(program(view(storage(key="../../../etc/passwd")))),
+    "zip with a missing storage": zipped(make_pickle(view(storage(key="1")))),
+    "legacy with a missing storage": legacy(make_pickle(view(storage(key="1")))),
+    "zip with a path": zipped(make_pickle(view(storage(key="../../../etc/passwd")))),
 }
 
 

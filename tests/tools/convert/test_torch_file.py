@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 import torch
-from pickles import legacy, plain, program, read_in_child, storage, view, zipped
+from pickles import legacy, make_pickle, plain, read_in_child, storage, view, zipped
 from torch import nn
 
 from gfl.common.errors import UserError
@@ -138,7 +138,7 @@ def test_tensors_of_a_gpu_are_read_to_the_cpu(new, tmp_path, monkeypatch):
 def test_files_by_hand_are_valid(wrap, tmp_path):
     path, data = tmp_path / "file.pth", np.arange(16, dtype="<f4").tobytes()
     of = storage(no_view=[b"N"] if wrap is legacy else [])
-    path.write_bytes(wrap(program(view(of, offset=2, size=(2, 3), stride=(3, 1))), data))
+    path.write_bytes(wrap(make_pickle(view(of, offset=2, size=(2, 3), stride=(3, 1))), data))
     assert_same(torch.load(path, weights_only=True), torch.arange(2.0, 8).view(2, 3))
     assert_same(read_torch_file(path), torch.arange(2.0, 8).view(2, 3))
     assert read_in_child(path) == "read"
@@ -148,7 +148,7 @@ def test_a_view_of_a_storage_in_an_old_file_has_its_own_start(tmp_path):
     path, data = tmp_path / "file.pth", np.arange(16, dtype="<f4").tobytes()
 
     def part(start):
-        return program(view(storage(no_view=[plain(("view", start, 4))]), offset=1, size=(3,)))
+        return make_pickle(view(storage(no_view=[plain(("view", start, 4))]), offset=1, size=(3,)))
 
     path.write_bytes(legacy(part(5), data))
     assert read_torch_file(path).tolist() == [6, 7, 8]
