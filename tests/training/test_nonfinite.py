@@ -38,7 +38,7 @@ def result(norm=3.0, batches=(), **losses):
     return StepResult(losses, torch.tensor(norm), batches or [batch(1)])
 
 
-@pytest.mark.parametrize("value", [float("nan"), INFINITE, -INFINITE])
+@pytest.mark.parametrize("value", [float("nan"), -INFINITE])
 @pytest.mark.parametrize("term", ["norm", "cls", "box"])
 def test_step_losses_images_and_the_batch_are_reported(tmp_path, refusal, value, term):
     guard = new_guard(tmp_path)

@@ -17,7 +17,7 @@ from gfl.training.optim import build_optimizer
 from gfl.training.step import advise_on_memory, train_step, update_weights
 
 OPTIMIZERS = pytest.mark.parametrize("name", ["sgd", "adamw"])
-NOT_FINITE = pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+NOT_FINITE = pytest.mark.parametrize("value", [float("nan"), float("inf")])
 
 
 def new_state(name="sgd", fp16=False):
