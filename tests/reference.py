@@ -1,12 +1,26 @@
-"""The reference: the weights that its golden models had, and two of its detectors written a second time, slowly."""
+"""The reference, mmdetection: its golden values and weights, and two of its detectors written a second time, slowly."""
 
 import math
 import zlib
+from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+def read_golden(name: str) -> dict[str, Tensor]:
+    """The arrays of one golden file."""
+    with np.load(GOLDEN / f"{name}.npz") as file:
+        return {key: torch.from_numpy(file[key]) for key in file.files if file[key].dtype.kind not in "US"}
+
+
+def golden_levels(golden: dict[str, Tensor], name: str) -> Tensor:
+    """Maps (B, channels, h, w) of the five levels as (B, P, channels)."""
+    return torch.cat([golden[f"{name}_{level}"].flatten(2).mT for level in range(5)], dim=1)
 
 
 def golden_weight(name: str, shape: list[int]) -> Tensor:

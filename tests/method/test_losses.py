@@ -1,12 +1,11 @@
-"""Losses against the golden figures, the formulas of the paper and their derivatives."""
+"""Losses against golden values, the formulas of the paper and their derivatives."""
 
 import math
-from pathlib import Path
 
-import numpy as np
 import oracles
 import pytest
 import torch
+from reference import read_golden
 from torchvision.ops import sigmoid_focal_loss
 
 from gfl.method.boxes import box_iou
@@ -20,12 +19,12 @@ from gfl.method.losses import (
 )
 
 BETAS = [0, 1, 2, 2.5, 4]
+DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 
 
 @pytest.fixture(scope="module")
 def golden():
-    with np.load(Path(__file__).parent / "golden" / "losses.npz") as file:
-        return {name: torch.from_numpy(file[name]) for name in file.files}
+    return read_golden("losses")
 
 
 def quality_target(golden):
@@ -47,7 +46,7 @@ def close(actual, expected):
 
 
 @pytest.mark.parametrize("beta", BETAS)
-def test_qfl_equals_the_golden_figures(golden, beta):
+def test_qfl_equals_the_golden_values(golden, beta):
     target = quality_target(golden)
     loss, gradient = loss_and_gradient(
         lambda logits: quality_focal_loss(logits, target, beta=beta), golden["qfl_logits"]
@@ -56,7 +55,7 @@ def test_qfl_equals_the_golden_figures(golden, beta):
     close(gradient, golden[f"qfl_grad_beta{beta}"])
 
 
-def test_dfl_equals_the_golden_figures(golden):
+def test_dfl_equals_the_golden_values(golden):
     loss, gradient = loss_and_gradient(
         lambda logits: distribution_focal_loss(logits, golden["dfl_target"]), golden["dfl_logits"]
     )
@@ -64,7 +63,7 @@ def test_dfl_equals_the_golden_figures(golden):
     close(gradient, golden["dfl_grad"])
 
 
-def test_giou_loss_and_iou_equal_the_golden_figures(golden):
+def test_giou_loss_and_iou_equal_the_golden_values(golden):
     loss, gradient = loss_and_gradient(lambda boxes: giou_loss(boxes, golden["giou_target"]), golden["giou_pred"])
     close(loss, golden["giou_loss"])
     close(gradient, golden["giou_grad"])
@@ -72,21 +71,12 @@ def test_giou_loss_and_iou_equal_the_golden_figures(golden):
 
 
 @pytest.mark.parametrize("beta", BETAS)
-def test_qfl_is_equation_2(beta):
+def test_qfl_is_equation_2_and_zero_where_the_score_is_the_quality(beta):
     for logit, target in ((0.3, 0.0), (-2.0, 1.0), (1.7, 0.6), (-0.4, 0.9)):
-        pair = torch.tensor([logit, target], dtype=torch.float64)
-        loss = quality_focal_loss(*pair, beta=beta)
+        loss = quality_focal_loss(*torch.tensor([logit, target], dtype=torch.float64), beta=beta)
         assert loss.item() == pytest.approx(oracles.qfl(logit, target, beta), rel=1e-12)
-
-
-def test_qfl_at_a_target_of_1_is_focal_loss_without_alpha():
-    logits = torch.linspace(-4, 4, 9).double()
-    score = logits.sigmoid()
-    close(quality_focal_loss(logits, torch.ones_like(logits)), -((1 - score) ** 2) * score.log())
-
-
-@pytest.mark.parametrize("beta", BETAS[1:])
-def test_qfl_is_zero_exactly_where_the_score_is_the_quality(beta):
+    if beta == 0:
+        return
     logits = torch.linspace(-5, 5, 1001).double()
     loss = quality_focal_loss(logits, torch.full_like(logits, 0.3), beta=beta)
     assert logits.sigmoid()[loss.argmin()].item() == pytest.approx(0.3, abs=0.003)
@@ -94,32 +84,16 @@ def test_qfl_is_zero_exactly_where_the_score_is_the_quality(beta):
     assert at_target.item() == pytest.approx(0, abs=1e-12)
 
 
-@pytest.mark.parametrize("beta", BETAS)
-def test_gradient_of_qfl(beta):
-    logits = torch.linspace(-3, 3, 6, dtype=torch.float64, requires_grad=True)
-    target = torch.tensor([0.0, 0.9, 0.2, 0.0, 1.0, 0.5], dtype=torch.float64)
-    assert torch.autograd.gradcheck(lambda x: quality_focal_loss(x, target, beta=beta), logits)
+def test_beta_is_2_unless_given():
+    logits, target = torch.tensor([1.7, -0.4]), torch.tensor([0.6, 0.9])
+    assert quality_focal_loss(logits, target).equal(quality_focal_loss(logits, target, beta=2.0))
 
 
-def test_gradients_of_dfl_and_giou_loss():
-    generator = torch.Generator().manual_seed(0)
-    logits = torch.randn(5, 9, dtype=torch.float64, generator=generator, requires_grad=True)
-    bins = torch.tensor([0.0, 0.4, 3.0, 7.9, 8.0], dtype=torch.float64)
-    assert torch.autograd.gradcheck(lambda x: distribution_focal_loss(x, bins), logits)
-    boxes, targets = (oracles.random_boxes(5, 50, 50, generator).double() for _ in range(2))
-    assert torch.autograd.gradcheck(lambda x: giou_loss(x, targets), boxes.requires_grad_())
-
-
-def test_dfl_is_equation_6():
-    logits = torch.randn(4, 17, generator=torch.Generator().manual_seed(1)).double()
-    bins = torch.tensor([0.0, 0.25, 7.5, 15.9], dtype=torch.float64)
-    expected = list(map(oracles.dfl, logits.tolist(), bins.tolist()))
+def test_dfl_is_equation_6_for_any_leading_dimensions():
+    logits = torch.randn(2, 2, 17, generator=torch.Generator().manual_seed(1)).double()
+    bins = torch.tensor([[0.0, 0.25], [7.5, 15.9]], dtype=torch.float64)
+    expected = [list(map(oracles.dfl, *pair)) for pair in zip(logits.tolist(), bins.tolist(), strict=True)]
     close(distribution_focal_loss(logits, bins), torch.tensor(expected, dtype=torch.float64))
-
-
-def test_dfl_keeps_leading_dimensions():
-    bins = torch.rand(2, 3, 4) * 16
-    assert distribution_focal_loss(torch.randn(2, 3, 4, 17), bins).shape == (2, 3, 4)
 
 
 def test_dfl_at_the_ends_of_the_range_is_cross_entropy():
@@ -129,7 +103,7 @@ def test_dfl_at_the_ends_of_the_range_is_cross_entropy():
     close(distribution_focal_loss(logits, torch.tensor(16.0).double()), -log_probability[16])
 
 
-@pytest.mark.parametrize("target", [0.0, 0.3, 5.0, 7.5, 15.9, 16.0])
+@pytest.mark.parametrize("target", [0.0, 0.3, 7.5, 16.0])
 def test_the_optimum_of_dfl_is_the_two_bins_around_the_target(target):
     logits = torch.zeros(17, requires_grad=True)
     optimizer = torch.optim.Adam([logits], lr=0.3)
@@ -143,69 +117,50 @@ def test_the_optimum_of_dfl_is_the_two_bins_around_the_target(target):
     torch.testing.assert_close(probability, (1 - (bins - target).abs()).clamp(min=0), rtol=0, atol=0.01)
 
 
-@pytest.mark.parametrize("beta", BETAS)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_qfl_is_finite_at_extreme_logits(beta, dtype):
+@DTYPES
+def test_losses_are_finite_and_float32_at_extreme_logits(dtype):
     logits = torch.tensor([-30.0, 30.0, -1000.0, 1000.0]).to(dtype)[:, None].expand(4, 3)
     target = torch.tensor([0.0, 0.7, 1.0]).expand(4, 3)
-    loss, gradient = loss_and_gradient(lambda x: quality_focal_loss(x, target, beta=beta), logits)
-    assert loss.isfinite().all()
-    assert gradient.isfinite().all()
-    assert loss.dtype == torch.float32
+    found = [loss_and_gradient(lambda x, b=beta: quality_focal_loss(x, target, beta=b), logits) for beta in BETAS]
+    sharp = torch.full((3, 17), -30.0).to(dtype)
+    sharp[:, 4] = 30
+    found += [loss_and_gradient(lambda x: distribution_focal_loss(x, torch.tensor([0.0, 4.5, 16.0])), sharp)]
+    for loss, gradient in found:
+        assert loss.dtype == torch.float32
+        assert loss.isfinite().all()
+        assert gradient.isfinite().all()
+    assert found[-1][0][0].item() == pytest.approx(60, rel=1e-6)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_dfl_is_finite_at_extreme_logits(dtype):
-    logits = torch.full((3, 17), -30.0).to(dtype)
-    logits[:, 4] = 30
-    loss, gradient = loss_and_gradient(lambda x: distribution_focal_loss(x, torch.tensor([0.0, 4.5, 16.0])), logits)
-    assert loss.isfinite().all()
-    assert gradient.isfinite().all()
-    assert loss.dtype == torch.float32
-    assert loss[0].item() == pytest.approx(60, rel=1e-6)
-
-
-def test_half_precision_logits_lose_no_precision_in_the_loss():
-    logits = torch.randn(64, 17, generator=torch.Generator().manual_seed(3)).bfloat16()
-    target, bins = torch.rand(64, 17), torch.rand(64) * 16
+def test_half_precision_outputs_lose_no_precision_in_the_losses():
+    generator = torch.Generator().manual_seed(3)
+    logits, log_variance = (torch.randn(64, 17, generator=generator).bfloat16() for _ in range(2))
+    target, bins = torch.rand(64, 17, generator=generator), torch.rand(64, generator=generator) * 16
     assert quality_focal_loss(logits, target).equal(quality_focal_loss(logits.float(), target))
     assert distribution_focal_loss(logits, bins).equal(distribution_focal_loss(logits.float(), bins))
+    expected = gaussian_loss(logits.float(), log_variance.float(), target)
+    assert gaussian_loss(logits, log_variance, target).equal(expected)
 
 
 # --- the normal distribution ------------------------------------------------------------------------------------------
 
 
-def random_gaussians():
-    """Means, log variances and targets of forty values, in float64."""
-    generator = torch.Generator().manual_seed(6)
-    return (torch.randn(40, generator=generator, dtype=torch.float64) * 2 for _ in range(3))
-
-
 def test_the_gaussian_loss_is_a_normal_distribution_s_likelihood_without_its_constant():
-    mean, log_variance, target = random_gaussians()
+    generator = torch.Generator().manual_seed(6)
+    mean, log_variance, target = (torch.randn(40, generator=generator, dtype=torch.float64) * 2 for _ in range(3))
     likelihood = torch.distributions.Normal(mean, (log_variance / 2).exp()).log_prob(target)
     close(gaussian_loss(mean, log_variance, target), -likelihood - math.log(2 * math.pi) / 2)
 
 
-def test_the_gaussian_loss_is_least_at_the_target_whatever_the_variance():
-    mean = torch.linspace(-4, 12, 1601, dtype=torch.float64)
-    for log_variance in (-7.0, -1.0, 0.0, 3.0):
-        for target in (0.0, 4.37):
-            loss = gaussian_loss(mean, torch.full_like(mean, log_variance), torch.tensor(target).double())
-            assert mean[loss.argmin()].item() == pytest.approx(target, abs=1e-6)
-
-
-@pytest.mark.parametrize("error", [0.1, 0.8, 3.0, -3.0])
-def test_the_best_variance_of_the_gaussian_loss_is_the_squared_error(error):
+@pytest.mark.parametrize("error", [0.1, 3.0, -3.0])
+def test_the_best_mean_of_the_gaussian_loss_is_the_target_and_the_best_variance_the_squared_error(error):
+    mean, target = torch.linspace(-4, 12, 1601, dtype=torch.float64), torch.tensor(4.37).double()
+    for log_variance in (-7.0, 3.0):
+        loss = gaussian_loss(mean, torch.full_like(mean, log_variance), target)
+        assert mean[loss.argmin()].item() == pytest.approx(4.37, abs=1e-6)
     log_variance = torch.linspace(-7, 7, 140_001, dtype=torch.float64)
-    loss = gaussian_loss(torch.tensor(5.0).double(), log_variance, torch.tensor(5 + error).double())
+    loss = gaussian_loss(target - error, log_variance, target)
     assert log_variance[loss.argmin()].exp().item() == pytest.approx(error**2, rel=1e-3)
-
-
-def test_gradient_of_the_gaussian_loss():
-    mean, log_variance, target = random_gaussians()
-    leaves = mean.requires_grad_(), log_variance.requires_grad_()
-    assert torch.autograd.gradcheck(lambda m, v: gaussian_loss(m, v, target), leaves)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -218,16 +173,11 @@ def test_extreme_variances_leave_the_gaussian_loss_and_its_gradient_finite(dtype
     assert loss.isfinite().all()
     assert all(gradient.isfinite().all() for gradient in torch.autograd.grad(loss.sum(), leaves))
     at_target = gaussian_loss(torch.zeros(2), torch.tensor([-1000.0, 1000.0]), torch.zeros(2))
-    assert at_target.tolist() == [-MAX_LOG_VARIANCE / 2, MAX_LOG_VARIANCE / 2]
+    assert at_target.tolist() == [-4, 4]
+    assert MAX_LOG_VARIANCE == 8
 
 
-def test_half_precision_variances_lose_no_precision_in_the_gaussian_loss():
-    mean, log_variance, target = (column.float() for column in random_gaussians())
-    mean, log_variance = mean.bfloat16(), log_variance.bfloat16()
-    assert gaussian_loss(mean, log_variance, target).equal(gaussian_loss(mean.float(), log_variance.float(), target))
-
-
-# --- the general form -------------------------------------------------------------------------------------------------
+# --- the general form, equation 7 -------------------------------------------------------------------------------------
 
 
 def general_form_of_logits(logits, target, *, beta):
@@ -242,13 +192,12 @@ def assert_same_loss_and_gradient(function, other, leaf):
 
 @pytest.mark.parametrize("gamma", [0, 1, 2, 2.5])
 def test_focal_loss_is_a_special_case(gamma):
-    logits = torch.linspace(-6, 6, 50).double()
-    for label in (torch.zeros(50).double(), torch.ones(50).double()):
-        assert_same_loss_and_gradient(
-            lambda x, label=label: general_form_of_logits(x, label, beta=gamma),
-            lambda x, label=label: sigmoid_focal_loss(x, label, alpha=-1, gamma=gamma),
-            logits,
-        )
+    logits, label = torch.linspace(-6, 6, 100).double(), (torch.arange(100) % 2).double()
+    assert_same_loss_and_gradient(
+        lambda x: general_form_of_logits(x, label, beta=gamma),
+        lambda x: sigmoid_focal_loss(x, label, alpha=-1, gamma=gamma),
+        logits,
+    )
 
 
 @pytest.mark.parametrize("beta", BETAS)
@@ -298,24 +247,22 @@ def test_the_golden_qfl_of_probabilities_is_the_general_form(golden):
 
 
 @pytest.mark.parametrize("beta", [0, 0.5, 1, 2, 4])
-@pytest.mark.parametrize(
-    ("left", "right", "target"), [(0, 1, 0.3), (0, 1, 0.95), (3, 4, 3.5), (3, 5, 3.25), (-2, 6, 5.0), (0.5, 0.75, 0.6)]
-)
-def test_the_minimum_of_the_general_form_has_the_target_as_its_expectation(beta, left, right, target):
+def test_the_minimum_of_the_general_form_has_the_target_as_its_expectation(beta):
     """Section 3 of the paper, along probabilities that sum to 1."""
-    best = (right - target) / (right - left)
+    grid = torch.linspace(0, 1, 10_001, dtype=torch.float64)[1:-1]
+    for left, right, target in [(0, 1, 0.3), (0, 1, 0.95), (3, 4, 3.5), (3, 5, 3.25), (-2, 6, 5.0), (0.5, 0.75, 0.6)]:
+        best = (right - target) / (right - left)
 
-    def loss_at(prob_left):
-        target_there = torch.full_like(prob_left, target)
-        return generalized_focal_loss(prob_left, 1 - prob_left, target_there, left=left, right=right, beta=beta)
+        def loss_at(prob_left, left=left, right=right, target=target):
+            targets = torch.full_like(prob_left, target)
+            return generalized_focal_loss(prob_left, 1 - prob_left, targets, left=left, right=right, beta=beta)
 
-    grid = torch.linspace(0, 1, 100_001, dtype=torch.float64)[1:-1]
-    assert grid[loss_at(grid).argmin()].item() == pytest.approx(best, abs=1e-5)
-    around = torch.tensor([best - 0.01, best, best + 0.01], dtype=torch.float64)
-    _, (below, at, above) = loss_and_gradient(loss_at, around)
-    assert below < 0 < above
-    if beta == 0 or beta > 1:  # |x|^beta has a kink at 0 otherwise
-        assert at.item() == pytest.approx(0, abs=1e-6)
+        assert grid[loss_at(grid).argmin()].item() == pytest.approx(best, abs=1e-4)
+        around = torch.tensor([best - 0.01, best, best + 0.01], dtype=torch.float64)
+        _, (below, at, above) = loss_and_gradient(loss_at, around)
+        assert below < 0 < above
+        if beta == 0 or beta > 1:  # |x|^beta has a kink at 0 otherwise
+            assert at.item() == pytest.approx(0, abs=1e-6)
 
 
 @pytest.mark.parametrize("beta", [0, 1, 2])
@@ -324,12 +271,3 @@ def test_the_general_form_is_finite_where_a_probability_of_0_has_no_weight(beta)
     at_left = generalized_focal_loss(one, zero, torch.tensor([3.0]).double(), left=3, right=4, beta=beta)
     at_right = generalized_focal_loss(zero, one, torch.tensor([4.0]).double(), left=3, right=4, beta=beta)
     assert (at_left.item(), at_right.item()) == (0, 0)
-
-
-def test_the_labels_of_the_general_form_may_differ_from_element_to_element():
-    prob_left, target = torch.tensor([0.3, 0.6]).double(), torch.tensor([2.4, 7.5]).double()
-    left, right = torch.tensor([2.0, 6.0]).double(), torch.tensor([3.0, 8.0]).double()
-    together = generalized_focal_loss(prob_left, 1 - prob_left, target, left=left, right=right, beta=2)
-    for i, (low, high) in enumerate([(2, 3), (6, 8)]):
-        alone = generalized_focal_loss(prob_left[i], 1 - prob_left[i], target[i], left=low, right=high, beta=2)
-        close(together[i], alone)
