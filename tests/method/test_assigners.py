@@ -154,35 +154,11 @@ def test_each_assigner_equals_its_slow_oracle(name, options, offset):
     assert (index == -2).any() == (name == "max_iou")
 
 
-@pytest.mark.parametrize(("function", "slow"), OTHERS.values(), ids=OTHERS)
-def test_each_assigner_equals_its_slow_oracle_on_five_levels(function, slow):
-    grid, boxes = oracles.grid_of(160, 192), scene(1)
-    index, inside = assign_scene(function, boxes, grid)
-    for image, image_boxes in enumerate(boxes):
-        assert index[image].tolist() == slow(grid, inside[image].tolist(), image_boxes)
-
-
 def at(index, grid, x, y, stride):
     """The entry of one point of the first image."""
     found = (grid.points == torch.tensor([x, y])).all(dim=-1) & (grid.strides == stride)
     assert found.sum() == 1
     return index[0, found].item()
-
-
-@pytest.mark.parametrize("order", [1, -1])
-def test_fcos_gives_a_point_the_smallest_of_its_boxes(order):
-    boxes = [[50.0, 50.0, 90.0, 90.0], [52.0, 54.0, 88.0, 86.0], [40.0, 45.0, 92.0, 90.0]][::order]
-    index, _ = assign_scene(assign_fcos, [torch.tensor(boxes)], small_grid())
-    assert at(index, small_grid(), 72.0, 72.0, 8) == 1
-
-
-@pytest.mark.parametrize("function", [assign_fcos, assign_fovea])
-def test_of_boxes_of_one_area_the_lower_slot_wins(function):
-    box = torch.tensor([[50.0, 50.0, 90.0, 90.0]])
-    single, _ = assign_scene(function, [box], small_grid())
-    double, _ = assign_scene(function, [box.repeat(2, 1)], small_grid())
-    assert (single >= 0).any()
-    assert double.equal(single)
 
 
 @pytest.mark.parametrize(("reach", "strides"), [(64, {8, 16}), (65, {16}), (63, {8}), (128, {16, 32}), (400, {32})])
@@ -221,8 +197,3 @@ def test_max_iou_gives_a_box_all_points_that_overlap_it_most_and_the_last_of_suc
     targets = oracles.pad_targets([[[12.0, 12.0, 22.0, 22.0], [14.0, 14.0, 22.0, 22.0]]], [[0, 0]])
     index = assign_max_iou(grid, targets, torch.ones(1, 16, dtype=torch.bool)).index
     assert (index == 1).all()
-
-
-def test_max_iou_gives_no_point_to_a_box_that_no_square_overlaps():
-    index, _ = assign_scene(assign_max_iou, [torch.tensor([[900.0, 900.0, 990.0, 990.0]])], small_grid())
-    assert (index == -1).all()

@@ -131,15 +131,6 @@ def predict(model, images):
     return output, boxes, scores if factor is None else scores * factor.unsqueeze(-1)
 
 
-@pytest.mark.parametrize("size", [(96, 160), (32, 32)])
-def test_shapes(tiny, size):
-    num_points = len(oracles.grid_of(*size).points)
-    output, boxes, scores = predict(tiny, random_images(2, *size))
-    assert output.cls_logits.shape == scores.shape == (2, num_points, 3)
-    assert output.reg_pred.shape == (2, num_points, 4, 17)
-    assert boxes.shape == (2, num_points, 4)
-
-
 @pytest.mark.parametrize(("decode", "distance"), [("expectation", oracles.expectation), ("peak", oracles.peak)])
 def test_boxes_are_distances_in_strides_around_the_points(tiny, decode, distance):
     model = make_detector(evaluation={"decode": decode})

@@ -33,24 +33,8 @@ PARTS = {  # of the gradient
 # GFLv2's, whichever was further off. Rounding logits alone costs the gradient 0.2 %; the rest are ReLUs that switch and
 # predicted sides that cross their target's, where GIoU's gradient jumps. One such point can be 40 % of a part.
 BOUNDS = {
-    torch.bfloat16: {
-        "cls": 1e-2,
-        "box": 5e-4,
-        "dfl": 5e-4,
-        "d all": 0.2,
-        "d cls": 0.1,
-        "d reg": 0.3,
-        "d predictor": 0.2,
-    },
-    torch.float16: {
-        "cls": 1e-3,
-        "box": 6e-5,
-        "dfl": 1e-4,
-        "d all": 0.05,
-        "d cls": 0.03,
-        "d reg": 0.1,
-        "d predictor": 5e-3,
-    },
+    torch.bfloat16: dict(zip(("cls", "box", "dfl", *PARTS), (1e-2, 5e-4, 5e-4, 0.2, 0.1, 0.3, 0.2), strict=True)),
+    torch.float16: dict(zip(("cls", "box", "dfl", *PARTS), (1e-3, 6e-5, 1e-4, 0.05, 0.03, 0.1, 5e-3), strict=True)),
 }
 
 
