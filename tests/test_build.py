@@ -168,7 +168,7 @@ def test_assigners_are_built_as_the_config_says():
         (AssignConfig(kind="fovea"), assign_fovea, {}),
         (AssignConfig(kind="max_iou", anchor_scale=4.0), assign_max_iou, {"anchor_scale": 4.0}),
     ]:
-        assigner = functools.partial(build_assigner(config))
+        assigner = functools.partial(build_assigner(config))  # also where it is the plain function
         assert (assigner.func, assigner.keywords) == (function, options)
 
 

@@ -49,7 +49,7 @@ REPLACEMENTS = {
         ),
         ("best >= positive_iou", "best > positive_iou"),
         ("best < negative_iou", "best <= negative_iou"),
-        ("& (most > 0)", "& (most >= 0)"),
+        ("& (highest > 0)", "& (highest >= 0)"),
         ("targets.valid[:, None] & inside.unsqueeze(-1)), 0", "inside.unsqueeze(-1)), 0"),
         ("slots, -1).amax(dim=-1)", "slots, -1).amin(dim=-1)"),
     ],
