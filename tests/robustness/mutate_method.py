@@ -5,6 +5,7 @@ mutant was killed. The exit code is 1 if any survived. It takes about ten minute
 """
 
 import argparse
+import ast
 import os
 import shutil
 import subprocess
@@ -45,7 +46,7 @@ def check(mutants: list[Mutant], copy: Path) -> None:
         source = mutant.path(copy).read_text()
         if source.count(mutant.old) != 1:
             sys.exit(f"{mutant}: the old text occurs {source.count(mutant.old)} times instead of once")
-        compile(source.replace(mutant.old, mutant.new), mutant.module, "exec")
+        ast.parse(source.replace(mutant.old, mutant.new))
 
 
 def survives(mutant: Mutant, copy: Path, number: int) -> bool:
