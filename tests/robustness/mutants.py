@@ -128,7 +128,7 @@ REPLACEMENTS = {
         ),
         ("(own_loss * weight).sum() / sum_weight", "(own_loss * positive).sum() / sum_weight"),
         ("(branch_loss * positive).sum() / num_positive", "(branch_loss * weight).sum() / num_positive"),
-        ("[points - 1, points + 1]", "[points, points]"),
+        ("_unit_boxes(points))", "target_boxes)"),
         ("positive.sum(dim=1).clamp(min=1).sum()", "positive.sum().clamp(min=1)"),
         ("mean.clamp(min=1 / world_size())", "mean.clamp(min=1)"),
         (
