@@ -32,16 +32,14 @@ import numpy as np
 
 from gfl.checkpoint import load_detector
 from gfl.common.errors import UserError, run
-from gfl.common.files import write_json
+from gfl.common.files import output_folder, write_json
 from gfl.data.image_files import IMAGE_SUFFIXES, is_image, read_image
 from gfl.evaluation.draw import draw_boxes, draw_distributions, save_image
 from gfl.evaluation.inference import Prediction
 
 
 def main(args: argparse.Namespace) -> None:
-    out = Path(args.out)
-    if out.is_file():
-        raise UserError(f"--out {out} is a file; choose a folder")
+    out = output_folder(args.out)
     paths = find_images(Path(args.images))[: args.limit]
     detector = load_detector(args.checkpoint)
     predictions, failed = {}, 0
@@ -49,7 +47,7 @@ def main(args: argparse.Namespace) -> None:
     for path in paths:
         try:
             image = read_image(path)
-        except UserError as error:  # one bad file of a folder does not keep the others from being looked at
+        except UserError as error:  # one bad file of a folder does not stop the others
             print(f"skipped: {error}", file=sys.stderr)
             failed += 1
             continue
@@ -61,7 +59,7 @@ def main(args: argparse.Namespace) -> None:
     write_json(out / "predictions.json", predictions)
     print(f"{sum(map(len, predictions.values()))} objects in {len(predictions)} images: {out / 'predictions.json'}")
     if failed:
-        raise UserError(f"{failed} of {len(paths)} images could not be read, see above; the others are done")
+        raise UserError(f"{failed} of {len(paths)} images could not be read, see above; the others are written")
 
 
 def find_images(path: Path) -> list[Path]:
