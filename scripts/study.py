@@ -8,7 +8,7 @@ from pathlib import Path
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description="Train and evaluate the rows of a study, each with several seeds and in its own run folder. "
-        "Finished runs are skipped and interrupted ones resumed, so the same command continues a study. Writes report.md, "
+        "Finished runs are skipped and interrupted ones resumed: the same command continues. Writes report.md, "
         "report.csv and report.png.",
         epilog="example: python scripts/study.py configs/studies/table3.yaml --scale configs/scales/shapes.yaml\n"
         "with 8 GPUs: python scripts/study.py configs/studies/table3.yaml --nproc 8",
@@ -45,9 +45,7 @@ TRAIN = Path(__file__).resolve().parent.parent / "train.py"
 
 
 def main(args: argparse.Namespace) -> None:
-    signal.signal(
-        signal.SIGTERM, signal.default_int_handler
-    )  # of a scheduler: like Ctrl-C, it stops the run and the study
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # stops run and study as Ctrl-C does
     options = StudyOptions(args.study, args.scale, args.seeds, args.nproc, args.rows, Path(args.out))
     if args.dry_run:
         print_commands(options)

@@ -164,7 +164,7 @@ def train_run(run: Run, command: list[str], *, on_epochs: Callable[[int], object
 
 
 def write_report(study: Study, options: StudyOptions, failures: list[str]) -> str:
-    """Write report.md, report.csv and report.png of all finished runs, also of earlier commands; returns what to print."""
+    """Write report.md, report.csv and report.png of all finished runs, also of earlier commands; returns a summary."""
     seeds = options.seeds
     # More seeds than requested, if all rows have them: rows with different seeds would not be comparable.
     while all(read_result(run) for run in options.plan(seeds + 1) if run.seed == seeds):
