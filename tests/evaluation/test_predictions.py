@@ -2,27 +2,10 @@
 
 import numpy as np
 import pytest
-import torch
+from tiny_detector import make_config, make_detector
 
-from gfl.build import build_detector
-from gfl.config import config_from_dict
 from gfl.data.loader import build_eval_loader
 from gfl.evaluation.predictions import GroundTruth, collect_predictions, match, read_ground_truth, side_spread
-
-
-def tiny_config(**head):
-    return config_from_dict(
-        {
-            "model": {
-                "backbone": {"name": "resnet18", "weights": "none"},
-                "fpn": {"channels": 64},
-                "head": {"channels": 64, "num_convs": 1} | head,
-            },
-            "data": {"short_side": 64, "long_side": 96, "workers": 0},
-            "eval": {"score_thresh": 0.0, "max_detections": 20},
-        },
-        "tiny",
-    )
 
 
 def interpolated(place, num_bins=17):
@@ -86,10 +69,9 @@ def test_a_blur_that_is_not_four_numbers_is_refused(wrong, coco_set, refusal):
 )
 def test_collected_sides_are_in_pixels_of_the_files(head, coco_set):
     drawn = coco_set([(128, 128), (64, 192)], [(0, 7, [10, 10, 90, 60]), (1, 7, [8, 16, 40, 20])]).load()
-    config = tiny_config(**head)
-    torch.manual_seed(0)
-    model = build_detector(config, 1).eval()
-    found = collect_predictions(model, build_eval_loader(drawn, config.data, batch=2), drawn, config)
+    config = make_config(**head)
+    loader = build_eval_loader(drawn, config.data, batch=2)
+    found = collect_predictions(make_detector(config).model, loader, drawn, config)
     assert {int(image) for image in found.images} == {0, 1}
     assert all(column is None or len(column) == len(found.scores) for column in found)
     assert found.scales == pytest.approx(2)  # 128 -> 64 and 192 -> 96
