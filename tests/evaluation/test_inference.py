@@ -68,6 +68,13 @@ def test_a_path_a_pil_image_and_an_array_give_the_same(general, pixels, tmp_path
     assert_equal(by_array, general.predict(Image.fromarray(pixels)))
 
 
+def test_views_of_arrays_are_read_as_their_copies(general, pixels):
+    read_only = pixels.copy()
+    read_only.setflags(write=False)
+    for view in (pixels[..., ::-1], np.rot90(pixels), pixels[::2, 3:], read_only):  # OpenCV's BGR to RGB, ...
+        assert_equal(general.predict(view), general.predict(view.copy()))
+
+
 @pytest.mark.parametrize("mode", ["L", "RGBA", "P", "CMYK"])
 def test_pil_images_of_other_modes_are_converted(general, pixels, mode):
     image = Image.fromarray(pixels).convert(mode)
