@@ -7,6 +7,7 @@ import pytest
 from tiny_detector import make_config, make_detector
 
 from gfl.common.errors import UserError
+from gfl.common.files import output_folder
 from gfl.config import config_from_dict
 from gfl.evaluation.report import ReportOptions, format_report, load_split, plot_comparison, short_names, write_report
 from gfl.training.data_fit import regression_targets, target_statistics
@@ -54,6 +55,12 @@ def test_names_have_as_much_of_the_path_as_distinguishes_them(checkpoints, names
 
 def test_the_same_checkpoint_twice_is_refused():
     assert code_of(short_names, ["runs/a", "runs/b", "runs/../runs/a"]) == "same_checkpoint"
+
+
+def test_a_file_cannot_be_the_output_folder(tmp_path, refusal):
+    (tmp_path / "file").touch()
+    assert str(tmp_path / "file") in refusal(output_folder, str(tmp_path / "file"))
+    assert output_folder(str(tmp_path / "new")) == tmp_path / "new"
 
 
 def test_a_split_without_boxes_and_a_config_without_data_are_refused(drawn, refusal):
