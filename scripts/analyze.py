@@ -16,7 +16,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("checkpoints", nargs="+", help="run folders (their best.pt, else last.pt) or .pt files")
     parser.add_argument("-o", "--out", required=True, help="folder for the pictures and analysis.json")
     parser.add_argument("--data", nargs=2, metavar=("JSON", "IMAGES"), help="another split than the config's data.val")
-    parser.add_argument("--score", type=float, default=0.3, help="least score for the shapes of sides (default 0.3)")
+    parser.add_argument("--score", type=float, default=0.3, help="min. score of detections to classify (default 0.3)")
     parser.add_argument("--examples", type=int, default=3, help="boxes drawn per shape (default 3)")
     return parser.parse_args()
 

@@ -15,9 +15,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("checkpoint", help="a run folder (its best.pt, else its last.pt) or a .pt file")
     parser.add_argument("images", help="an image, or a folder of images")
     parser.add_argument("-o", "--out", required=True, help="folder for the pictures and predictions.json")
-    parser.add_argument(
-        "--score", type=float, default=0.3, help="least score of a detection that is kept (default 0.3)"
-    )
+    parser.add_argument("--score", type=float, default=0.3, help="minimum score of a detection (default 0.3)")
     parser.add_argument("--boxes", type=int, default=3, help="boxes whose sides are drawn (default 3)")
     parser.add_argument("--limit", type=int, help="stop after this many images")
     return parser.parse_args()
@@ -97,9 +95,9 @@ def draw(image: np.ndarray, found: Prediction, stem: Path, *, max_sides: int) ->
 
 
 def to_json(found: Prediction) -> list[dict[str, Any]]:
-    """Label, score, box (x, y, width, height) and the sides' standard deviations (l, t, r, b), all in pixels.
+    """Label, score, box (x, y, width, height) and, of distributions, the sides' standard deviations (l, t, r, b).
 
-    Deviations only where sides are distributions.
+    All in pixels.
     """
     boxes = np.concatenate([found.boxes_xyxy[:, :2], found.boxes_xyxy[:, 2:] - found.boxes_xyxy[:, :2]], axis=1)
     entries = [

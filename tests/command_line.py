@@ -94,9 +94,9 @@ class Project:
 
     @cached_property
     def trained(self) -> Path:
-        """The run folder of an uninterrupted run with the config's settings."""
+        """The run folder of an uninterrupted run with the config's settings; `printed` is its output."""
         run = self.folder / "runs" / "trained"
-        succeed("train.py", self.config, f"run_dir={run}")
+        self.printed = succeed("train.py", self.config, f"run_dir={run}")
         return run
 
     @cached_property

@@ -13,8 +13,8 @@ from gfl.evaluation.predictions import Predictions
 from gfl.method.box_representation import highest_mode
 
 SHAPES = ("sharp", "between", "flat", "two peaks")
-SHARP, FLAT = 0.9, 0.5  # least mass of a sharp side's best stride, most of a flat side's
-SECOND_PEAK = 0.2  # least mass outside the highest mode of a side with two peaks
+SHARP, FLAT = 0.9, 0.5  # min. mass in the best window of a sharp side, max. of a flat side
+SECOND_PEAK = 0.2  # min. mass outside the highest mode of a side with two peaks
 DEEP = 0.5  # the valley before the second peak is at most this share of its height
 QUANTILES = 10  # of the calibration curve
 

@@ -16,11 +16,11 @@ def project(tmp_path_factory):
     return Project(tmp_path_factory.mktemp("project"))
 
 
-def test_training_prints_what_it_will_do_and_the_next_command(project, tmp_path):
-    printed = succeed("train.py", project.config, f"run_dir={tmp_path / 'run'}", "optim.epochs=1")
-    for fragment in ("20 of 20 images", "4: 0 rectangle (id 1)", "parameters", "4 = 1 process", "1 epochs x 5 = 5"):
-        assert fragment in printed
-    assert printed.strip().endswith(f"python eval.py {tmp_path / 'run'}")
+def test_training_prints_what_it_will_do_and_the_next_command(project):
+    run = project.trained
+    for fragment in ("20 of 20 images", "4: 0 rectangle (id 1)", "parameters", "4 = 1 process", "2 epochs x 5 = 10"):
+        assert fragment in project.printed
+    assert project.printed.strip().endswith(f"python eval.py {run}")
 
 
 def test_a_run_is_never_overwritten(project):
