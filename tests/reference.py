@@ -13,7 +13,7 @@ from torch import Tensor
 
 from gfl.build import build_detector
 from gfl.config import Config
-from gfl.tools.convert.architecture import parse_foreign
+from gfl.tools.convert.architecture import parse_external
 from gfl.tools.convert.state_dict import convert_detector
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -23,7 +23,8 @@ def read_golden(name: str) -> dict[str, Tensor | list[str]]:
     """The arrays of one golden file."""
     with np.load(GOLDEN / f"{name}.npz") as file:
         arrays = dict(file)
-    return {key: array.tolist() if array.dtype.kind == "U" else torch.from_numpy(array) for key, array in arrays.items()}
+    is_text = {key: array.dtype.kind == "U" for key, array in arrays.items()}
+    return {key: array.tolist() if is_text[key] else torch.from_numpy(array) for key, array in arrays.items()}
 
 
 def golden_levels(golden: dict[str, Tensor], name: str) -> Tensor:
@@ -52,7 +53,7 @@ def golden_weight(name: str, shape: list[int]) -> Tensor:
 
 def convert_golden(weights: dict[str, Tensor], *known: Any) -> tuple[dict[str, Tensor], Config]:
     """mmdetection's tensors as a state dict and config; `known` as in `convert_detector`."""
-    return convert_detector(parse_foreign({"state_dict": weights}), *known)[:2]
+    return convert_detector(parse_external({"state_dict": weights}), *known)[:2]
 
 
 def deviation_from_golden(name: str) -> float:
