@@ -34,46 +34,32 @@ if __name__ == "__main__":  # before the heavy imports, so that --help answers a
 
 from pathlib import Path
 
+import torch
+
 from gfl.checkpoint import load_detector
 from gfl.common import distributed
 from gfl.common.errors import UserError, run
-from gfl.common.files import write_json
+from gfl.common.files import output_folder, write_json
 from gfl.common.progress import progress_bar
-from gfl.data.coco import load_coco
+from gfl.data.coco import CocoData, load_coco
 from gfl.data.loader import build_eval_loader
-from gfl.evaluation.coco_eval import coco_metrics, format_metrics, run_detector
+from gfl.evaluation.coco_eval import Result, coco_metrics, format_metrics, run_detector
+from gfl.evaluation.inference import Detector
 
 
 def main(args: argparse.Namespace) -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     detector = load_detector(args.checkpoint, args.overrides, device="cpu")
-    config, path = detector.config, detector.checkpoint
-    annotations, images, out = config.data.val.annotations, config.data.val.images, path.parent
-    if not annotations and not args.data:
-        raise UserError(f"{path} names no data to evaluate on; give it with --data ANNOTATIONS.json IMAGES/")
-    if args.data:  # another split gets a folder of its own, so that the run's own metrics stay
-        annotations, images = args.data
-        out = path.parent / Path(annotations).stem
-    if args.overrides:  # other settings: the run's own metrics stay
-        out = out / re.sub(r"[^\w.=-]+", "_", "_".join(args.overrides))[:100]
-    if args.out:
-        out = Path(args.out)
-    if out.is_file():
-        raise UserError(f"--out {out} is a file; choose a folder")
+    val = detector.config.data.val
+    annotations, images = args.data or (val.annotations, val.images)
+    if not annotations:
+        raise UserError(
+            f"{detector.checkpoint} names no data to evaluate on; give it with --data ANNOTATIONS.json IMAGES/"
+        )
+    out = output_folder(args.out or default_output(detector.checkpoint, args))
     with distributed.process_group() as device:
         data = load_coco(annotations, images, detector.class_names)
-        rank, world = distributed.rank(), distributed.world_size()
-        loader = build_eval_loader(
-            data, config.data, batch=config.eval.batch, rank=rank, world=world, pin_memory=device.type == "cuda"
-        )
-        if rank == 0:
-            print(
-                f"{path} on {data.annotations}: {len(data)} images, {len(data.labels)} boxes, {world} x {device.type}"
-            )
-            for note in data.notes:
-                print(f"note: {note}")
-        with progress_bar(total=len(loader), unit="batch", enabled=rank == 0) as bar:
-            results = run_detector(detector.model.to(device), loader, data, config.eval, device, on_batch=bar.update)
+        results = detect_split(detector, data, device)
         if results is None:
             return
         write_json(out / "detections.json", results)
@@ -85,6 +71,34 @@ def main(args: argparse.Namespace) -> None:
         write_json(out / "metrics.json", metrics)
         print(f"\n{format_metrics(metrics)}\n\nmetrics: {out / 'metrics.json'}")
         print(f"next: python scripts/predict.py {args.checkpoint} {data.root} -o {out / 'pictures'}")
+
+
+def default_output(checkpoint: Path, args: argparse.Namespace) -> Path:
+    """The run folder; with another split or other settings a folder in it, so that the run's own metrics stay."""
+    out = checkpoint.parent
+    if args.data:
+        out = out / Path(args.data[0]).stem
+    if args.overrides:
+        out = out / re.sub(r"[^\w.=-]+", "_", "_".join(args.overrides))[:100]
+    return out
+
+
+def detect_split(detector: Detector, data: CocoData, device: torch.device) -> list[Result] | None:
+    """Detections of all processes in COCO's results format on the main process; None on the others."""
+    config = detector.config
+    rank, world = distributed.rank(), distributed.world_size()
+    loader = build_eval_loader(
+        data, config.data, batch=config.eval.batch, rank=rank, world=world, pin_memory=device.type == "cuda"
+    )
+    if rank == 0:
+        print(
+            f"{detector.checkpoint} on {data.annotations}: {len(data)} images, {len(data.labels)} boxes, "
+            f"{world} x {device.type}"
+        )
+        for note in data.notes:
+            print(f"note: {note}")
+    with progress_bar(total=len(loader), unit="batch", enabled=rank == 0) as bar:
+        return run_detector(detector.model.to(device), loader, data, config.eval, device, on_batch=bar.update)
 
 
 if __name__ == "__main__":

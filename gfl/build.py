@@ -1,4 +1,4 @@
-"""From a config to the parts of a detector: the one place that knows both.
+"""Builds the parts of a detector from a config: the one module that knows both.
 
 Each axis of the ablations is one table, whose keys are what the config names. A new row is a class or function in
 `gfl.method` and an entry here and in `gfl.config`.
@@ -37,7 +37,7 @@ QUALITIES: dict[str, Callable[[HeadConfig, float], Quality]] = {
     ),
 }
 
-# Axis 2, `model.head.box`: the rows of table 2(a), and ATSS's anchor deltas. `general` is with DFL unless
+# Axis 2, `model.head.box`: the rows of table 2(a), and ATSS's anchor deltas. `general` is trained with DFL unless
 # `loss.dfl_weight` is 0.
 BOX_REPRESENTATIONS: dict[str, Callable[[HeadConfig, bool], BoxRepresentation]] = {
     "dirac": lambda head, peak: DiracBox(),
@@ -67,7 +67,7 @@ def build_quality(head: HeadConfig, *, beta: float) -> Quality:
 
 
 def build_box_representation(head: HeadConfig, *, decode: str = "expectation") -> BoxRepresentation:
-    """The box representation that the config names; raises `UserError` where it cannot be decoded as `decode` says."""
+    """The box representation that the config names; raises `UserError` where it has no such `decode`."""
     if decode == "peak" and head.box != "general":
         raise UserError(f"eval.decode: peak needs the distributions of box: general; box: {head.box} predicts none")
     return BOX_REPRESENTATIONS[head.box](head, decode == "peak")

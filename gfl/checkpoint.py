@@ -20,7 +20,8 @@ from gfl.common.dataclass_from_dict import at_least, check_plain
 from gfl.common.errors import UserError, error_context
 from gfl.common.files import ZIP_START, file_digest, temporary, write_json
 from gfl.common.text import describe, format_value, is_text, short_repr
-from gfl.config import Config, config_from_dict, config_to_dict, merge, parse_overrides
+from gfl.common.yaml_file import merge
+from gfl.config import Config, config_from_dict, config_to_dict, parse_overrides
 from gfl.evaluation.inference import Detector, default_device
 
 FORMAT = "gfl-1"

@@ -12,10 +12,9 @@ import yaml
 from gfl.common.dataclass_from_dict import Check, above, at_least, between, dataclass_from_dict
 from gfl.common.errors import UserError
 from gfl.common.files import write_text
-from gfl.common.text import describe, is_text
-from gfl.common.yaml_file import parse_yaml, read_yaml
+from gfl.common.yaml_file import merge, parse_yaml, read_with_bases
 
-# Limits of sizes are far beyond use; what is more is a slip of the keyboard, and told before memory runs out.
+# Limits of sizes are far beyond use: a larger value is a typing error, refused before memory runs out.
 Count = Annotated[int, between(1, 10**6)]
 Width = Annotated[int, between(1, 8192)]  # channels
 Side = Annotated[int, between(1, 2**15)]  # pixels
@@ -70,9 +69,9 @@ class FPNConfig:
 class DGQPConfig:
     """GFLv2's quality predictor, for `quality: dgqp`."""
 
-    topk: Count = 4  # largest probabilities it sees of each side
+    topk: Count = 4  # largest probabilities of each side that it gets
     hidden: Width = 64
-    add_mean: bool = True  # it also sees their mean
+    add_mean: bool = True  # it also gets their mean
 
 
 @dataclass(frozen=True)
@@ -100,7 +99,7 @@ class PointsConfig:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    weights: FilePath = "none"  # a checkpoint of this program, or a run folder, to start from; then not the backbone's
+    weights: FilePath = "none"  # a checkpoint of this codebase, or a run folder, to start from; then not the backbone's
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     fpn: FPNConfig = field(default_factory=FPNConfig)
     head: HeadConfig = field(default_factory=HeadConfig)
@@ -192,7 +191,7 @@ class EvalConfig:
 @dataclass(frozen=True)
 class LogConfig:
     interval: Count = 20  # steps between log lines
-    images: Annotated[int, at_least(0)] = 4  # sample pictures per evaluation in TensorBoard
+    images: Annotated[int, at_least(0)] = 4  # sample images per evaluation in TensorBoard
 
 
 @dataclass(frozen=True)
@@ -219,7 +218,7 @@ def load_config(path: str | Path, overrides: Iterable[str] = (), *, source: str 
 
     Raises `UserError` naming the file and key for anything missing, misspelt, of the wrong type or out of range.
     """
-    tree = merge(_read_with_bases(Path(path)), parse_overrides(overrides, source))
+    tree = merge(_read_config(Path(path)), parse_overrides(overrides, source))
     return config_from_dict(tree, str(path))
 
 
@@ -240,7 +239,7 @@ def config_to_dict(config: Config) -> dict[str, Any]:
 
 
 def save_config(config: Config, path: Path) -> None:
-    """Write the whole config as YAML that `load_config` reads."""
+    """Write every key of the config as YAML that `load_config` reads."""
     write_text(path, yaml.safe_dump(config_to_dict(config), sort_keys=False))
 
 
@@ -260,13 +259,13 @@ def config_differences(before: Mapping[str, Any], config: Config) -> dict[str, t
 def parse_overrides(overrides: Iterable[str], source: str = "command line") -> dict[str, Any]:
     """``["optim.lr=0.005"]`` -> ``{"optim": {"lr": 0.005}}``, checked against the known keys.
 
-    One without "=" that ends in .yaml is a config laid over what stands before it.
+    One without "=" that ends in .yaml is a config laid over those before it.
     """
     tree: dict[str, Any] = {}
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals and override.endswith((".yaml", ".yml")):
-            tree = merge(tree, _read_with_bases(Path(override)))
+            tree = merge(tree, _read_config(Path(override)))
             continue
         if not equals:
             raise UserError(f"{source}: {override!r} is not of the form section.key=value")
@@ -278,30 +277,5 @@ def parse_overrides(overrides: Iterable[str], source: str = "command line") -> d
     return tree
 
 
-def _read_with_bases(path: Path, inheriting: tuple[str, ...] = (), known: dict | None = None) -> dict[str, Any]:
-    """`known` holds what was read already: files that share bases would be read again and again."""
-    real, known = os.path.realpath(path), {} if known is None else known
-    if real in inheriting:
-        raise UserError(f"{path}: inherits from itself through `base`")
-    if real in known:
-        return known[real]
-    tree = read_yaml(path)
-    base = tree.pop("base", None)
-    dataclass_from_dict(Config, tree, str(path))  # here, so that an error names the file the key stands in
-    bases = [] if base is None else base if isinstance(base, list) else [base]
-    if not all(isinstance(name, str) and is_text(name) for name in bases):
-        raise UserError(f"{path}: base must be the path of a config or a list of them, not {describe(base)}")
-    inherited: dict[str, Any] = {}
-    for name in bases:  # of several, a later one overrides the earlier
-        inherited = merge(inherited, _read_with_bases(path.parent / name, (*inheriting, real), known))
-    known[real] = merge(inherited, tree)
-    return known[real]
-
-
-def merge(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    """Nested plain data with the values of `over` in place of those of `under`."""
-    merged = dict(under)
-    for key, value in over.items():
-        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
-        merged[key] = merge(merged[key], value) if both else value
-    return merged
+def _read_config(path: Path) -> dict[str, Any]:
+    return read_with_bases(path, lambda tree, source: dataclass_from_dict(Config, tree, source))

@@ -1,4 +1,4 @@
-"""What travels between the parts of the program, and the legend of its shapes.
+"""The tensors passed between the parts of a detector, and the legend of their shapes.
 
     B  images in a batch                      L  levels of the pyramid (P3 to P7)
     G  ground-truth slots per image, padded   C  classes
@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-SIZE_DIVISOR = 32  # images are padded to a multiple of it, singly in the reference and as a batch here
+SIZE_DIVISOR = 32  # images are padded to a multiple of it, each by itself in the reference and as a batch here
 
 
 class Targets(NamedTuple):
@@ -22,7 +22,7 @@ class Targets(NamedTuple):
 
     boxes_xyxy: Tensor  # (B, G, 4) float32, pixels of the padded input
     labels: Tensor  # (B, G) int64 in [0, C)
-    valid: Tensor  # (B, G) bool, False in the slots that only pad
+    valid: Tensor  # (B, G) bool, False in padding
 
 
 class Batch(NamedTuple):
@@ -61,7 +61,7 @@ class HeadOutput(NamedTuple):
 class Assignment(NamedTuple):
     """Which ground truth each point learns."""
 
-    index: Tensor  # (B, P) int64 slot in [0, G), -1 background, -2 neither: nothing is learned there
+    index: Tensor  # (B, P) int64 slot in [0, G), -1 background, -2 ignored
 
     @property
     def positive(self) -> Tensor:
@@ -70,12 +70,12 @@ class Assignment(NamedTuple):
 
     @property
     def trained(self) -> Tensor:
-        """(B, P) bool, positive or background."""
+        """(B, P) bool, positive or background: not ignored."""
         return self.index > -2
 
 
 class Detections(NamedTuple):
-    """The best detections of each image by falling score, padded to M slots."""
+    """The best detections of each image by descending score, padded to M slots."""
 
     boxes_xyxy: Tensor  # (B, M, 4) float32
     scores: Tensor  # (B, M) float32, 0 in empty slots

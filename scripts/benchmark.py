@@ -1,4 +1,4 @@
-"""Time a training step and its parts on made-up data, and report the peak memory."""
+"""Time a training step and its parts on random data, and report the peak memory."""
 
 import argparse
 
@@ -15,7 +15,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--size", type=int, nargs=2, default=[800, 1088], metavar=("HEIGHT", "WIDTH"))
     parser.add_argument("--classes", type=int, default=80, help="number of classes (default 80)")
     parser.add_argument("--boxes", type=int, default=8, help="boxes per image (default 8)")
-    parser.add_argument("--steps", type=int, default=5, help="counted steps after one to warm up (default 5)")
+    parser.add_argument("--steps", type=int, default=5, help="measured steps after one warm-up step (default 5)")
     return parser.parse_intermixed_args()  # overrides may also follow a flag
 
 
@@ -81,7 +81,7 @@ def random_batch(args: argparse.Namespace, device: torch.device) -> tuple[torch.
 
 
 def timed(times: list[float], device: torch.device, function):
-    """Call `function` and note how long it took, the device's own work included."""
+    """Call `function` and append its duration in seconds, including the work of the device."""
     start = time.perf_counter()
     result = function()
     if device.type == "cuda":

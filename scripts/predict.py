@@ -15,9 +15,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("checkpoint", help="a run folder (its best.pt, else its last.pt) or a .pt file")
     parser.add_argument("images", help="an image, or a folder of images")
     parser.add_argument("-o", "--out", required=True, help="folder for the pictures and predictions.json")
-    parser.add_argument(
-        "--score", type=float, default=0.3, help="least score of a detection that is kept (default 0.3)"
-    )
+    parser.add_argument("--score", type=float, default=0.3, help="minimum score of a detection (default 0.3)")
     parser.add_argument("--boxes", type=int, default=3, help="boxes whose sides are drawn (default 3)")
     parser.add_argument("--limit", type=int, help="stop after this many images")
     return parser.parse_args()
@@ -32,16 +30,14 @@ import numpy as np
 
 from gfl.checkpoint import load_detector
 from gfl.common.errors import UserError, run
-from gfl.common.files import write_json
+from gfl.common.files import output_folder, write_json
 from gfl.data.image_files import IMAGE_SUFFIXES, is_image, read_image
 from gfl.evaluation.draw import draw_boxes, draw_distributions, save_image
 from gfl.evaluation.inference import Prediction
 
 
 def main(args: argparse.Namespace) -> None:
-    out = Path(args.out)
-    if out.is_file():
-        raise UserError(f"--out {out} is a file; choose a folder")
+    out = output_folder(args.out)
     paths = find_images(Path(args.images))[: args.limit]
     detector = load_detector(args.checkpoint)
     predictions, failed = {}, 0
@@ -49,7 +45,7 @@ def main(args: argparse.Namespace) -> None:
     for path in paths:
         try:
             image = read_image(path)
-        except UserError as error:  # one bad file of a folder does not keep the others from being looked at
+        except UserError as error:  # one bad file of a folder does not stop the others
             print(f"skipped: {error}", file=sys.stderr)
             failed += 1
             continue
@@ -61,7 +57,7 @@ def main(args: argparse.Namespace) -> None:
     write_json(out / "predictions.json", predictions)
     print(f"{sum(map(len, predictions.values()))} objects in {len(predictions)} images: {out / 'predictions.json'}")
     if failed:
-        raise UserError(f"{failed} of {len(paths)} images could not be read, see above; the others are done")
+        raise UserError(f"{failed} of {len(paths)} images could not be read, see above; the others are written")
 
 
 def find_images(path: Path) -> list[Path]:
@@ -99,9 +95,9 @@ def draw(image: np.ndarray, found: Prediction, stem: Path, *, max_sides: int) ->
 
 
 def to_json(found: Prediction) -> list[dict[str, Any]]:
-    """Label, score, box (x, y, width, height) and the sides' standard deviations (l, t, r, b), all in pixels.
+    """Label, score, box (x, y, width, height) and, of distributions, the sides' standard deviations (l, t, r, b).
 
-    Deviations only where sides are distributions.
+    All in pixels.
     """
     boxes = np.concatenate([found.boxes_xyxy[:, :2], found.boxes_xyxy[:, 2:] - found.boxes_xyxy[:, :2]], axis=1)
     entries = [

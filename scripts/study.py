@@ -8,7 +8,7 @@ from pathlib import Path
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description="Train and evaluate the rows of a study, each with several seeds and in its own run folder. "
-        "Finished runs are skipped and interrupted ones resumed, so the same command goes on. Writes report.md, "
+        "Finished runs are skipped and interrupted ones resumed: the same command continues. Writes report.md, "
         "report.csv and report.png.",
         epilog="example: python scripts/study.py configs/studies/table3.yaml --scale configs/scales/shapes.yaml\n"
         "with 8 GPUs: python scripts/study.py configs/studies/table3.yaml --nproc 8",
@@ -28,7 +28,7 @@ def parse_args() -> argparse.Namespace:
 
 def _at_least_one(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 on")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
     return int(text)
 
 
@@ -37,7 +37,7 @@ ARGS = parse_args() if __name__ == "__main__" else None  # before the heavy impo
 import shlex
 import signal
 
-from gfl.ablation.run import StudyOptions, check_rows, command, run_study
+from gfl.ablation.run import StudyOptions, check_rows, run_study, train_command
 from gfl.ablation.study import read_result
 from gfl.common.errors import run
 
@@ -45,7 +45,7 @@ TRAIN = Path(__file__).resolve().parent.parent / "train.py"
 
 
 def main(args: argparse.Namespace) -> None:
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's, and Ctrl-C, stop run and study alike
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # stops run and study as Ctrl-C does
     options = StudyOptions(args.study, args.scale, args.seeds, args.nproc, args.rows, Path(args.out))
     if args.dry_run:
         print_commands(options)
@@ -58,7 +58,7 @@ def print_commands(options: StudyOptions) -> None:
     runs = options.plan(options.seeds, options.rows)
     check_rows(options.study, runs)
     for each in runs:
-        print(f"# {each.row}, seed {each.seed}\n{shlex.join(command(each, TRAIN, options.nproc))}")
+        print(f"# {each.row}, seed {each.seed}\n{shlex.join(train_command(each, TRAIN, options.nproc))}")
     print(f"{sum(read_result(each) is not None for each in runs)} of {len(runs)} runs are finished", file=sys.stderr)
 
 

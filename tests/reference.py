@@ -1,12 +1,34 @@
-"""The reference: the weights that its golden models had, and two of its detectors written a second time, slowly."""
+"""The reference, mmdetection: its golden values and weights, and two of its detectors written a second time, slowly."""
 
+import json
 import math
 import zlib
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from gfl.build import build_detector
+from gfl.config import Config
+from gfl.tools.convert.architecture import parse_foreign
+from gfl.tools.convert.state_dict import convert_detector
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+def read_golden(name: str) -> dict[str, Tensor | list[str]]:
+    """The arrays of one golden file."""
+    with np.load(GOLDEN / f"{name}.npz") as file:
+        arrays = dict(file)
+    return {key: array.tolist() if array.dtype.kind == "U" else torch.from_numpy(array) for key, array in arrays.items()}
+
+
+def golden_levels(golden: dict[str, Tensor], name: str) -> Tensor:
+    """Maps (B, channels, h, w) of the five levels as (B, P, channels)."""
+    return torch.cat([golden[f"{name}_{level}"].flatten(2).mT for level in range(5)], dim=1)
 
 
 def golden_weight(name: str, shape: list[int]) -> Tensor:
@@ -26,6 +48,34 @@ def golden_weight(name: str, shape: list[int]) -> Tensor:
     else:
         value = noise / np.sqrt(np.prod(shape[1:])) * (0.5 if "conv_offset" in name else 1)
     return torch.from_numpy(np.asarray(value, np.float32))
+
+
+def convert_golden(weights: dict[str, Tensor], *known: Any) -> tuple[dict[str, Tensor], Config]:
+    """mmdetection's tensors as a state dict and config; `known` as in `convert_detector`."""
+    return convert_detector(parse_foreign({"state_dict": weights}), *known)[:2]
+
+
+def deviation_from_golden(name: str) -> float:
+    """How far the outputs of a golden model are off: the largest error over the levels, relative to the largest value.
+
+    Its input is noise of 128 x 160 pixels.
+    """
+    shapes, golden = json.loads((GOLDEN / f"{name}.json").read_text()), read_golden(name)
+    state, config = convert_golden({tensor: golden_weight(tensor, shape) for tensor, shape in shapes.items()})
+    with torch.device("meta"):  # no random weights only to replace them
+        model = build_detector(config, 80).eval()
+    model.load_state_dict(state, assign=True)
+    noise = np.random.RandomState(int(golden["image_seed"])).standard_normal((1, 3, 128, 160))
+    with torch.no_grad():
+        output = model(torch.from_numpy(noise.astype(np.float32)))
+        # Of GFLv2 the probability of the product.
+        cls = output.cls_logits if config.model.head.quality == "joint" else model.quality.scores(output)
+    deviations = []
+    for kind, ours in (("cls", cls), ("reg", output.reg_pred.flatten(2))):
+        for level, ours_at_level in enumerate(ours.split(output.grid.level_sizes, dim=1)):
+            theirs = golden[f"{kind}_{level}"].flatten(2).mT
+            deviations.append(((ours_at_level - theirs).abs().max() / theirs.abs().max()).item())
+    return max(deviations)
 
 
 # What mmdetection calls the last layers: classes, box, centerness.

@@ -1,4 +1,4 @@
-"""What came out of a study's runs: means, spreads and differences per row, as Markdown and CSV."""
+"""The results of a study's runs: means, spreads and differences per row, as Markdown and CSV."""
 
 import csv
 import io
@@ -14,20 +14,20 @@ CONFIDENCE = 0.95
 
 
 class Outcome(NamedTuple):
-    """What came out of one row. Metrics in percent."""
+    """The result of one row. Metrics in percent."""
 
     name: str
     seeds: int
     mean: dict[str, float]
     spread: float | None  # standard deviation of AP over the seeds
-    difference: float | None  # of AP to the baseline row, mean over the seeds that both have
-    margin: float | None  # half of its confidence interval, from the paired differences
+    difference: float | None  # of AP from the baseline row's, mean over the seeds that both have
+    margin: float | None  # half the width of its confidence interval, from the paired differences
     paper: dict[str, float]
     paper_difference: float | None
 
     @property
     def verdict(self) -> str:
-        """Whether the difference has the paper's sign: with one seed or within the margin it is open."""
+        """Whether the difference has the paper's sign: "yes", "no", or "open" with one seed or within the margin."""
         if self.difference is None or not self.paper_difference:
             return ""
         if self.margin is None or abs(self.difference) <= self.margin:

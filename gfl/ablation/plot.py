@@ -8,7 +8,7 @@ from gfl.evaluation.plots import COLOURS, new_figure, save_figure
 
 
 def plot_study(title: str, outcomes: Sequence[Outcome], path: Path) -> None:
-    """Difference of every row to its baseline row, ours with its confidence interval, and the paper's."""
+    """Write a diagram of each row's difference from its baseline row, with its confidence interval, and the paper's."""
     shown = [row for row in reversed(outcomes) if row.difference is not None]
     page, (axes,) = new_figure(1, width=7.5, height=1.6 + 0.45 * max(1, len(shown)))
     for place, row in enumerate(shown):

@@ -1,4 +1,4 @@
-"""Train the runs of a study one after the other, each in a process of its own, and write the report."""
+"""Train the runs of a study one after the other, each in its own process, and write the report."""
 
 import contextlib
 import fcntl
@@ -46,10 +46,9 @@ class StudyOptions(NamedTuple):
 
 
 def run_study(options: StudyOptions, train_script: Path) -> None:
-    """Train what is not finished yet, and write the report after every run.
+    """Train the unfinished runs, and write the report after every run.
 
-    Raises `UserError` for rows that do not make a detector, weights that are missing, and in the end for runs that
-    failed.
+    Raises `UserError` for rows that do not describe a detector, for missing weights, and in the end for failed runs.
     """
     study, runs = load_study(options.study), options.plan(options.seeds, options.rows)
     check_rows(options.study, runs)
@@ -61,7 +60,7 @@ def run_study(options: StudyOptions, train_script: Path) -> None:
     try:
         train_runs(unfinished, options, train_script, failures, on_run=lambda: write_report(study, options, failures))
     except KeyboardInterrupt:
-        print("\nthe same command goes on from here", flush=True)
+        print("\nthe same command continues from here", flush=True)
         raise
     finally:
         print(f"\n{write_report(study, options, failures)}")
@@ -70,7 +69,7 @@ def run_study(options: StudyOptions, train_script: Path) -> None:
 
 
 def check_rows(path: str, runs: list[Run]) -> None:
-    """Before hours of training: whether each row is a detector and a criterion at all."""
+    """Before hours of training, build each row's detector and criterion; raises `UserError` naming the row."""
     for run in runs:
         try:
             with torch.device("meta"):
@@ -81,23 +80,24 @@ def check_rows(path: str, runs: list[Run]) -> None:
 
 
 def check_weights(runs: list[Run], scale: str | None) -> None:
-    """Before hours of training: the file that rows start from, which a scale may need made first."""
+    """Before hours of training, check that the weights that rows start from exist; raises `UserError` otherwise."""
     for run in runs:
         model = run.config.model
-        whole = model.weights != "none"  # which may be a run folder, as a backbone's may not
-        weights = model.weights if whole else model.backbone.weights
-        found = find_checkpoint(Path(weights), *((BEST, LAST) if whole else ()))
-        if weights not in ("none", "torchvision") and not found:
+        if model.weights != "none":
+            weights, names = model.weights, (BEST, LAST)  # of a run folder
+        else:
+            weights, names = model.backbone.weights, ()
+        if weights not in ("none", "torchvision") and not find_checkpoint(Path(weights), *names):
             hint = (
-                f"the head of {scale}, or of its base, says how it is made"
+                f"the comment at the top of {scale}, or of its base, says how to make it"
                 if scale
-                else "data/README.md says where it comes from"
+                else "data/README.md says where to get it"
             )
-            raise UserError(f"row {run.row!r} starts from {weights}, which is not there; {hint}", code="no_weights")
+            raise UserError(f"row {run.row!r} starts from {weights}, which does not exist; {hint}", code="no_weights")
 
 
-def command(run: Run, train_script: Path, nproc: int) -> list[str]:
-    """The command line of a run; `--resume` starts a run that is not there yet."""
+def train_command(run: Run, train_script: Path, nproc: int) -> list[str]:
+    """The command line of a run; `--resume` also starts a new run."""
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={nproc}"] if nproc > 1 else []
     return [sys.executable, *launcher, os.path.relpath(train_script), *run.arguments, "--resume"]
 
@@ -111,7 +111,7 @@ def train_runs(
         for number, run in enumerate(runs, start=1):
             name, show = f"{run.row}, seed {run.seed}", partial(_show_epochs, bar, bar.n)
             bar.set_description(f"{number}/{len(runs)} {name}")
-            problem = train_run(run, command(run, train_script, options.nproc), on_epochs=show)
+            problem = train_run(run, train_command(run, train_script, options.nproc), on_epochs=show)
             show(run.config.optim.epochs)
             minutes = (time.monotonic() - start) / 60
             passed = f"{minutes:.0f} min, {minutes / number * (len(runs) - number):.0f} min left"
@@ -129,7 +129,7 @@ def _show_epochs(bar: tqdm, before: int, epochs: int) -> None:
     bar.update(before + epochs - bar.n)
 
 
-def train_run(run: Run, words: list[str], *, on_epochs: Callable[[int], object]) -> str | None:
+def train_run(run: Run, command: list[str], *, on_epochs: Callable[[int], object]) -> str | None:
     """Train one run, its output in train.log of its folder; returns what went wrong, or None."""
     errors = run.folder / "error.txt"
     try:
@@ -142,15 +142,15 @@ def train_run(run: Run, words: list[str], *, on_epochs: Callable[[int], object])
         try:
             fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            return "it is being trained already, by another study or what is left of a killed one; wait for it"
+            return "another process is training it already, perhaps of a study that was killed; wait for it"
         environment = os.environ | {ERROR_FILE: str(errors.absolute())}
-        with subprocess.Popen(words, stdout=log, stderr=subprocess.STDOUT, env=environment) as process:
+        with subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment) as process:
             try:
                 while process.poll() is None:
                     with contextlib.suppress(subprocess.TimeoutExpired):
                         process.wait(POLL_S)
                     on_epochs(started_epoch(run) - 1)
-            except KeyboardInterrupt:  # it saves, then stops
+            except KeyboardInterrupt:  # the run saves, then stops
                 process.terminate()
                 process.wait()
                 raise
@@ -164,9 +164,9 @@ def train_run(run: Run, words: list[str], *, on_epochs: Callable[[int], object])
 
 
 def write_report(study: Study, options: StudyOptions, failures: list[str]) -> str:
-    """Write report.md, report.csv and report.png of all that is finished, also by earlier commands; what to print."""
+    """Write report.md, report.csv and report.png of all finished runs, also of earlier commands; returns a summary."""
     seeds = options.seeds
-    # More seeds than asked for, where all rows have them: rows with different seeds would not compare.
+    # More seeds than requested, if all rows have them: rows with different seeds would not be comparable.
     while all(read_result(run) for run in options.plan(seeds + 1) if run.seed == seeds):
         seeds += 1
     runs = options.plan(seeds)
@@ -182,9 +182,9 @@ def write_report(study: Study, options: StudyOptions, failures: list[str]) -> st
 
 def format_report(title: str, table: str, options: StudyOptions, runs: list[Run], failures: list[str]) -> str:
     """The report as Markdown: the table, how to read it and how it was made."""
-    words = ["python", "scripts/study.py", options.study, *(["--scale", options.scale] if options.scale else [])]
-    words += ["--seeds", str(1 + max(run.seed for run in runs))]
-    words += ["--nproc", str(options.nproc)] if options.nproc > 1 else []
+    command = ["python", "scripts/study.py", options.study, *(["--scale", options.scale] if options.scale else [])]
+    command += ["--seeds", str(1 + max(run.seed for run in runs))]
+    command += ["--nproc", str(options.nproc)] if options.nproc > 1 else []
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{os.cpu_count()} cores"
     failed = "".join(f"- {line}\n" for line in failures)
     folders = "".join(f"- {row}: `{folder}`\n" for row, folder in {r.row: r.folder.parent for r in runs}.items())
@@ -192,8 +192,8 @@ def format_report(title: str, table: str, options: StudyOptions, runs: list[Run]
         f"# {title}\n\n{table}\n\n"
         "AP in percent, mean over the seeds ± standard deviation. Difference: of AP to the baseline row, mean over the "
         "seeds ± half of the 95 % confidence interval (Student's t on differences paired by seed); with one seed there "
-        "is none. Same sign as the paper's difference: open where the interval holds 0, or with one seed.\n\n"
-        f"`{shlex.join(words)}`, {platform.machine()}, {device}, torch {torch.__version__}, "
+        "is none. Same sign as the paper's difference: open where the interval contains 0, or with one seed.\n\n"
+        f"`{shlex.join(command)}`, {platform.machine()}, {device}, torch {torch.__version__}, "
         f"{date.today().isoformat()}\n\nRun folders, one per seed:\n\n{folders}"
         + (f"\nFailed:\n\n{failed}" if failures else "")
     )

@@ -27,7 +27,7 @@ class Row:
     name: str = ""
     overrides: dict[str, Any] = field(default_factory=dict)  # section.key: value
     paper: dict[str, Any] = field(default_factory=dict)  # the paper's values, in percent
-    against: str = ""  # the row its difference is taken to, where that is not the study's baseline
+    against: str = ""  # the row it is compared with, if that is not the study's baseline
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Study:
 
     title: str = ""
     base: str = ""  # a config, relative to the study's file
-    baseline: str = ""  # the row that differences are taken to
+    baseline: str = ""  # the row that the others are compared with
     rows: tuple[Row, ...] = ()
 
     def baseline_of(self, row: Row) -> str:
@@ -81,13 +81,13 @@ def load_study(path: str | Path) -> Study:
 def plan(
     path: str | Path, *, root: Path, scale: str | None = None, seeds: int = 1, only: Sequence[str] = ()
 ) -> list[Run]:
-    """The runs of the study at `path`, seed by seed, so that an interrupted study has whole tables.
+    """The runs of the study at `path`, seed by seed, so that an interrupted study has complete tables.
 
     Args:
-        root: the folder of the run folders. Each is named after its row and a digest of its whole config: rows of
-            several tables that are the same run share it, and a changed config never finds an old result. What the
-            files that a config names hold is not in the digest.
-        scale: a config laid over the study's, under the rows' overrides.
+        root: the folder of the run folders. Each is named after its row and a digest of its config: equal rows of
+            several tables share a run, and a changed config never finds an old result. The digest does not cover the
+            content of files that a config names.
+        scale: a config laid over the study's; the rows' overrides are laid over both.
         seeds: 0, 1, ..., seeds - 1.
         only: names of rows, all by default.
 
@@ -124,7 +124,7 @@ def _as_yaml(value: Any) -> str:
 
 
 def _digest(config: Config) -> str:
-    """Of all that decides the outcome but the seed."""
+    """Of every key that affects the metrics, except the seed."""
     tree = {name: section for name, section in config_to_dict(config).items() if name not in ("run_dir", "seed", "log")}
     return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()[:8]
 
@@ -151,7 +151,7 @@ def _records(path: Path) -> Iterable[dict[str, Any]]:
     for line in lines:
         try:
             record = json.loads(line)
-        except ValueError:  # the last line while it is written
+        except ValueError:  # the last line, while it is being written
             continue
         if isinstance(record, dict):
             yield record

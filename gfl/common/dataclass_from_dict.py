@@ -13,7 +13,7 @@ from gfl.common.text import describe, format_value, is_text
 
 T = TypeVar("T")
 
-MOST_VALUES, DEEPEST = 100_000, 50  # of plain data; references inside it can make more of a few lines
+MAX_VALUES, MAX_DEPTH = 100_000, 50  # of plain data; YAML aliases can make more than that of a few lines
 
 
 class Check(NamedTuple):
@@ -40,7 +40,7 @@ def dataclass_from_dict(cls: type[T], tree: Any, source: str, prefix: str = "") 
 
     Args:
         source: where `tree` comes from, named in errors.
-        prefix: what stands before the keys of `tree` in errors, such as ``optim.``.
+        prefix: of the keys of `tree` in errors, such as ``optim.``.
 
     Raises `UserError` for the first key, type or value that is wrong.
     """
@@ -86,7 +86,7 @@ def _plain(hint: type, value: Any, source: str, key: str) -> Any:
     if hint is float and not math.isfinite(value):
         raise UserError(f"{source}: {key} must be finite, not {value}")
     if hint is int and abs(value) >= 2**63:
-        raise UserError(f"{source}: {key} must be a whole number that 63 bits hold, not {describe(value)}")
+        raise UserError(f"{source}: {key} must be a whole number that fits into 63 bits, not {describe(value)}")
     if hint is str and not is_text(value):
         raise UserError(f"{source}: {key} must be text without control characters, not {describe(value)}")
     if hint is dict and not all(isinstance(entry, str) for entry in value):
@@ -95,13 +95,15 @@ def _plain(hint: type, value: Any, source: str, key: str) -> Any:
 
 
 def check_plain(tree: Any, source: str) -> None:
-    """Raises `UserError` unless `tree` is numbers, text, lists and mappings, of a size that can be copied and shown."""
+    """Raises `UserError` unless `tree` is numbers, text, lists and mappings, of a moderate size and depth."""
     stack, count = [("", tree, 0)], 0
     while stack:
         key, value, depth = stack.pop()
         count += 1
-        if count > MOST_VALUES or depth > DEEPEST:
-            raise UserError(f"{source}: nested more than {DEEPEST} deep, or more than {MOST_VALUES} values, or endless")
+        if count > MAX_VALUES or depth > MAX_DEPTH:
+            raise UserError(
+                f"{source}: nested more than {MAX_DEPTH} levels deep, or more than {MAX_VALUES} values, or endless"
+            )
         if isinstance(value, dict):
             stack += [(name, entry, depth + 1) for name, entry in value.items()]
             stack += [("a key", name, depth + 1) for name in value]
@@ -115,7 +117,7 @@ def check_plain(tree: Any, source: str) -> None:
 
 def _checked(value: Any, check: Check, source: str, key: str) -> Any:
     if not check.holds(value):
-        written = list(value) if isinstance(value, tuple) else value  # as YAML has it
+        written = list(value) if isinstance(value, tuple) else value  # as in YAML
         raise UserError(f"{source}: {key} must be {check.wanted}, not {describe(written)}")
     return value
 

@@ -18,6 +18,14 @@ def temporary(path: Path) -> Path:
     return path.with_name(path.name + ".tmp")
 
 
+def output_folder(path: str | Path) -> Path:
+    """The argument of ``--out``; raises `UserError` where it is a file."""
+    folder = Path(path)
+    if folder.is_file():
+        raise UserError(f"--out {path} is a file; choose a folder")
+    return folder
+
+
 def write_text(path: Path, text: str) -> None:
     """Write through a temporary file, so that an interruption leaves the old file or the new one.
 

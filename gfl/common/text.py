@@ -1,4 +1,4 @@
-"""How values and names from outside appear in messages: in one line, of moderate length, printable."""
+"""How values and names from user input appear in messages: on one line, of moderate length, printable."""
 
 import itertools
 import reprlib
@@ -9,12 +9,12 @@ from typing import Any
 
 
 def is_text(value: str) -> bool:
-    """Whether it can be printed and written: neither control characters nor halves of surrogate pairs."""
+    """Whether it can be printed and written: no control characters and no surrogates."""
     return not any(unicodedata.category(character) in ("Cc", "Cs") for character in value)
 
 
 def printable(text: str) -> str:
-    """`text` with a question mark for whatever would disturb the terminal."""
+    """`text` with a question mark for each character that cannot be printed."""
     return "".join(c if c.isprintable() else "?" for c in text)
 
 
@@ -24,23 +24,23 @@ def one_line(error: Exception, limit: int = 240) -> str:
 
 
 def truncate(text: str, limit: int) -> str:
-    """`text`, cut off with "..." where it is longer than `limit` characters."""
+    """The first `limit` characters of `text`, the last three of them "..." where it is longer."""
     return text if len(text) <= limit else text[: limit - 3] + "..."
 
 
 def truncate_middle(text: str, limit: int) -> str:
-    """`text` with "..." in its middle where it is longer than `limit` characters: both ends tell names apart."""
+    """At most `limit` characters: the start and the end of `text`, which distinguish names, with "..." between."""
     half = (limit - 3) // 2
     return text if len(text) <= limit else f"{text[:half]}...{text[-half:]}"
 
 
 def short_repr(value: Any, limit: int = 80) -> str:
-    """`repr` in one line, cut off, at little cost for values of any size and depth."""
+    """`repr` on one line of at most `limit` characters, fast for values of any size and depth."""
     return truncate(" ".join(_REPR.repr(value).split()), limit)
 
 
 def format_value(value: Any, limit: int = 80) -> str:
-    """A name or value within a sentence: text as it is, unless it is long or cannot be printed."""
+    """A name or value within a sentence: text as it is, unless it is too long or cannot be printed."""
     text = str(value) if isinstance(value, (str, Path)) else short_repr(value)
     return text if 0 < len(text) <= limit and text.isprintable() else short_repr(text)
 
@@ -57,13 +57,13 @@ def list_some(items: Sequence[Any], limit: int = 3) -> str:
 
 
 def format_differences(differences: Mapping[str, tuple[Any, Any]]) -> list[str]:
-    """``optim.lr: 0.01 -> 0.02`` for each of such differences: key -> (old, new)."""
+    """``optim.lr: 0.01 -> 0.02`` for each difference, key -> (old, new)."""
     return [f"{key}: {format_value(old)} -> {format_value(new)}" for key, (old, new) in differences.items()]
 
 
 class _Repr(reprlib.Repr):
     def repr_dict(self, x: dict, level: int) -> str:
-        """In the order of its keys, the first of which tell most."""
+        """In the order of its keys instead of sorted."""
         if level <= 0:
             return "{...}"
         first = itertools.islice(x.items(), self.maxdict)
@@ -71,7 +71,7 @@ class _Repr(reprlib.Repr):
         return "{" + ", ".join(entries + ["..."] * (len(x) > self.maxdict)) + "}"
 
     def repr_int(self, x: int, level: int) -> str:
-        """Beyond 4300 digits Python's own `repr` is an error."""
+        """Python's own `repr` raises an error beyond 4300 digits."""
         return repr(x) if abs(x) < 10**40 else "a number of more than 40 digits"
 
 

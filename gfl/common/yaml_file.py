@@ -1,6 +1,8 @@
-"""YAML, strictly."""
+"""YAML, strictly, and files that inherit from others."""
 
+import os
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +10,7 @@ import yaml
 
 from gfl.common.dataclass_from_dict import check_plain
 from gfl.common.errors import UserError
-from gfl.common.text import describe, format_value, short_repr
+from gfl.common.text import describe, format_value, is_text, short_repr
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -26,8 +28,51 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return tree
 
 
+def read_with_bases(path: Path, check: Callable[[dict[str, Any], str], object]) -> dict[str, Any]:
+    """A YAML file laid over the files it inherits from: ``base``, a path or a list of them, relative to the file.
+
+    Args:
+        check: called with the keys of each file and its name, so that an error names the file that has the key.
+
+    Raises `UserError` naming the file that is missing, is not a mapping or inherits from itself.
+    """
+    known: dict[str, dict[str, Any]] = {}  # files that share bases would be read again and again
+
+    def read(path: Path, inheriting: tuple[str, ...]) -> dict[str, Any]:
+        real = os.path.realpath(path)
+        if real in inheriting:
+            raise UserError(f"{path}: inherits from itself through `base`")
+        if real not in known:
+            tree = read_yaml(path)
+            base = tree.pop("base", None)
+            check(tree, str(path))
+            inherited: dict[str, Any] = {}
+            for name in _base_names(base, path):  # of several, a later one overrides the earlier
+                inherited = merge(inherited, read(path.parent / name, (*inheriting, real)))
+            known[real] = merge(inherited, tree)
+        return known[real]
+
+    return read(path, ())
+
+
+def _base_names(base: Any, path: Path) -> list[str]:
+    names = [] if base is None else base if isinstance(base, list) else [base]
+    if not all(isinstance(name, str) and is_text(name) for name in names):
+        raise UserError(f"{path}: base must be the path of a config or a list of them, not {describe(base)}")
+    return names
+
+
+def merge(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """Nested plain data with the values of `over` in place of those of `under`."""
+    merged = dict(under)
+    for key, value in over.items():
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = merge(merged[key], value) if both else value
+    return merged
+
+
 def parse_yaml(text: str, source: str) -> Any:
-    """Plain data; raises `UserError` naming `source` for text that is not YAML, or of more than plain data."""
+    """Plain data from YAML; raises `UserError` naming `source` for other text, and for anything but plain data."""
     try:
         tree = yaml.load(text, _Loader)
     except yaml.YAMLError as error:
@@ -55,6 +100,6 @@ class _Loader(yaml.SafeLoader):
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
         try:
             return super().construct_object(node, deep)
-        except (ValueError, LookupError, TypeError, AttributeError):  # what PyYAML's own conversions run into
+        except (ValueError, LookupError, TypeError, AttributeError):  # what PyYAML's own conversions raise
             problem = f"{short_repr(node.value)} is not of the type {node.tag.rpartition(':')[-1]}"
             raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark) from None

@@ -1,1 +1,1 @@
-"""Use 2: detections, COCO metrics, and what side distributions say."""
+"""Use 2: detections, COCO metrics, and statistics of side distributions."""

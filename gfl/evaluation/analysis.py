@@ -1,6 +1,6 @@
-"""What predictions say beyond AP: scores against IoU, shapes and spreads of the side distributions.
+"""Statistics of predictions beyond AP: scores against IoU, shapes and spreads of the side distributions.
 
-numpy arrays; n detections of a whole split, N bins per side, sides in the order left, top, right, bottom.
+numpy arrays; n detections of a split, N bins per side, sides in the order left, top, right, bottom.
 """
 
 from typing import Any
@@ -13,14 +13,14 @@ from gfl.evaluation.predictions import Predictions
 from gfl.method.box_representation import highest_mode
 
 SHAPES = ("sharp", "between", "flat", "two peaks")
-SHARP, FLAT = 0.9, 0.5  # least mass of a sharp side's best stride, most of a flat side's
-SECOND_PEAK = 0.2  # least mass outside the highest mode of a side with two peaks
+SHARP, FLAT = 0.9, 0.5  # min. mass in the best window of a sharp side, max. of a flat side
+SECOND_PEAK = 0.2  # min. mass outside the highest mode of a side with two peaks
 DEEP = 0.5  # the valley before the second peak is at most this share of its height
 QUANTILES = 10  # of the calibration curve
 
 
 def rank_correlation(a: np.ndarray, b: np.ndarray) -> float | None:
-    """Spearman's; None where fewer than three pairs or a constant leave it undefined."""
+    """Spearman's; None where it is undefined: for fewer than three pairs, or a constant."""
     if len(a) < 3 or np.ptp(a) == 0 or np.ptp(b) == 0:
         return None
     return float(stats.spearmanr(a, b).statistic)
@@ -40,8 +40,8 @@ def score_statistics(found: Predictions) -> dict[str, Any]:
 def side_shapes(probabilities: np.ndarray, delta: float) -> np.ndarray:
     """(n, 4, N) -> (n, 4) text, one of `SHAPES`.
 
-    Two peaks: outside the highest mode lies much of the mass, and a peak with a deep valley before it. Else sharp or
-    flat by the mass of the best window that is one stride wide.
+    Two peaks: much of the mass lies outside the highest mode, and a deep valley separates a second peak from it. Else
+    sharp or flat by the mass in the best window that is one stride wide.
     """
     width = min(probabilities.shape[-1], round(1 / delta) + 1) if delta < 1 else 2
     window = np.lib.stride_tricks.sliding_window_view(probabilities, width, axis=-1).sum(-1).max(-1)
@@ -61,15 +61,14 @@ def _has_two_peaks(probabilities: np.ndarray) -> np.ndarray:
 
 def accurate(found: Predictions, *, min_iou: float = 0.7) -> Predictions:
     """The detections that overlap an object of their class by `min_iou` or more."""
-    chosen = found.iou >= min_iou
-    return Predictions(*(None if column is None else column[chosen] for column in found))
+    return found.select(found.iou >= min_iou)
 
 
 def spread_statistics(found: Predictions, sizes: np.ndarray) -> dict[str, Any] | None:
     """Predicted spread of each side against the true blur of its edge, over all and per level; None without either.
 
-    For `accurate` detections. Sides that the frame of an image cuts off (`sizes` (I, 2) heights and widths) have no
-    visible blur: left out they give `in_frame`. See `calibration` for what each part says.
+    For `accurate` detections. `in_frame` leaves out sides on the border of their image (`sizes` (I, 2) heights and
+    widths), whose blur is not visible. `calibration` describes each part.
     """
     if found.spreads is None or not np.isfinite(found.true_sigmas).any():
         return None
@@ -89,10 +88,10 @@ def spread_statistics(found: Predictions, sizes: np.ndarray) -> dict[str, Any] |
 
 
 def calibration(spread: np.ndarray, sigma: np.ndarray, error: np.ndarray) -> dict[str, Any]:
-    """What predicted spreads (m,) say of the true blur (m,) and of the errors of the sides (m,), all in pixels.
+    """Predicted spreads (m,) against the true blur (m,) and the errors of the sides (m,), all in pixels.
 
-    Their rank correlation with the blur, and the calibration curve: by tenths of the predicted spread its mean, the
-    median blur and the root mean square error.
+    Their rank correlation with the blur, and the calibration curve: for each decile of the predicted spread its mean,
+    the median blur and the root mean square error.
     """
     groups = [group for group in np.array_split(np.argsort(spread), QUANTILES) if len(group)]
     return {

@@ -35,22 +35,22 @@ def run_detector(
     *,
     on_batch: Callable[[], object] = lambda: None,
 ) -> list[Result] | None:
-    """Detections of the whole split in COCO's results format, on the main process; None on the others.
+    """Detections of the split in COCO's results format, on the main process; None on the others.
 
-    Raises `RuntimeError` if an image was not seen exactly once over all processes.
+    Raises `RuntimeError` if an image was not evaluated exactly once over all processes.
     """
     model.eval()
-    results, seen = [], []
+    results, image_ids = [], []
     for batch in batches(loader):
         detections, _ = detect(model, batch.to(device), config)
         results += _to_results(detections, batch.image_ids.tolist(), data.category_ids)
-        seen += batch.image_ids.tolist()
+        image_ids += batch.image_ids.tolist()
         on_batch()
-    gathered = gather_to_main((seen, results))
+    gathered = gather_to_main((image_ids, results))
     if gathered is None:
         return None
     if sorted(image for ids, _ in gathered for image in ids) != sorted(data.image_ids.tolist()):
-        raise RuntimeError("evaluation did not see every image exactly once")
+        raise RuntimeError("not every image was evaluated exactly once")
     merged = [result for _, part in gathered for result in part]
     merged.sort(key=lambda result: result["image_id"])  # stable: the same order for any number of processes
     return merged
@@ -74,7 +74,7 @@ def _to_results(detections: Detections, image_ids: Sequence[int], category_ids: 
 
 
 def coco_metrics(data: CocoData, results: list[Result]) -> dict[str, Any]:
-    """COCO's twelve metrics, and under ``per_class`` AP and AP50 of each; None where nothing is to be found.
+    """COCO's twelve metrics, and under ``per_class`` AP and AP50 of each; None where there are no objects.
 
     The ground truth is the json's own, with crowd and degenerate boxes, as the official evaluation uses it.
     """
@@ -100,9 +100,9 @@ def coco_metrics(data: CocoData, results: list[Result]) -> dict[str, Any]:
 
 
 def _ground_truth(path: str) -> COCO:
-    """The json for pycocotools, with the fields it insists on.
+    """The json for pycocotools, with the fields it requires.
 
-    Annotations are numbered from 1: pycocotools takes a match with annotation id 0 for no match.
+    Annotations are numbered from 1: pycocotools treats a match with annotation id 0 as no match.
     """
     tree = read_coco_json(path)
     annotations = [

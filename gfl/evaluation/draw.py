@@ -1,7 +1,7 @@
 """Pictures of detections: boxes over an image, and the learned distribution of each side of a box.
 
-All is drawn at twice the final size and averaged down, which anti-aliases every edge. Positions are continuous: pixel
-k covers [k, k + 1). Pillow's built-in font knows ASCII and little more ("±", "·").
+Everything is drawn at twice the final size and averaged down, which anti-aliases every edge. Positions are continuous:
+pixel k covers [k, k + 1). Pillow's built-in font knows ASCII and little more ("±", "·").
 """
 
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ TITLE, STRIP, PANEL, CELL_WIDTH, GAP, AXIS, LINE, FONT = 64, 214, 760, 1050, 48,
 CELL_HEIGHT = TITLE + STRIP + PANEL
 NOTABLE = 0.01  # bins of less probability are not drawn
 LEGEND = (
-    "bars: probability of each bin, at its place in the picture; left and right side above, top and bottom beside\n"
+    "bars: probability of each bin, at its place in the image; left and right side above, top and bottom beside\n"
     "white line: expectation, which is the side of the box  ·  ±: one standard deviation  ·  dot: predicting point"
 )
 
@@ -41,14 +41,14 @@ def draw_boxes(
     """Draw detections, and under them dashed white ground truth.
 
     image: (H, W, 3) uint8 RGB. boxes_xyxy: (M, 4) pixels, best first. labels: (M,) int, the colour. texts: M strings;
-    a tag that finds no room beside those before it is left out. target_boxes: (G, 4) pixels or None.
-    Returns (H', W', 3) uint8; a picture whose long side is below min_long_side is enlarged to it, others keep H, W.
+    a tag without room beside those before it is left out. target_boxes: (G, 4) pixels or None.
+    Returns (H', W', 3) uint8; an image whose long side is below min_long_side is enlarged to it, others keep H, W.
     """
     canvas = _resize(image, max(1.0, min_long_side / max(image.shape[:2])))
     # Nearest doubling and averaging back is the identity: pixels without a drawing stay as they are.
     canvas = canvas.resize([SUPERSAMPLE * v for v in canvas.size], Image.Resampling.NEAREST)
     stretch = np.tile(np.divide(canvas.size, image.shape[1::-1]), 2)
-    unit = SUPERSAMPLE * (max(canvas.size) / SUPERSAMPLE / 640) ** 0.5  # large pictures need no letters as large
+    unit = SUPERSAMPLE * (max(canvas.size) / SUPERSAMPLE / 640) ** 0.5  # large images do not need letters as large
     _paint(canvas, _rows(boxes_xyxy) * stretch, labels, texts, _rows(target_boxes) * stretch, unit)
     return np.array(canvas.reduce(SUPERSAMPLE))
 
@@ -122,14 +122,14 @@ def _paint(canvas, boxes, labels, texts, targets, unit):
 
 
 def _clip(box, size, margin):
-    """The part of a box in the picture, its outline fully visible; None if there is none or the box is not finite."""
+    """The part of a box in the image, its outline fully visible; None if there is none or the box is not finite."""
     if not (np.isfinite(box).all() and (box[:2] <= np.minimum(box[2:], size)).all() and (box[2:] >= 0).all()):
         return None
     return np.clip(box, margin, np.tile(size, 2) - margin).tolist()
 
 
 def _outline(draw, box, colour, line):
-    """A line centred on the sides of the box, with a dark rim that sets it off from any picture."""
+    """A line centred on the sides of the box, with a dark rim that sets it off from any image."""
     for fill, width in ((INK, line + 2), (colour, line)):
         grow = width / 2  # Pillow draws inwards
         draw.rectangle((box[0] - grow, box[1] - grow, box[2] + grow - 1, box[3] + grow - 1), None, fill, width)
@@ -180,7 +180,7 @@ def _panel(image, box, point, positions, probabilities, unit_height, colour, tit
 
 
 def _region(size, box, positions, probabilities):
-    """A square around the box, the point and the bins that are drawn, in the picture if it can be: x0, y0, side."""
+    """A square around the box, the point and the bins that are drawn, inside the image where possible: x0, y0, side."""
     shown = np.where(probabilities >= NOTABLE, positions, positions[:, :1])
     low, high = np.minimum(box[:2], shown[:2].min(-1)), np.maximum(box[2:], shown[2:].max(-1))
     side = max(8, int(np.ceil(1.2 * (high - low).max())))
@@ -206,7 +206,7 @@ def _distribution(draw, index, along, probabilities, unit_height, level, scale, 
         if 0 <= position <= PANEL:
             bar(position - 1, position + 1, 2, AXIS - 2, GREY)
         if probability >= NOTABLE:
-            # Opposite sides share the place of bin 0, the point: each has its own half of it.
+            # Opposite sides share the place of bin 0, the point: each takes half of it.
             before, after = (half if i or index < 2 else 0), (half if i or index >= 2 else 0)
             bar(position - before, position + after, AXIS, AXIS + probability * unit_height, colour)
     bar(mean - 1.5, mean + 1.5, 0, STRIP - 1.75 * FONT, WHITE)

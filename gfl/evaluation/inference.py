@@ -1,6 +1,6 @@
-"""From a batch or a single image to detections, each with what its four sides say of themselves.
+"""From a batch or a single image to detections, each with the distributions of its four sides.
 
-numpy arrays of the detections of one image: n detections, N bins per side, sides in the order left, top, right, bottom.
+numpy arrays of one image: n detections, N bins per side, sides in the order left, top, right, bottom.
 Pixels are those of the image file.
 """
 
@@ -25,21 +25,21 @@ from gfl.model.detector import DenseDetector, normalize_images
 from gfl.structures import Batch, Detections, HeadOutput
 
 QUANTILES = (0.05, 0.5, 0.95)
-OUTWARDS = np.array([-1.0, -1.0, 1.0, 1.0])  # of left, top, right, bottom, along x and y
+OUTWARDS = np.array([-1.0, -1.0, 1.0, 1.0])  # direction of left, top, right, bottom along x or y
 
 
 class Sides(NamedTuple):
-    """Where the sides of n boxes lie: coordinates x of left and right, y of top and bottom, in pixels."""
+    """Distributions of the sides of n boxes: x of left and right, y of top and bottom, in pixels."""
 
-    expectation: np.ndarray  # (n, 4) the means of the distributions, before boxes are cut to the image
+    expectation: np.ndarray  # (n, 4) their means, before boxes are clipped to the image
     std: np.ndarray  # (n, 4) their standard deviations
-    quantiles: np.ndarray  # (n, 4, 3) below which they have 5, 50 and 95 % of their mass
-    positions: np.ndarray | None  # (n, 4, N) where the bins lie; None for Gaussian sides
+    quantiles: np.ndarray  # (n, 4, 3) their 5, 50 and 95 % quantiles
+    positions: np.ndarray | None  # (n, 4, N) of the bins; None for Gaussian sides
     probabilities: np.ndarray | None  # (n, 4, N) of the bins; None for Gaussian sides
 
 
 class Prediction(NamedTuple):
-    """The detections of one image by falling score."""
+    """The detections of one image, best first."""
 
     boxes_xyxy: np.ndarray  # (n, 4) pixels, within the image
     labels: np.ndarray  # (n,) int64 in [0, C)
@@ -50,7 +50,7 @@ class Prediction(NamedTuple):
 
 
 class RawDetections(NamedTuple):
-    """The detections of one image with the outputs they come from, by falling score."""
+    """The detections of one image with the outputs they come from, best first."""
 
     boxes_xyxy: np.ndarray  # (n, 4) float64 pixels, within the image
     scores: np.ndarray  # (n,)
@@ -88,7 +88,7 @@ def detect(model: DenseDetector, batch: Batch, config: EvalConfig) -> tuple[Dete
 
 
 def detect_with_sides(model: DenseDetector, batch: Batch, config: EvalConfig) -> list[RawDetections]:
-    """`detect`, then per image what each detection's sides are made of. `batch` lies on the model's device."""
+    """`detect`, then per image the outputs behind each detection's sides. `batch` is on the model's device."""
     detections, output = detect(model, batch, config)
     scales = (batch.orig_sizes / batch.image_sizes).flip(1).cpu().numpy()
     box_repr = model.box_repr
@@ -118,7 +118,7 @@ def _numpy(tensor: torch.Tensor) -> np.ndarray:
 
 
 def locate_sides(found: RawDetections, *, delta: float = 1.0) -> Sides | None:
-    """The sides' distributions as coordinates in the image; None where a side is a number only.
+    """The distributions of the sides in image coordinates; None where a side is a number only.
 
     Args:
         delta: interval between neighbouring bins, in strides.
@@ -136,7 +136,7 @@ def locate_sides(found: RawDetections, *, delta: float = 1.0) -> Sides | None:
 
 
 def bin_positions(points: np.ndarray, stride_pixels: np.ndarray, num_bins: int, *, delta: float = 1.0) -> np.ndarray:
-    """Where bins lie in the image: (n, 4, `num_bins`) pixels, x for left and right, y for top and bottom.
+    """Positions of bins in the image: (n, 4, `num_bins`) pixels, x for left and right, y for top and bottom.
 
     Bin i lies ``i * delta`` strides outwards from the point; `points` (n, 2) and `stride_pixels` (n, 4) in pixels.
     """
@@ -153,10 +153,10 @@ def mean_and_std(positions: np.ndarray, probabilities: np.ndarray) -> tuple[np.n
 def quantiles_of_bins(
     positions: np.ndarray, probabilities: np.ndarray, levels: Sequence[float] = QUANTILES
 ) -> np.ndarray:
-    """Coordinates below which distributions have `levels` of their mass: (..., N) x 2 -> (..., len(levels)).
+    """Quantiles of distributions over bins: (..., N) x 2 -> (..., len(levels)), in the unit of `positions`.
 
-    Each bin's mass lies evenly over the interval that is nearer to it than to its neighbours. `positions` rise or fall
-    along the last axis in equal steps.
+    The mass of each bin is spread evenly over the interval that is closer to it than to its neighbours. `positions`
+    rise or fall along the last axis in equal steps.
     """
     if positions.shape[-1] > 1 and positions.size and (positions[..., 1] < positions[..., 0]).any():
         falling = (positions[..., 1] < positions[..., 0])[..., None]
@@ -176,7 +176,7 @@ def quantiles_of_bins(
 
 
 def default_device() -> torch.device:
-    """A GPU if there is one."""
+    """A GPU if available, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
@@ -195,10 +195,10 @@ class Detector:
         Args:
             image: a path, a PIL image, or an array (H, W, 3) of uint8 RGB. Paths and PIL images are turned upright by
                 their EXIF orientation.
-            score_thresh: least score of a detection; by default the config's `eval.score_thresh`.
+            score_thresh: minimum score of a detection; by default the config's `eval.score_thresh`.
 
-        Raises `UserError` for a file that is missing or damaged, `ValueError` and `TypeError` for other images than
-        these.
+        Raises `UserError` for a file that is missing or damaged, `ValueError` for an array or PIL image of another
+        kind, and `TypeError` for anything else.
         """
         pixels = _as_rgb(image)
         settings = self.config.eval

@@ -48,32 +48,31 @@ def save_figure(page: Figure, path: Path) -> None:
 def plot_scores(named: Sequence[tuple[str, Predictions, dict[str, Any]]], path: Path) -> None:
     """Score against true IoU of every detection, one panel per checkpoint (after figure 2b of the paper)."""
     page, panels = new_figure(len(named), width=4.4, height=4.4)
-    for axes, (name, found, metrics) in zip(panels, named, strict=True):
+    for axes, (name, found, statistics) in zip(panels, named, strict=True):
         axes.plot(found.iou, found.scores, ".", markersize=3, alpha=0.25, color=COLOURS[0], markeredgewidth=0)
         axes.set(xlim=(-0.02, 1.02), ylim=(0, 1.02), xlabel="IoU with the object of its class", ylabel="score")
-        axes.set_title(
-            f"{name}\nSpearman {_number(metrics['spearman'])}, at IoU ≥ 0.5 {_number(metrics['spearman_on_objects'])}"
-        )
+        overall, on_objects = _number(statistics["spearman"]), _number(statistics["spearman_on_objects"])
+        axes.set_title(f"{name}\nSpearman {overall}, at IoU ≥ 0.5 {on_objects}")
     save_figure(page, path)
 
 
-def plot_targets(name: str, distances: np.ndarray, metrics: dict[str, Any], path: Path) -> None:
-    """How far the sides of the data set's boxes lie from the points that learn them (figure 5c of the paper)."""
+def plot_targets(name: str, distances: np.ndarray, statistics: dict[str, Any], path: Path) -> None:
+    """Distances of the sides of the split's boxes from the points that learn them (figure 5c of the paper)."""
     page, (axes,) = new_figure(1, width=6.4, height=3.8)
-    limit = metrics["reg_max"] * metrics["delta"]
+    limit = statistics["reg_max"] * statistics["delta"]
     edges = np.linspace(0, max(limit, distances.max()) * 1.05, 60)
     axes.hist(distances.clip(min=0).ravel(), bins=edges, color=COLOURS[0])
-    axes.axvline(limit, color=COLOURS[1], label=f"reg_max {metrics['reg_max']} · delta {metrics['delta']:g}")
-    wanted = metrics["recommended_reg_max"]
+    axes.axvline(limit, color=COLOURS[1], label=f"reg_max {statistics['reg_max']} · delta {statistics['delta']:g}")
+    wanted = statistics["recommended_reg_max"]
     label = f"reg_max {wanted}: 99.9 % of the sides within"
-    axes.axvline(wanted * metrics["delta"], color=COLOURS[2], linestyle="--", label=label)
+    axes.axvline(wanted * statistics["delta"], color=COLOURS[2], linestyle="--", label=label)
     axes.set(xlabel="distance of a side from its point, in strides", ylabel="sides")
-    axes.set_title(f"{name}: {metrics['share_beyond']:.2%} of the sides beyond reg_max")
+    axes.set_title(f"{name}: {statistics['share_beyond']:.2%} of the sides beyond reg_max")
     axes.legend()
     save_figure(page, path)
 
 
-def plot_spread(name: str, found: Predictions, metrics: dict[str, Any], path: Path) -> None:
+def plot_spread(name: str, found: Predictions, statistics: dict[str, Any], path: Path) -> None:
     """Predicted spread of sides against the true blur of their edges, and the calibration over all and per level."""
     page, (cloud, over_all, by_level) = new_figure(3, width=4.6, height=4.2)
     low, high = 0.3, max(10.0, float(found.spreads.max()))
@@ -82,17 +81,17 @@ def plot_spread(name: str, found: Predictions, metrics: dict[str, Any], path: Pa
     cloud.loglog(found.spreads[known].clip(min=low), found.true_sigmas[known], ".", **dots)
     cloud.loglog([low, high], [low, high], color="#808080", linewidth=1)
     cloud.set(xlabel="predicted spread of the side, px", ylabel="true blur of the edge, px")
-    cloud.set_title(f"{name}: {metrics['sides']} sides, Spearman {_number(metrics['spearman'])}")
-    _plot_curve(over_all, metrics["curve"], "error", "root mean square error", COLOURS[1])
-    _plot_curve(over_all, metrics["curve"], "blur", "median true blur", COLOURS[0])
+    cloud.set_title(f"{name}: {statistics['sides']} sides, Spearman {_number(statistics['spearman'])}")
+    _plot_curve(over_all, statistics["curve"], "error", "root mean square error", COLOURS[1])
+    _plot_curve(over_all, statistics["curve"], "blur", "median true blur", COLOURS[0])
     over_all.set_title("calibration by deciles of all sides")
-    for (stride, part), colour in zip(metrics["by_stride"].items(), COLOURS, strict=False):
+    for (stride, part), colour in zip(statistics["by_stride"].items(), COLOURS, strict=False):
         enough = part["sides"] >= 10 * len(part["curve"])  # else a decile is noise
         label = f"stride {stride}: {part['sides']} sides, Spearman {_number(part['spearman'])}"
         _plot_curve(by_level, part["curve"] if enough else [], "blur", label + ", too few" * (not enough), colour)
     by_level.set_title("median true blur by deciles of each level")
     for axes in (over_all, by_level):
-        end = max(group["predicted"] for group in metrics["curve"])
+        end = max(group["predicted"] for group in statistics["curve"])
         axes.plot([0, end], [0, end], color="#808080", linewidth=1, label="equal")
         axes.set(xlabel="predicted spread, mean of a decile, px", ylabel="px")
         axes.legend(fontsize=8)

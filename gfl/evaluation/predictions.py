@@ -1,6 +1,6 @@
-"""The detections of a split beside its ground truth: what `gfl.evaluation.analysis` looks at.
+"""The detections of a split beside its ground truth, for `gfl.evaluation.analysis`.
 
-numpy arrays; n detections of a whole split, N bins per side, sides in the order left, top, right, bottom.
+numpy arrays; n detections of a split, N bins per side, sides in the order left, top, right, bottom.
 """
 
 from collections.abc import Callable, Iterable
@@ -24,7 +24,7 @@ class GroundTruth(NamedTuple):
 
     boxes_xyxy: np.ndarray  # (g, 4) pixels
     category_ids: np.ndarray  # (g,)
-    sigmas: np.ndarray  # (g, 4) blur of each side in pixels, NaN where the json does not say
+    sigmas: np.ndarray  # (g, 4) blur of each side in pixels, NaN where the json has none
 
 
 class Predictions(NamedTuple):
@@ -43,6 +43,15 @@ class Predictions(NamedTuple):
     true_boxes: np.ndarray  # (n, 4) NaN without it
     true_sigmas: np.ndarray  # (n, 4) NaN where unknown
 
+    @property
+    def stride_pixels(self) -> np.ndarray:
+        """(n, 4) pixels of the file per stride, along each side's axis."""
+        return self.strides[:, None] * np.tile(self.scales, 2)
+
+    def select(self, rows: np.ndarray | slice) -> "Predictions":
+        """Some of the detections."""
+        return Predictions(*(None if column is None else column[rows] for column in self))
+
 
 def read_ground_truth(data: CocoData) -> list[GroundTruth]:
     """Ground truth by image index; `edge_sigma` is an extra field of soft shapes."""
@@ -54,11 +63,11 @@ def read_ground_truth(data: CocoData) -> list[GroundTruth]:
             if not (isinstance(sigmas, list) and len(sigmas) == 4 and all(type(s) in (int, float) for s in sigmas)):
                 raise UserError(f"{data.annotations}: annotation {entry.get('id')}: edge_sigma is not four numbers")
             found[entry["image_id"]].append(([x, y, x + width, y + height], entry["category_id"], sigmas))
-    truths = []
+    ground_truths = []
     for entries in found.values():
         boxes, categories, sigmas = zip(*entries, strict=True) if entries else ((), (), ())
-        truths.append(GroundTruth(_rows(boxes), np.array(categories, np.int64), _rows(sigmas)))
-    return truths
+        ground_truths.append(GroundTruth(_rows(boxes), np.array(categories, np.int64), _rows(sigmas)))
+    return ground_truths
 
 
 def _rows(values: Iterable) -> np.ndarray:
@@ -73,9 +82,10 @@ def collect_predictions(
     *,
     on_batch: Callable[[], object] = lambda: None,
 ) -> Predictions:
-    """Detections of the whole split beside its ground truth."""
+    """Detections of the split beside its ground truth."""
     device = next(model.parameters()).device
-    truths, row_of = read_ground_truth(data), {int(image_id): row for row, image_id in enumerate(data.image_ids)}
+    ground_truths = read_ground_truth(data)
+    row_of = {int(image_id): row for row, image_id in enumerate(data.image_ids)}
     delta = config.model.head.delta
     parts: list[Predictions] = []
     for batch in batches(loader):
@@ -83,7 +93,7 @@ def collect_predictions(
         for image_id, found in zip(batch.image_ids.tolist(), detections, strict=True):
             row = row_of[image_id]
             category_ids = np.array(data.category_ids)[found.labels]
-            iou, true_boxes, true_sigmas = match(found.boxes_xyxy, category_ids, truths[row])
+            iou, true_boxes, true_sigmas = match(found.boxes_xyxy, category_ids, ground_truths[row])
             parts.append(
                 Predictions(
                     images=np.full(len(found.scores), row),
@@ -115,7 +125,7 @@ def _spreads(found: RawDetections, delta: float) -> np.ndarray | None:
 def side_spread(probabilities: np.ndarray, delta: float) -> np.ndarray:
     """Standard deviation of sides (..., N) -> (...) in strides, without what interpolation adds.
 
-    A side that is sure of a place at fraction f between two bins has variance f (1 - f) delta^2, and no uncertainty.
+    A certain side at fraction f between two bins has variance f (1 - f) delta^2, which is no uncertainty.
     """
     bins = np.arange(probabilities.shape[-1])
     mean = (probabilities * bins).sum(-1)
@@ -124,16 +134,18 @@ def side_spread(probabilities: np.ndarray, delta: float) -> np.ndarray:
     return delta * np.sqrt(np.maximum(variance - fraction * (1 - fraction), 0))
 
 
-def match(boxes: np.ndarray, category_ids: np.ndarray, truth: GroundTruth) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def match(
+    boxes: np.ndarray, category_ids: np.ndarray, ground_truth: GroundTruth
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """IoU (n,), box (n, 4) and sigmas (n, 4) of the ground truth of its class that each detection overlaps most."""
-    if not len(boxes) or not len(truth.boxes_xyxy):
+    if not len(boxes) or not len(ground_truth.boxes_xyxy):
         return np.zeros(len(boxes)), np.full((len(boxes), 4), np.nan), np.full((len(boxes), 4), np.nan)
-    iou = box_iou(torch.from_numpy(boxes)[:, None], torch.from_numpy(truth.boxes_xyxy)).numpy()
-    iou = np.where(category_ids[:, None] == truth.category_ids, iou, 0)
+    iou = box_iou(torch.from_numpy(boxes)[:, None], torch.from_numpy(ground_truth.boxes_xyxy)).numpy()
+    iou = np.where(category_ids[:, None] == ground_truth.category_ids, iou, 0)
     best, which = iou.max(axis=1), iou.argmax(axis=1)
     unmatched = (best == 0)[:, None]
     return (
         best,
-        np.where(unmatched, np.nan, truth.boxes_xyxy[which]),
-        np.where(unmatched, np.nan, truth.sigmas[which]),
+        np.where(unmatched, np.nan, ground_truth.boxes_xyxy[which]),
+        np.where(unmatched, np.nan, ground_truth.sigmas[which]),
     )

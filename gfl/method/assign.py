@@ -42,9 +42,9 @@ def anchor_boxes(grid: PointGrid, scale: float) -> Tensor:
 
 
 def _nearest_points(grid: PointGrid, boxes_xyxy: Tensor, inside: Tensor, topk: int) -> tuple[Tensor, Tensor]:
-    """Indices (B, G, Q) into P of every level's `topk` points nearest to each box's centre, and which of them exist.
+    """Indices (B, G, Q) into P of every level's `topk` points nearest to each box's centre, and which are eligible.
 
-    Points outside the image are infinitely far *before* the selection, so that padding never displaces a point.
+    Points outside the image are infinitely far away *before* the selection, so that padding never displaces a point.
     """
     centers = (boxes_xyxy[..., :2] + boxes_xyxy[..., 2:]) / 2  # (B, G, 1, 2)
     indices, finite, start = [], [], 0
@@ -98,9 +98,9 @@ def assign_fcos(grid: PointGrid, targets: Targets, inside: Tensor, *, center_rad
 
 
 def assign_fovea(grid: PointGrid, targets: Targets, inside: Tensor, *, shrink: float = 0.4) -> Assignment:
-    """FoveaBox's rule (arXiv 1904.03797): a point learns the smallest box in whose middle it lies.
+    """FoveaBox's rule (arXiv 1904.03797): a point learns the smallest box in whose central region it lies.
 
-    The middle is the box with `shrink` times its sides. A level takes boxes whose area is that of a square of 2 to 8
+    That region is the box with its sides times `shrink`. A level takes boxes whose area is that of a square of 2 to 8
     strides, from 1 px on the finest, to 16 strides on the coarsest; so neighbouring levels share some.
     """
     size = targets.boxes_xyxy[..., 2:] - targets.boxes_xyxy[..., :2]  # (B, G, 2)
@@ -131,8 +131,8 @@ def _smallest_box(matches: Tensor, targets: Targets, inside: Tensor) -> Assignme
         return _background(inside)
     matches = matches & targets.valid[:, None] & inside.unsqueeze(-1)
     area = box_area(targets.boxes_xyxy)[:, None].expand(matches.shape).masked_fill(~matches, torch.inf)
-    least, index = area.min(dim=-1)
-    return Assignment(torch.where(least.isfinite(), index, -1))
+    smallest, index = area.min(dim=-1)
+    return Assignment(torch.where(smallest.isfinite(), index, -1))
 
 
 def _background(inside: Tensor) -> Assignment:
@@ -151,7 +151,7 @@ def assign_max_iou(
     """RetinaNet's rule (arXiv 1708.02002) with one square of `anchor_scale` strides per point.
 
     A point learns the box that its square overlaps most, from `positive_iou` on; below `negative_iou` it is background,
-    between them neither. Every box also gets the points that overlap it most of all, if they overlap it at all.
+    in between it is ignored. Every box also gets the points that overlap it most of all, if they overlap it at all.
     """
     if not targets.valid.shape[-1]:
         return _background(inside)
@@ -159,7 +159,7 @@ def assign_max_iou(
     iou = iou.masked_fill(~(targets.valid[:, None] & inside.unsqueeze(-1)), 0)
     best, index = iou.max(dim=-1)
     index = torch.where(best >= positive_iou, index, torch.where(best < negative_iou, -1, -2))
-    most = iou.amax(dim=1, keepdim=True)
+    highest = iou.amax(dim=1, keepdim=True)  # of each box
     slots = torch.arange(iou.shape[-1], device=iou.device)
-    forced = torch.where((iou == most) & (most > 0), slots, -1).amax(dim=-1)  # the last box that claims the point
+    forced = torch.where((iou == highest) & (highest > 0), slots, -1).amax(dim=-1)  # the last box that claims the point
     return Assignment(torch.where(forced >= 0, forced, index))

@@ -19,7 +19,7 @@ MAX_LOG_RATIO = abs(math.log(16 / 1000))  # of a side to the square's
 
 
 class BoxRepresentation(nn.Module):
-    """What a row of table 2(a) provides; `decode` is `distances` unless a row has a second way to be read."""
+    """What a row of table 2(a) provides; `decode` is `distances` unless a row is decoded in another way."""
 
     num_outputs = 1
     loss_name: str | None = None
@@ -33,7 +33,7 @@ class BoxRepresentation(nn.Module):
         return self.distances(reg_pred)
 
     def loss(self, reg_pred: Tensor, target_distances: Tensor) -> Tensor | None:
-        """(..., 4, K), (..., 4) -> (...), averaged over the sides; None where there is none."""
+        """(..., 4, K), (..., 4) -> (...), averaged over the sides; None for rows without one."""
         return None
 
 
@@ -97,7 +97,7 @@ class GeneralBox(BoxRepresentation):
         super().__init__()
         self.num_outputs = reg_max + 1
         self.reg_max, self.delta, self.peak = reg_max, delta, peak
-        # No checkpoint holds it, so it is real even in a model that is built on the meta device.
+        # It is in no checkpoint, so it needs its values even in a model that is built on the meta device.
         project = torch.arange(self.num_outputs, dtype=torch.float32, device="cpu") * delta
         self.register_buffer("project", project, persistent=False)
 
@@ -130,8 +130,8 @@ def highest_mode(probabilities: Tensor) -> Tensor:
     """(..., N) -> (..., N) bool: the most probable bin and the bins on both sides down to the next valley."""
     step = probabilities.diff(dim=-1)
     top = probabilities.argmax(dim=-1, keepdim=True)
-    # The number of steps that rise, and that fall, before each bin: between a bin of the mode and its top there is
-    # none in the wrong direction.
+    # How many steps before each bin rise, and how many fall: between a bin of the mode and its top there is none in the
+    # wrong direction.
     rises, falls = (F.pad(wrong.long().cumsum(dim=-1), (1, 0)) for wrong in (step > 0, step < 0))
     bins = torch.arange(probabilities.shape[-1], device=probabilities.device)
     return torch.where(bins >= top, rises == rises.gather(-1, top), falls == falls.gather(-1, top))

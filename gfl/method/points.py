@@ -38,8 +38,8 @@ def make_point_grid(
 def points_in_images(grid: PointGrid, image_sizes: Tensor) -> Tensor:
     """(B, 2) heights and widths -> (B, P) bool: the point's cell starts within its image's own area.
 
-    The own area is the image padded to `SIZE_DIVISOR` by itself, as in the reference, so that what is trained does
-    not depend on the other images of the batch.
+    That area is the image padded to `SIZE_DIVISOR` by itself, as in the reference, so that training does not depend on
+    the other images of the batch.
     """
     padded = torch.div(image_sizes + SIZE_DIVISOR - 1, SIZE_DIVISOR, rounding_mode="floor") * SIZE_DIVISOR
     cell_start = torch.floor(grid.points / grid.strides[:, None]) * grid.strides[:, None]

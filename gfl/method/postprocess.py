@@ -26,8 +26,8 @@ def select_detections(
         boxes_xyxy: (B, P, 4) pixels.
         scores: (B, P, C) probabilities.
         level_sizes: points per level, summing to P.
-        rank_factor: (B, P) by which the scores of what remains are multiplied before NMS: the threshold is not applied
-            to a quality branch, as in FCOS and ATSS.
+        rank_factor: (B, P) by which scores are multiplied after the threshold and before NMS, as FCOS and ATSS do with
+            the output of their quality branch.
 
     One point may give boxes of several classes.
     """
@@ -62,7 +62,7 @@ def _select_one(
     boxes, score = boxes_xyxy[point], scores.flatten()[pair]
     if rank_factor is not None:
         score = score * rank_factor[point]
-    solid = (boxes[:, 2:] > boxes[:, :2]).all(dim=1)  # clipping leaves nothing of a box outside its image
+    solid = (boxes[:, 2:] > boxes[:, :2]).all(dim=1)  # clipping leaves no area of a box outside its image
     boxes, score, label, point = boxes[solid], score[solid], label[solid], point[solid]
     keep = batched_nms(boxes, score, label, nms_iou)[:max_detections]
     return Detections(boxes[keep], score[keep], label[keep], point[keep])

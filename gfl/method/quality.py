@@ -1,4 +1,4 @@
-"""Axis 1 of the ablations: how a detector says how well a box fits (table 1a, and GFLv2's).
+"""Axis 1 of the ablations: how a detector estimates how well a box fits (table 1a, and GFLv2's row).
 
 A row of the table is a `Quality`: what it adds to the head's outputs, what the class logits learn, how much a box
 counts, and how outputs become scores. The quality that a box has is its IoU with the ground truth, or its centerness.
@@ -17,16 +17,16 @@ GUIDE_POWER = 1.5  # of the quality, in the weights of guided rows
 
 
 class Quality(nn.Module):
-    """A row: what it predicts and learns, and how outputs become scores. Most rows keep most of what stands here."""
+    """A row: what it predicts and learns, and how outputs become scores. The defaults suit most rows."""
 
     has_branch = False  # whether the head predicts `quality_logits` from its regression tower
 
     def forward(self, output: HeadOutput) -> HeadOutput:
-        """The head's outputs with what this row predicts beside them: here nothing."""
+        """The head's outputs, with what this row adds to them; by default nothing."""
         return output
 
     def quality_target(self, iou: Tensor, distances: Tensor) -> Tensor:
-        """(B, P), how well a box fits.
+        """How well a box fits, (B, P).
 
         `iou` (B, P) of the predicted box with its ground truth, `distances` (B, P, 4) to the sides of the latter.
         """
@@ -40,7 +40,7 @@ class Quality(nn.Module):
         raise NotImplementedError
 
     def branch_loss(self, output: HeadOutput, quality_target: Tensor) -> Tensor | None:
-        """Loss (B, P) of the quality branch at positives; None where there is none."""
+        """Loss (B, P) of the quality branch at positives; None without a branch."""
         return None
 
     def box_weight(self, output: HeadOutput, quality_target: Tensor) -> Tensor:
@@ -80,7 +80,7 @@ class JointQuality(Quality):
 class DistributionGuidedQuality(JointQuality):
     """GFLv2's row (arXiv 2011.12885): the score is a class probability times a quality read from the distributions.
 
-    Its predictor (DGQP) sees, per side, the `topk` largest probabilities and their mean (`add_mean`): a sharp
+    Its predictor (DGQP) reads, per side, the `topk` largest probabilities and their mean (`add_mean`): a sharp
     distribution has large ones. Gradient flows through it into the distributions. QFL acts on the product.
     """
 

@@ -1,4 +1,4 @@
-"""ResNets as torchvision names and builds them, without the classifier, frozen as the detection recipe wants."""
+"""ResNets as torchvision names and builds them, without the classifier, and frozen as in detection recipes."""
 
 from collections.abc import Sequence
 
@@ -25,9 +25,10 @@ class Backbone(ResNet):
     Args:
         frozen_stages: -1 trains everything, 0 freezes the stem, 1 also the first stage, ... up to 4.
         norm_eval: keep every BatchNorm on its running statistics in training; frozen ones always are.
-        dcn: ``none``, ``v1`` or ``v2``: what the 3x3 convolutions of `dcn_stages` (``c2`` to ``c5``) are made of.
+        dcn: ``none``, ``v1`` or ``v2``: the deformable convolutions that replace the 3x3 convolutions of `dcn_stages`
+            (``c2`` to ``c5``).
 
-    Raises `UserError` for deformable convolutions that make no sense.
+    Raises `UserError` for `dcn` without `dcn_stages`, `dcn_stages` without `dcn`, and for both without bottlenecks.
     """
 
     def __init__(
@@ -45,7 +46,7 @@ class Backbone(ResNet):
         if (dcn == "none") != (len(dcn_stages) == 0):
             raise UserError(f"model.backbone: dcn {dcn} with dcn_stages {list(dcn_stages)}; give both, or neither")
         if dcn != "none" and block is BasicBlock:
-            raise UserError(f"model.backbone.dcn: {name} has no bottlenecks for them; resnet50 and deeper have")
+            raise UserError(f"model.backbone.dcn: {name} has no bottlenecks to put them in; resnet50 and deeper have")
         for stage in dcn_stages:
             for bottleneck in getattr(self, f"layer{int(stage[1]) - 1}"):
                 bottleneck.conv2 = DeformConv(bottleneck.conv2, modulated=dcn == "v2")
@@ -74,7 +75,7 @@ class Backbone(ResNet):
 
 
 class DeformConv(nn.Conv2d):
-    """The convolution `plain`, sampling at learned offsets (v1, arXiv 1703.06211).
+    """The convolution `plain` with samples at learned offsets (v1, arXiv 1703.06211).
 
     `modulated` also weighs every sample by a learned number in (0, 1) (v2, arXiv 1811.11168). One group of offsets;
     offsets start at 0 and weights at 1/2, as in mmcv, whose names the state dict has.

@@ -1,4 +1,4 @@
-"""The whole network, from normalised images to raw outputs, and their decoding to boxes and scores."""
+"""The whole network, from normalised images to raw outputs, and decoding them to boxes and scores."""
 
 from functools import cache
 

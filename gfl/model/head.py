@@ -1,4 +1,4 @@
-"""The dense head: two towers shared over levels, class logits and the numbers of four sides at every point."""
+"""The dense head: two towers shared by all levels, with class logits and four sides at every point."""
 
 import math
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ CLASS_PRIOR = 0.01  # initial score of every class, so that the background does 
 
 
 class GFLHead(nn.Module):
-    """Head of the paper's detectors, which differ in what `box_repr` and `quality` want of it only.
+    """The head of every detector here; box representation and quality only decide what it outputs.
 
     Args:
         num_outputs: regression outputs per side (`box_repr.num_outputs`).

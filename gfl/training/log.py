@@ -20,10 +20,10 @@ from gfl.config import Config
 
 
 class RunLog:
-    """The record of one training run: what an earlier attempt recorded beyond `progress` is dropped.
+    """The record of one training run; records of an earlier attempt beyond `progress` are dropped.
 
     Args:
-        enabled: False on all processes but the main one, which take part in the averages only.
+        enabled: False on all processes but the main one; they take part in the averages only.
 
     Raises `UserError` if the run folder cannot be written.
     """
@@ -40,7 +40,7 @@ class RunLog:
         self._since = self._last_step = time.perf_counter()
         if not enabled:
             return
-        from torch.utils.tensorboard import SummaryWriter  # slow to import, and only one process needs it
+        from torch.utils.tensorboard import SummaryWriter  # slow to import, and only the main process needs it
 
         self.path = run_dir / "metrics.jsonl"
         try:
@@ -49,7 +49,7 @@ class RunLog:
         except OSError as error:
             raise UserError(f"cannot write to {run_dir}: {error.strerror}") from None
         if sys.stderr.isatty():
-            # The bar comes last and takes what room is left, so that a narrow terminal still shows the losses.
+            # The bar comes last and takes the remaining width, so that a narrow terminal still shows the losses.
             layout = "{percentage:3.0f}% {n_fmt}/{total_fmt} <{remaining}{postfix} {bar}"
             self.bar = progress_bar(total=self.total_steps, initial=first_step, bar_format=layout, dynamic_ncols=True)
 
@@ -94,7 +94,7 @@ class RunLog:
         values = {name: value for name, value in metrics.items() if name != "per_class"}
         text = "  ".join(f"{name} {'-' if value is None else f'{value:.3f}'}" for name, value in values.items())
         self._print(f"epoch {self.epoch:>3}  val  {text}")
-        self._since += time.perf_counter() - self._last_step  # evaluation is no training time
+        self._since += time.perf_counter() - self._last_step  # the speed is of training only
 
     def close(self) -> None:
         """Flush and close; may be called twice."""
@@ -118,7 +118,7 @@ class RunLog:
 
 
 def _drop_after(path: Path, step: int, *, evaluated: bool) -> None:
-    """Keep the records up to `step`, the evaluation's there if `evaluated`; a line that was cut off goes too."""
+    """Keep the records up to `step`, with the evaluation at that step if `evaluated`; drop lines that were cut off."""
     if not path.is_file():
         return
     lines = path.read_text(encoding="utf-8").splitlines()
@@ -128,7 +128,7 @@ def _drop_after(path: Path, step: int, *, evaluated: bool) -> None:
 
 
 def _place(line: str) -> tuple[float, bool]:
-    """Its step, and whether it is of the evaluation after that."""
+    """The step of a record, and whether it is of the evaluation after that step."""
     try:
         record = json.loads(line)
         return record["step"], any(key.startswith("val") for key in record)

@@ -27,21 +27,21 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimi
                 "weight_decay": config.weight_decay * config.bias_decay_factor,
             }
         )
-    # Fused: such an update leaves the weights alone where it is told that a gradient is not finite, on the device.
+    # Fused: such an update can be skipped on the device where a gradient is not finite.
     if config.name == "sgd":
         optimizer = torch.optim.SGD(
             groups, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay, fused=True
         )
-        for _, parameter in trained:  # else a first update that is left out would leave them uninitialised
+        for _, parameter in trained:  # a skipped first update would leave them uninitialised
             optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
         return optimizer
     return torch.optim.AdamW(groups, lr=config.lr, weight_decay=config.weight_decay, fused=True)
 
 
 def _biases(model: nn.Module) -> set[str]:
-    """The biases that V1's recipe means: of everything but norms.
+    """The biases that V1's recipe treats differently: all but those of norms.
 
-    It knows norms by the names bn and gn; those of the shortcuts have neither and so count as layers with a bias.
+    It recognises norms by the names bn and gn; those of the shortcuts have neither and so count as layers with a bias.
     """
     return {
         f"{name}.bias".removeprefix(".")
@@ -80,7 +80,7 @@ def _passed(epoch: int, milestones: Sequence[int]) -> int:
 
 
 def autocast_dtype(config: OptimConfig, device: torch.device) -> torch.dtype | None:
-    """What forward passes are computed in, None for float32.
+    """The dtype that forward passes are computed in; None for float32.
 
     ``amp: auto`` is bf16 only where the hardware has it: elsewhere it is emulated, and slower than float32.
     """
@@ -97,4 +97,4 @@ def memory_format(config: OptimConfig) -> torch.memory_format:
 def _has_native_bf16(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    return getattr(torch.cpu, "_is_avx512_bf16_supported", bool)()  # torch 2.10 has no public question for it
+    return getattr(torch.cpu, "_is_avx512_bf16_supported", bool)()  # torch 2.10 has no public function for it

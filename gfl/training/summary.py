@@ -1,4 +1,4 @@
-"""What a run will do, for the user to check before it starts."""
+"""A summary of a run, for the user to check before it starts."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -18,7 +18,7 @@ from gfl.training.optim import autocast_dtype, scaled_lr
 
 
 def run_summary(config: Config, device: torch.device, model: nn.Module, data: TrainingData) -> list[str]:
-    """Lines of a name and a value each, then notes on what is unusual."""
+    """Lines with a name and a value each, then notes on unusual settings."""
     train, val, sampler = data.train, data.val, data.sampler
     optim = config.optim
     counts = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
@@ -64,7 +64,7 @@ def resume_summary(
     damaged: Sequence[str],
     changes: Mapping[str, tuple[Any, Any]],
 ) -> list[str]:
-    """Where a run starts.
+    """Lines about the start of a run.
 
     Args:
         checkpoint: what it resumes from, None for a new run.
@@ -74,7 +74,7 @@ def resume_summary(
     """
     lines = []
     if checkpoint and progress.epoch == config.optim.epochs:
-        lines.append(f"resume   {checkpoint} is complete, nothing is left to train")
+        lines.append(f"resume   {checkpoint} is complete: nothing to train")
     elif checkpoint:
         lines.append(f"resume   {checkpoint}: epoch {progress.epoch + 1}, step {progress.step}")
     if initial_weights:

@@ -14,7 +14,8 @@ from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights
 
 from gfl.build import build_detector
 from gfl.common.errors import UserError
-from gfl.config import Config, config_from_dict, config_to_dict, merge
+from gfl.common.yaml_file import merge
+from gfl.config import Config, config_from_dict, config_to_dict
 from gfl.model.backbone import Backbone
 from gfl.tools.convert.architecture import (
     GFL,

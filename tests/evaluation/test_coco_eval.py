@@ -1,10 +1,8 @@
-"""COCO figures against pycocotools run by itself, and the way from a model's outputs to COCO results."""
+"""COCO metrics against pycocotools without our code, and the way from a model's outputs to COCO results."""
 
 import contextlib
 import io
 import json
-import os
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,7 +14,7 @@ from torch import nn
 from gfl.common.files import write_json
 from gfl.config import DataConfig, EvalConfig
 from gfl.data.loader import build_eval_loader
-from gfl.evaluation.coco_eval import FIGURES, coco_metrics, metrics_table, run_detector, sample_pictures
+from gfl.evaluation.coco_eval import METRIC_NAMES, coco_metrics, draw_samples, format_metrics, run_detector
 from gfl.method.quality import Quality
 from gfl.structures import HeadOutput, PointGrid
 
@@ -61,10 +59,10 @@ def results_of(made, jitter=0.0, score=0.9):
 
 
 def official(annotations, results_file, **params):
-    """COCO's figures without any of our code."""
+    """COCO's metrics without any of our code."""
     with contextlib.redirect_stdout(io.StringIO()):
-        truth = COCO(annotations)
-        evaluation = COCOeval(truth, truth.loadRes(str(results_file)), "bbox")
+        ground_truth = COCO(annotations)
+        evaluation = COCOeval(ground_truth, ground_truth.loadRes(str(results_file)), "bbox")
         for name, value in params.items():
             setattr(evaluation.params, name, value)
         evaluation.evaluate()
@@ -73,17 +71,17 @@ def official(annotations, results_file, **params):
     return evaluation.stats.tolist()
 
 
-# Figures
+# Metrics
 
 
 def test_perfect_detections_score_1(shapes):
     metrics = coco_metrics(shapes.load(), results_of(shapes))
-    assert {name: metrics[name] for name in FIGURES if name != "AR1"} == pytest.approx(
-        dict.fromkeys((name for name in FIGURES if name != "AR1"), 1.0)
+    assert {name: metrics[name] for name in METRIC_NAMES if name != "AR1"} == pytest.approx(
+        dict.fromkeys((name for name in METRIC_NAMES if name != "AR1"), 1.0)
     )
     assert metrics["AR1"] < 1  # one image holds two discs
     assert list(metrics["per_class"]) == ["ring", "disc", "cross"]
-    assert all(figures == pytest.approx({"AP": 1, "AP50": 1}) for figures in metrics["per_class"].values())
+    assert all(values == pytest.approx({"AP": 1, "AP50": 1}) for values in metrics["per_class"].values())
 
 
 def test_perfect_detections_score_1_with_crowds_id_0_and_fields_left_out(coco_set):
@@ -103,7 +101,7 @@ def test_perfect_detections_score_1_with_crowds_id_0_and_fields_left_out(coco_se
 
 def test_no_detections_score_0(shapes):
     metrics = coco_metrics(shapes.load(), [])
-    assert {metrics[name] for name in FIGURES} == {0.0}
+    assert {metrics[name] for name in METRIC_NAMES} == {0.0}
     assert metrics["per_class"]["disc"] == {"AP": 0.0, "AP50": 0.0}
 
 
@@ -115,37 +113,37 @@ def test_detections_of_a_wrong_class_or_image_score_0(shapes):
     assert coco_metrics(shapes.load(), other)["AP50"] == pytest.approx(0)
 
 
-def test_figures_are_the_official_ones_of_the_written_file(shapes, tmp_path):
+def test_metrics_equal_pycocotools_on_the_written_file(shapes, tmp_path):
     data, found = shapes.load(), results_of(shapes, jitter=0.08)
     found += results_of(shapes, jitter=0.3, score=0.6)
     write_json(tmp_path / "detections.json", found)
     metrics = coco_metrics(data, found)
-    figures = official(shapes.annotations, tmp_path / "detections.json")
-    assert 0.1 < figures[0] < 0.9
-    assert [metrics[name] for name in FIGURES] == figures
+    expected = official(shapes.annotations, tmp_path / "detections.json")
+    assert 0.1 < expected[0] < 0.9
+    assert [metrics[name] for name in METRIC_NAMES] == expected
     for category, name in NAMES.items():
-        figures = official(shapes.annotations, tmp_path / "detections.json", catIds=[category])
-        assert metrics["per_class"][name] == pytest.approx({"AP": figures[0], "AP50": figures[1]})
+        expected = official(shapes.annotations, tmp_path / "detections.json", catIds=[category])
+        assert metrics["per_class"][name] == pytest.approx({"AP": expected[0], "AP50": expected[1]})
 
 
-def test_each_class_has_its_own_figures_in_any_order_of_classes(shapes):
+def test_each_class_has_its_own_metrics_in_any_order_of_classes(shapes):
     found = [result for result in results_of(shapes) if result["category_id"] != 3]
     for class_names in (["ring", "disc", "cross"], ["disc", "cross", "ring"]):
         per_class = coco_metrics(shapes.load(class_names), found)["per_class"]
         assert list(per_class) == class_names
-        assert {name: figures["AP"] for name, figures in per_class.items()} == pytest.approx(
+        assert {name: values["AP"] for name, values in per_class.items()} == pytest.approx(
             {"disc": 1, "ring": 0, "cross": 1}
         )
 
 
-def test_what_is_not_there_to_be_found_has_no_figure(coco_set):
+def test_metrics_without_objects_are_undefined(coco_set):
     made = coco_set([(300, 300)], [(0, 7, [10, 10, 100, 100])], categories={7: "disc", 3: "ring"})
     metrics = coco_metrics(made.load(), results_of(made))
     assert (metrics["AP"], metrics["APL"]) == pytest.approx((1, 1))
     assert [metrics[name] for name in ("APS", "APM", "ARS", "ARM")] == [None] * 4
     assert metrics["per_class"]["ring"] == {"AP": None, "AP50": None}
     assert metrics["per_class"]["disc"] == pytest.approx({"AP": 1, "AP50": 1})
-    lines = [line.split() for line in metrics_table(metrics).splitlines()]
+    lines = [line.split() for line in format_metrics(metrics).splitlines()]
     assert lines[:4] == [
         ["AP", "AP50", "AP75", "APS", "APM", "APL"],
         ["1.000", "1.000", "1.000", "-", "-", "1.000"],
@@ -165,11 +163,10 @@ def test_results_are_left_as_they_are(shapes):
 # From a model to results
 
 
-class Seer(nn.Module):
+class ColourDetector(nn.Module):
     """Finds the drawn rectangle of each channel, which is its class, with one point per class.
 
-    What it returns is known from the pixels alone, so that whatever the results say of the original image was mapped
-    back rightly.
+    It knows nothing but the pixels of the resized image, so that right results were mapped back rightly.
     """
 
     quality = Quality()  # no branch, whose score would multiply
@@ -200,16 +197,16 @@ def drawn(coco_set):
     return coco_set([(60, 40), (40, 60), (30, 30), (80, 40)], DRAWN, categories=FALLING)
 
 
-def see(data, **changes):
+def detect_drawn(data, **changes):
     settings = DataConfig(**{"short_side": 80, "long_side": 160, "workers": 0} | changes)
     loader = build_eval_loader(data, settings, batch=2)
-    return run_detector(Seer().train(), loader, data, EvalConfig(), torch.device("cpu"))
+    return run_detector(ColourDetector().train(), loader, data, EvalConfig(), torch.device("cpu"))
 
 
 @pytest.mark.parametrize("short_side", [40, 80])
 def test_results_are_in_pixels_and_ids_of_the_json(drawn, short_side):
     data = drawn.load(["nine", "five", "two"])
-    results = see(data, short_side=short_side)
+    results = detect_drawn(data, short_side=short_side)
     assert [result["image_id"] for result in results] == [879, 893, 900, 900]
     found = {(result["image_id"], result["category_id"]): result["bbox"] for result in results}
     true = {(entry["image_id"], entry["category_id"]): entry["bbox"] for entry in drawn.tree["annotations"]}
@@ -220,9 +217,9 @@ def test_results_are_in_pixels_and_ids_of_the_json(drawn, short_side):
     assert json.loads(json.dumps(results)) == results
 
 
-def test_a_seeing_model_scores_1(drawn):
+def test_a_model_that_finds_every_object_scores_1(drawn):
     data = drawn.load(["nine", "five", "two"])
-    assert coco_metrics(data, see(data, short_side=40))["AP50"] == pytest.approx(1)
+    assert coco_metrics(data, detect_drawn(data, short_side=40))["AP50"] == pytest.approx(1)
 
 
 class Fixed(nn.Module):
@@ -264,62 +261,31 @@ def test_width_and_height_are_mapped_back_each_by_its_own_scale(coco_set):
     assert results[0]["bbox"] == [30, 0, 120, 7]
 
 
-def test_an_image_that_is_seen_twice_or_never_is_an_error(drawn):
+def test_an_image_that_is_evaluated_twice_or_never_is_an_error(drawn):
     data = drawn.load(["nine", "five", "two"])
-    seen = list(build_eval_loader(data, DataConfig(short_side=40, workers=0)))
+    loaded = list(build_eval_loader(data, DataConfig(short_side=40, workers=0)))
     device = torch.device("cpu")
-    assert run_detector(Seer(), seen, data, EvalConfig(), device)
-    for wrong in (seen + seen[:1], seen[1:]):
+    assert run_detector(ColourDetector(), loaded, data, EvalConfig(), device)
+    for wrong in (loaded + loaded[:1], loaded[1:]):
         with pytest.raises(RuntimeError, match="exactly once"):
-            run_detector(Seer(), wrong, data, EvalConfig(), device)
+            run_detector(ColourDetector(), wrong, data, EvalConfig(), device)
 
 
-def test_the_model_is_in_evaluation_mode_and_every_batch_is_told(drawn):
-    data, model, told = drawn.load(["nine", "five", "two"]), Seer().train(), []
+def test_the_model_is_in_evaluation_mode_and_every_batch_is_reported(drawn):
+    data, model, modes = drawn.load(["nine", "five", "two"]), ColourDetector().train(), []
     loader = build_eval_loader(data, DataConfig(short_side=40, workers=0), batch=3)
-    run_detector(model, loader, data, EvalConfig(), torch.device("cpu"), on_batch=lambda: told.append(model.training))
-    assert told == [False, False]
+    run_detector(model, loader, data, EvalConfig(), torch.device("cpu"), on_batch=lambda: modes.append(model.training))
+    assert modes == [False, False]
 
 
-def test_sample_pictures_show_the_first_images_with_confident_boxes(shapes):
+def test_samples_show_the_first_images_with_confident_boxes(shapes):
     data = shapes.load()
-    pictures = sample_pictures(data, results_of(shapes), 2)
-    unsure = sample_pictures(data, results_of(shapes, score=0.29), 2)
-    nothing = sample_pictures(data, [], 2)
-    assert [picture.shape for picture in pictures] == [(480, 640, 3), (640, 480, 3)]
-    for picture, without, empty in zip(pictures, unsure, nothing, strict=True):
-        assert not np.array_equal(picture, empty)
+    samples = draw_samples(data, results_of(shapes), 2)
+    unsure = draw_samples(data, results_of(shapes, score=0.29), 2)
+    nothing = draw_samples(data, [], 2)
+    assert [sample.shape for sample in samples] == [(480, 640, 3), (640, 480, 3)]
+    for sample, without, empty in zip(samples, unsure, nothing, strict=True):
+        assert not np.array_equal(sample, empty)
         np.testing.assert_array_equal(without, empty)
-    assert len(sample_pictures(data, [], 99)) == 4
-    assert sample_pictures(data, [], 0) == []
-
-
-# Files
-
-
-def test_json_is_written_whole(tmp_path):
-    path = tmp_path / "new" / "metrics.json"
-    write_json(path, {"AP": None})
-    write_json(path, {"AP": 0.5})
-    assert json.loads(path.read_text()) == {"AP": 0.5}
-    assert os.listdir(path.parent) == ["metrics.json"]
-
-
-@pytest.mark.parametrize(("owner", "function"), [(os, "replace"), (Path, "write_text")])
-def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch, refusal, owner, function):
-    path = tmp_path / "metrics.json"
-    write_json(path, {"AP": 0.5})
-
-    def fail(*args, **kwargs):
-        raise OSError(28, "No space left on device")
-
-    with monkeypatch.context() as patched:
-        patched.setattr(owner, function, fail)
-        assert refusal(write_json, path, {"AP": 0.6}) == f"cannot write {path}: No space left on device"
-    assert json.loads(path.read_text()) == {"AP": 0.5}
-    assert os.listdir(tmp_path) == ["metrics.json"]
-
-
-def test_a_file_where_the_folder_should_be_is_told(tmp_path, refusal):
-    (tmp_path / "run").write_text("")
-    assert f"cannot write {tmp_path / 'run' / 'metrics.json'}" in refusal(write_json, tmp_path / "run/metrics.json", [])
+    assert len(draw_samples(data, [], 99)) == 4
+    assert draw_samples(data, [], 0) == []

@@ -10,8 +10,8 @@ from gfl.model.fpn import FPN
 WIDTHS = (6, 10, 14)
 
 
-def features(height, width, seed=0):
-    generator = torch.Generator().manual_seed(seed)
+def features(height, width):
+    generator = torch.Generator().manual_seed(0)
     sizes = oracles.feature_sizes(height, width)[:3]
     return [torch.randn(2, c, *size, generator=generator) for c, size in zip(WIDTHS, sizes, strict=True)]
 
@@ -23,15 +23,14 @@ def pass_through(fpn):
             nn.init.dirac_(module.weight)
 
 
-@pytest.mark.parametrize("size", [(96, 160), (224, 352), (64, 64), (32, 32), (75, 101)])
+@pytest.mark.parametrize("size", [(96, 160), (32, 32), (75, 101)])
 def test_levels_are_the_input_over_their_stride_rounded_up(size):
     pyramid = FPN(WIDTHS, 8)(features(*size))
     assert [tuple(level.shape) for level in pyramid] == [(2, 8, *s) for s in oracles.feature_sizes(*size)]
 
 
-@pytest.mark.parametrize("num_extra", [0, 1, 3])
-def test_number_of_extra_levels(num_extra):
-    assert len(FPN(WIDTHS, 8, num_extra)(features(96, 160))) == 3 + num_extra
+def test_number_of_extra_levels():
+    assert [len(FPN(WIDTHS, 8, num_extra)(features(96, 160))) for num_extra in (0, 1, 3)] == [3, 4, 6]
 
 
 def test_coarse_levels_are_added_to_finer_ones_by_nearest_neighbour():
@@ -73,16 +72,7 @@ def test_extra_relu_stands_before_every_extra_level_but_the_first():
     torch.testing.assert_close(p8, p7[..., ::2, ::2].clamp(min=0))
 
 
-def test_extra_relu_changes_p7_alone():
-    torch.manual_seed(0)
-    plain, rectified = FPN(WIDTHS, 8), FPN(WIDTHS, 8, extra_relu=True)
-    rectified.load_state_dict(plain.state_dict())
-    maps = features(96, 160)
-    same = [ours.equal(theirs) for ours, theirs in zip(rectified(maps), plain(maps), strict=True)]
-    assert same == [True, True, True, True, False]
-
-
-def test_an_input_level_too_few_is_refused():
+def test_there_are_as_many_features_as_widths():
     with pytest.raises(ValueError, match="zip"):
         FPN(WIDTHS, 8)(features(64, 64)[:2])
 

@@ -1,9 +1,10 @@
-"""Pictures: what is drawn where, and what is left alone."""
+"""Drawn detections: what is drawn where, and which pixels stay as they are."""
 
 import numpy as np
 import pytest
 
 from gfl.evaluation import draw
+from gfl.evaluation.inference import bin_positions, mean_and_std
 
 
 @pytest.fixture
@@ -15,6 +16,11 @@ def sharp(distance, num_bins=17):
     """DFL's optimum: all mass on the two bins around the distance."""
     bins = np.arange(num_bins)
     return np.maximum(0, 1 - abs(bins - distance))
+
+
+def positions_of(points, stride, num_bins=17):
+    """Where bins of one stride lie: (n, 4, num_bins) pixels."""
+    return bin_positions(np.array(points, float), np.full((len(points), 4), float(stride)), num_bins)
 
 
 def bright(picture, colour):
@@ -36,7 +42,7 @@ def test_only_the_outline_changes(photo):
         assert bright(picture[y - 1 : y + 1, x - 1 : x + 1], draw.PALETTE[0]).any()
 
 
-def test_small_pictures_are_enlarged_and_boxes_with_them(photo):
+def test_small_images_are_enlarged_and_boxes_with_them(photo):
     picture = draw.draw_boxes(photo[:120, :160], [[40, 30, 120, 90]], [1], [""])
     assert picture.shape == (480, 640, 3)
     rows, columns = np.nonzero(bright(picture, draw.PALETTE[1]))
@@ -46,14 +52,14 @@ def test_small_pictures_are_enlarged_and_boxes_with_them(photo):
     assert draw.draw_boxes(photo[:1, :300], [], [], []).shape == (2, 640, 3)
 
 
-def test_no_boxes_leave_the_picture_alone(photo):
+def test_without_boxes_every_pixel_stays(photo):
     none = np.zeros((0, 4), np.float32)
     np.testing.assert_array_equal(draw.draw_boxes(photo, none, [], [], none), photo)
     distributions = draw.draw_distributions(photo, none, np.zeros((0, 2)), [], np.zeros((0, 4, 17)), [], [])
     np.testing.assert_array_equal(distributions, photo)
 
 
-def test_boxes_over_the_frame_show_on_the_frame_and_those_outside_do_not(photo):
+def test_boxes_are_clipped_to_the_image_and_those_outside_are_not_drawn(photo):
     over = draw.draw_boxes(photo, [[-50, -20, 700, 900]], [0], [""])
     for edge in (over[:3], over[-3:], over[:, :3], over[:, -3:]):
         assert bright(edge, draw.PALETTE[0]).sum() > 400
@@ -61,13 +67,13 @@ def test_boxes_over_the_frame_show_on_the_frame_and_those_outside_do_not(photo):
     np.testing.assert_array_equal(draw.draw_boxes(photo, outside, range(5), ["a"] * 5, outside), photo)
 
 
-def test_one_pixel_and_empty_boxes(photo):
+def test_boxes_of_one_pixel_and_empty_ones_are_visible(photo):
     tiny = [[10, 10, 11, 11], [639, 479, 640, 480], [0, 0, 0, 0], [320, 240, 320, 240]]
     picture = draw.draw_boxes(photo, tiny, [0, 1, 2, 3], [""] * 4, tiny)
     assert all(bright(picture, draw.PALETTE[label]).any() for label in range(4))
 
 
-def test_tags_stay_inside_and_apart(photo):
+def test_tags_stay_inside_the_image_and_do_not_overlap(photo):
     black = np.zeros_like(photo)
     boxes = [[600, 2, 640, 40], [600, 2, 640, 40]]
     picture = draw.draw_boxes(black, boxes, [0, 1], ["first 0.91", "second 0.52"])
@@ -98,37 +104,18 @@ def test_targets_are_white_dashes_under_the_detections(photo):
     assert not bright(both, draw.WHITE).any()
 
 
-def test_bin_positions_run_outwards_from_the_point():
-    positions = draw.bin_positions([[100.0, 60.0]], [8.0], 5, delta=0.5)
-    assert positions.shape == (1, 4, 5)
-    np.testing.assert_allclose(positions[0, 0], [100, 96, 92, 88, 84])
-    np.testing.assert_allclose(positions[0, 1], [60, 56, 52, 48, 44])
-    np.testing.assert_allclose(positions[0, 2], [100, 104, 108, 112, 116])
-    np.testing.assert_allclose(positions[0, 3], [60, 64, 68, 72, 76])
-
-
-def test_the_expectation_is_the_side():
-    box, point, stride = np.array([37.0, 22.0, 171.0, 90.0]), np.array([96.0, 48.0]), 16.0
-    distances = np.abs(box - np.tile(point, 2)) / stride
-    probabilities = np.stack([sharp(distance) for distance in distances])
-    mean, std = draw.mean_and_std(draw.bin_positions([point], [stride], 17)[0], probabilities)
-    np.testing.assert_allclose(mean, box)
-    share = distances % 1
-    np.testing.assert_allclose(std, stride * np.sqrt(share * (1 - share)))  # a Bernoulli variable's
-
-
 def test_bars_stand_where_the_bins_are():
     """All four sides lie exactly on bins: one bar each, straight over or beside that side of the enlarged crop."""
     box, point = np.array([40.0, 48.0, 120.0, 96.0]), [80, 72]
     probabilities = np.stack([sharp(5), sharp(3), sharp(5), sharp(3)])
-    black = np.zeros((160, 160, 3), np.uint8)
-    picture = draw.draw_distributions(black, [box], [point], [8], probabilities[None], [0], ["ellipse 0.93"])
+    black, positions = np.zeros((160, 160, 3), np.uint8), positions_of([point], 8)
+    picture = draw.draw_distributions(black, [box], [point], positions, probabilities[None], [0], ["ellipse 0.93"])
     assert (picture.dtype, picture.ndim) == (np.uint8, 3)
 
     # Corner, length and zoom of the crop in the returned picture, which is half the size of the layout's constants.
     left = draw.GAP + (draw.CELL_WIDTH + draw.GAP) // 2 - draw.GAP // 2
     top, length = (draw.GAP + draw.TITLE + draw.STRIP) // 2, draw.PANEL // 2
-    x0, y0, side = draw._region((160, 160), box, draw.bin_positions([point], [8], 17)[0], probabilities)
+    x0, y0, side = draw._region((160, 160), box, positions[0], probabilities)
     above = bright(picture[top - 30, left : left + length], draw.PALETTE[0])
     beside = bright(picture[top : top + length, left + length + 30], draw.PALETTE[0])
     for bars, start, sides in ((above, x0, box[[0, 2]]), (beside, y0, box[[1, 3]])):
@@ -144,7 +131,9 @@ def test_broad_distributions_are_low(photo):
     peaked = np.tile(sharp(8), (1, 4, 1))
     heights = []
     for probabilities in (peaked, flat):
-        picture = draw.draw_distributions(photo, box, [[264, 264]], [8], probabilities, [0], ["cell 0.5"])
+        picture = draw.draw_distributions(
+            photo, box, [[264, 264]], positions_of([[264, 264]], 8), probabilities, [0], ["cell 0.5"]
+        )
         strip = picture[(draw.GAP + draw.TITLE) // 2 :][: draw.STRIP // 2 - 1, -draw.CELL_WIDTH // 2 :]
         rows = np.nonzero(bright(strip, draw.PALETTE[0]).any(1))[0]
         heights.append(len(strip) - rows.min())
@@ -156,15 +145,25 @@ def test_one_panel_per_detection(photo, count):
     rng = np.random.default_rng(count)
     points = rng.uniform(0, 480, (count, 2))
     probabilities = rng.dirichlet(np.full(17, 0.2), (count, 4))
-    boxes, _ = draw.mean_and_std(draw.bin_positions(points, np.full(count, 32), 17), probabilities)
+    positions = positions_of(points, 32)
+    boxes, _ = mean_and_std(positions, probabilities)
     labels, texts = np.arange(count) * 5, [f"thing {i}" for i in range(count)]
-    picture = draw.draw_distributions(photo, boxes, points, np.full(count, 32), probabilities, labels, texts)
+    picture = draw.draw_distributions(photo, boxes, points, positions, probabilities, labels, texts)
     columns, rows = {1: (2, 1), 2: (3, 1), 3: (2, 2), 6: (3, 3)}[count]
     assert abs(picture.shape[1] - columns * (draw.CELL_WIDTH + draw.GAP) / 2) < draw.GAP
     assert abs(picture.shape[0] - rows * (draw.CELL_HEIGHT + draw.GAP) / 2) < 2 * draw.FONT + draw.GAP
 
 
-def test_a_one_pixel_box_at_the_frame_has_a_panel(photo):
+def test_a_box_of_one_pixel_in_the_corner_has_a_panel(photo):
     probabilities = np.stack([sharp(0), sharp(0), sharp(0.125), sharp(0.125)])[None]
-    picture = draw.draw_distributions(photo, [[639, 479, 640, 480]], [[639, 479]], [8], probabilities, [3], ["dot"])
+    positions = positions_of([[639, 479]], 8)
+    picture = draw.draw_distributions(
+        photo, [[639, 479, 640, 480]], [[639, 479]], positions, probabilities, [3], ["dot"]
+    )
     assert bright(picture, draw.PALETTE[3]).sum() > 500
+
+
+def test_a_picture_that_cannot_be_written_names_its_file(photo, tmp_path, refusal):
+    draw.save_image(photo, tmp_path / "new" / "a.png")
+    impossible = tmp_path / "new" / "a.png" / "b.png"
+    assert str(impossible) in refusal(draw.save_image, photo, impossible)

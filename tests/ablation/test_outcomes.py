@@ -1,0 +1,63 @@
+"""Means, differences and verdicts of a study, and how its report shows them."""
+
+import csv
+import io
+
+import cv2
+import pytest
+
+from gfl.ablation.outcomes import format_csv, format_table, paired_difference, summarize
+from gfl.ablation.plot import plot_study
+from gfl.ablation.study import Row, Study
+
+
+def outcomes_of(rows, results):
+    study = Study(title="T", base="b", baseline="base", rows=tuple(rows))
+    metrics = {key: {"AP": value, "AP50": value + 10} for key, value in results.items()}
+    return {outcome.name: outcome for outcome in summarize(study, metrics)}
+
+
+def test_the_interval_is_students_on_differences_paired_by_seed():
+    mean, margin = paired_difference([1.0, 2.0, 3.0])
+    assert (mean, margin) == (2.0, pytest.approx(4.302653 / 3**0.5))  # t(0.975, 2 degrees of freedom)
+    assert paired_difference([2.0]) == (2.0, None)
+    assert paired_difference([]) == (None, None)
+
+
+def test_differences_are_taken_over_the_seeds_that_both_rows_have():
+    rows = [Row("base", paper={"AP": 39.0}), Row("new", paper={"AP": 40.0}), Row("other", against="new")]
+    found = outcomes_of(rows, {("base", 0): 1.0, ("base", 1): 3.0, ("new", 1): 5.0, ("new", 2): 90.0})
+    assert (found["new"].difference, found["new"].margin, found["new"].paper_difference) == (2.0, None, 1.0)
+    assert (found["base"].mean["AP"], found["base"].spread) == (2.0, pytest.approx(2**0.5))
+    assert (found["base"].difference, found["base"].verdict) == (None, "")
+    assert (found["other"].seeds, found["other"].difference) == (0, None)
+
+
+@pytest.mark.parametrize(
+    ("aps", "expected"), [([2.0, 2.1, 1.9], "yes"), ([-2.0, -2.1, -1.9], "no"), ([2.0, -2.0, 1.0], "open")]
+)
+def test_the_verdict_needs_an_interval_on_one_side_of_zero(aps, expected):
+    rows = [Row("base", paper={"AP": 39.0}), Row("new", paper={"AP": 40.0})]
+    results = {("base", seed): 0.0 for seed in range(3)} | {("new", seed): ap for seed, ap in enumerate(aps)}
+    assert outcomes_of(rows, results)["new"].verdict == expected
+    assert outcomes_of(rows, {("base", 0): 0.0, ("new", 0): aps[0]})["new"].verdict == "open"
+
+
+def test_table_and_csv_agree_and_leave_unknown_values_out():
+    rows = [Row("base", paper={"AP": 39.0}), Row("new, strange"), Row("missing")]
+    found = outcomes_of(rows, {("base", 0): 20.0, ("base", 1): 22.0, ("new, strange", 0): 25.0}).values()
+    lines = format_table(found).splitlines()
+    assert len({len(line) for line in lines}) == 1
+    assert "| 21.0 ± 1.4" in lines[2]
+    assert "| +5.0" in lines[3]
+    written = {row["row"]: row for row in csv.DictReader(io.StringIO(format_csv(found)))}
+    assert written["new, strange"]["AP difference"] == "5.0"
+    assert (written["missing"]["AP"], written["base"]["paper AP"]) == ("", "39.0")
+
+
+def test_a_plot_is_drawn_for_one_seed_for_several_and_for_none(tmp_path):
+    rows = [Row("base", paper={"AP": 39.0}), Row("new", paper={"AP": 40.0}), Row("missing")]
+    one = {("base", 0): 20.0, ("new", 0): 25.0}
+    for name, results in (("none", {}), ("one", one), ("two", one | {("base", 1): 21.0, ("new", 1): 24.0})):
+        plot_study("T", list(outcomes_of(rows, results).values()), tmp_path / f"{name}.png")
+        assert cv2.imread(str(tmp_path / f"{name}.png")).std() > 5

@@ -1,0 +1,112 @@
+"""Studies: their files, and the runs they need."""
+
+from pathlib import Path
+
+import pytest
+import torchvision
+import yaml
+
+from gfl.ablation.run import check_rows
+from gfl.ablation.study import load_study, plan, read_result, started_epoch
+
+ROOT = Path(__file__).resolve().parents[2]
+STUDIES = sorted((ROOT / "configs" / "studies").glob("*.yaml"))
+
+
+def write_study(path, **changes):
+    tree = {"title": "T", "base": "base.yaml", "baseline": "a", "rows": [{"name": "a"}, {"name": "b"}]} | changes
+    (path / "study.yaml").write_text(yaml.safe_dump(tree))
+    (path / "base.yaml").write_text("optim: {epochs: 3, steps: [1]}")
+    return path / "study.yaml"
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"rows": [{"name": "a"}, {"name": "a"}]}, "names"),
+        ({"rows": [{"overrides": {}}]}, "names"),
+        ({"baseline": "c"}, "'c'"),
+        ({"rows": [{"name": "a"}, {"name": "b", "against": "c"}]}, "'c'"),
+        ({"rows": [{"name": "a", "paper": {"mAP": 40}}]}, "mAP"),
+        ({"rows": [{"name": "a", "paper": {"AP": "40"}}]}, "AP: 40"),
+        ({"row": []}, "rows"),
+        ({"rows": []}, "rows"),
+        ({"base": ""}, "base"),
+    ],
+)
+def test_a_wrong_study_is_refused(changes, named, tmp_path, refusal):
+    path = write_study(tmp_path, **changes)
+    message = refusal(load_study, path)
+    assert str(path) in message
+    assert named in message
+
+
+def test_overrides_reach_the_config_and_wrong_ones_are_refused_with_their_row(tmp_path, refusal):
+    overrides = {"model.head.quality": "none", "optim.steps": [2], "assign.center_radius": 2.5}
+    overrides |= {"optim.weight_decay": 1e-5, "model.backbone": {"dcn": "v2", "dcn_stages": ["c3"]}, "run_dir": "7"}
+    (run,) = plan(write_study(tmp_path, rows=[{"name": "a", "overrides": overrides}]), root=tmp_path)
+    assert (run.config.model.head.quality, run.config.optim.steps) == ("none", (2,))
+    assert (run.config.assign.center_radius, run.config.optim.weight_decay) == (2.5, 1e-5)
+    assert run.config.model.backbone.dcn_stages == ("c3",)
+    wrong = write_study(tmp_path, rows=[{"name": "a", "overrides": {"optim.step": [2]}}])
+    message = refusal(plan, wrong, root=tmp_path)
+    assert "row 'a'" in message
+    assert "optim.step" in message
+
+
+def test_a_scale_is_laid_over_the_base_and_under_the_rows(tmp_path):
+    rows = [{"name": "a"}, {"name": "b", "overrides": {"optim.batch": 2}}]
+    (tmp_path / "scale.yaml").write_text("optim: {epochs: 7, batch: 4}")
+    one, two = plan(write_study(tmp_path, rows=rows), root=tmp_path, scale=str(tmp_path / "scale.yaml"))
+    assert (one.config.optim.epochs, one.config.optim.batch) == (7, 4)
+    assert (two.config.optim.epochs, two.config.optim.batch) == (7, 2)
+
+
+def test_equal_rows_share_a_folder_seeds_do_not_and_a_changed_config_has_another(tmp_path):
+    study = write_study(tmp_path, rows=[{"name": "a"}, {"name": "b", "overrides": {"optim.epochs": 3}}])
+    one, two, again, _ = runs = plan(study, root=tmp_path / "runs", seeds=2)
+    assert [(run.row, run.seed) for run in runs] == [("a", 0), ("b", 0), ("a", 1), ("b", 1)]
+    assert one.folder == two.folder  # under the name of the row that came first
+    assert again.folder == one.folder.with_name("seed1")
+    (tmp_path / "runs" / f"other-{one.folder.parent.name.rpartition('-')[2]}").mkdir(parents=True)
+    assert {run.folder.parent.name[:6] for run in plan(study, root=tmp_path / "runs")} == {"other-"}  # another study's
+    (tmp_path / "base.yaml").write_text("optim: {epochs: 3, steps: [2]}")
+    assert plan(study, root=tmp_path / "runs")[0].folder != one.folder
+
+
+def test_only_known_rows_are_chosen(tmp_path, refusal):
+    study = write_study(tmp_path)
+    assert [run.row for run in plan(study, root=tmp_path, only=["b"])] == ["b"]
+    message = refusal(plan, study, root=tmp_path, only=["b", "c"])
+    assert str(study) in message
+    assert " c" in message
+
+
+def test_a_result_is_the_last_epochs_and_unfinished_runs_have_none(tmp_path):
+    (run,) = plan(write_study(tmp_path), root=tmp_path, only=["a"])
+    assert read_result(run) is None
+    run.folder.mkdir(parents=True)
+    metrics = run.folder / "metrics.jsonl"
+    metrics.write_text('{"epoch": 2, "val/AP": 0.1}\n{"epoch": 3, "loss/cls": 1.0}\n{"epoch": 3, "val/A')
+    assert read_result(run) is None
+    assert started_epoch(run) == 3
+    metrics.write_text('{"epoch": 2, "val/AP": 0.1}\n{"epoch": 3, "val/AP": 0.25, "val/APS": 0.5, "val/AR1": 1}\n')
+    assert read_result(run) == {"AP": 25.0, "APS": 50.0}
+
+
+# The committed studies; tests/robustness/test_study_rows.py trains a step of every row
+
+
+@pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
+def test_each_committed_study_can_be_built_and_compared_with_the_paper(path):
+    assert sum("AP" in row.paper for row in load_study(path).rows) >= 2
+    check_rows(str(path), plan(path, root=Path("runs")))
+
+
+def test_every_row_starts_from_weights_whose_origin_is_known():
+    documented = (ROOT / "data" / "README.md").read_text(encoding="utf-8")
+    for study in STUDIES:
+        for run in plan(study, root=Path("runs")):
+            backbone = run.config.model.backbone
+            known = backbone.name in torchvision.models.list_models()
+            assert known if backbone.weights == "torchvision" else backbone.weights in documented, (study, run.row)

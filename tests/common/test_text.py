@@ -1,0 +1,64 @@
+"""How values of any size and content appear in messages."""
+
+import pytest
+
+from gfl.common.text import (
+    describe,
+    format_differences,
+    format_value,
+    is_text,
+    list_some,
+    one_line,
+    printable,
+    short_repr,
+    truncate,
+    truncate_middle,
+)
+
+LARGE = {"text": "x" * 10**6, "list": [9] * 10**5, "nested": {"a": ["b" * 100] * 100}, "lines": "a\nb" * 99}
+
+
+@pytest.mark.parametrize("value", [*LARGE.values(), 10**5000], ids=[*LARGE, "number"])
+def test_a_value_of_any_size_is_one_short_line(value):
+    for text in (short_repr(value), format_value(value), short_repr([value])):
+        assert len(text) <= 80
+        assert text.isprintable()
+
+
+def test_text_that_can_be_printed_appears_as_it_is():
+    assert format_value("runs/ünicode") == "runs/ünicode"
+    assert format_value("") == "''"
+    assert format_value("a\x1b[31m") == "'a\\x1b[31m'"
+    assert format_value(0.5) == "0.5"
+    assert printable("a\x1b[31m\n") == "a?[31m?"
+
+
+def test_dictionaries_keep_the_order_of_their_keys():
+    assert short_repr({"b": 1, "a": 2}) == "{'b': 1, 'a': 2}"
+
+
+def test_a_value_is_described_with_its_type():
+    assert (describe(3), describe("3"), describe(None)) == ("3 (int)", "'3' (str)", "nothing")
+
+
+def test_text_is_shortened_at_its_end_or_in_its_middle():
+    assert (truncate("abcdefgh", 8), truncate("abcdefghi", 8)) == ("abcdefgh", "abcde...")
+    assert (truncate_middle("abcdefghi", 9), truncate_middle("abcdefghij", 9)) == ("abcdefghi", "abc...hij")
+    assert one_line(ValueError("a\n  b")) == "a b"
+
+
+def test_a_long_list_ends_with_its_rest():
+    assert list_some(["a", "b", "c"]) == "a, b, c"
+    assert list_some(["a", "b", "c", "d", "e"]) == "a, b, c and 2 more"
+
+
+def test_control_characters_and_surrogates_are_not_text():
+    assert is_text("ünïcode 漢字")
+    assert not any(map(is_text, ("a\nb", "\x00", "\ud800")))
+
+
+def test_differences_are_listed_by_key():
+    assert format_differences({"optim.lr": (0.01, 0.02), "seed": (None, 1)}) == [
+        "optim.lr: 0.01 -> 0.02",
+        "seed: None -> 1",
+    ]
