@@ -71,20 +71,22 @@ def test_a_missing_folder_is_named(tmp_path, refusal):
     assert str(tmp_path / "gone" / LAST) in refusal(save, tmp_path / "gone" / LAST)
 
 
-def test_killed_anywhere_while_saving_there_is_a_complete_checkpoint(tmp_path, monkeypatch):
+@pytest.mark.parametrize("backup", [PREVIOUS, None])
+def test_killed_anywhere_while_saving_there_is_a_complete_checkpoint(backup, tmp_path, monkeypatch):
     """Each call that changes the folder in turn is the last one that happens."""
     calls = [(os, "replace"), (type(tmp_path), "unlink"), (type(tmp_path), "write_text"), (torch, "save")]
     for last in range(12):
         folder = tmp_path / str(last)
         folder.mkdir()
+        backup_to = folder / backup if backup else None
         for epoch in (1, 2):
-            save(folder / LAST, 1, Progress(epoch, 0), backup_to=folder / PREVIOUS)
+            save(folder / LAST, 1, Progress(epoch, 0), backup_to)
         left = [last]
         with monkeypatch.context() as patched:
             for owner, name in calls:
                 patched.setattr(owner, name, exit_when_used_up(getattr(owner, name), left))
             try:
-                save(folder / LAST, 1, Progress(3, 0), backup_to=folder / PREVIOUS)
+                save(folder / LAST, 1, Progress(3, 0), backup_to)
                 finished = True
             except SystemExit:
                 finished = False
