@@ -7,7 +7,7 @@ import sys
 
 import pytest
 import torch
-from command_line import ROOT, TWO_PROCESSES, Project, call, records, succeed, train_and_signal, weights
+from command_line import ROOT, TWO_PROCESSES, Project, call, records, refuse, succeed, train_and_signal, weights
 
 COMMANDS = ["train.py", "eval.py", *(f"scripts/{path.name}" for path in sorted((ROOT / "scripts").glob("*.py")))]
 HELP = """
