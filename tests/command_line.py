@@ -13,7 +13,9 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 ONE_PROCESS = [sys.executable]
 TWO_PROCESSES = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
+# The commands run the package of this checkout, whichever is installed.
+SEARCH_PATH = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": SEARCH_PATH}
 
 CONFIG = """
 model:

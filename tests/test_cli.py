@@ -7,7 +7,7 @@ import sys
 
 import pytest
 import torch
-from command_line import ROOT, TWO_PROCESSES, Project, call, records, succeed, train_and_signal, weights
+from command_line import ROOT, TWO_PROCESSES, Project, call, records, refuse, succeed, train_and_signal, weights
 
 COMMANDS = ["train.py", "eval.py", *(f"scripts/{path.name}" for path in sorted((ROOT / "scripts").glob("*.py")))]
 HELP = """
@@ -50,11 +50,16 @@ def test_every_help_ends_with_an_example_and_imports_nothing_heavy():
     assert not {"torch", "numpy", "cv2"} & set(result["modules"])
 
 
+def test_bad_input_is_one_line_and_exit_code_2(tmp_path):
+    (tmp_path / "file").touch()
+    assert str(tmp_path / "file" / "shapes") in refuse("scripts/make_shapes.py", "--out", tmp_path / "file" / "shapes")
+
+
 def test_a_run_folder_is_complete(runs):
-    run = runs["plain"]
-    assert {"config.yaml", "last.pt", "best.pt", "metrics.jsonl", "tensorboard"} <= {
-        path.name for path in run.iterdir()
-    }
+    run, expected = runs["plain"], {"config.yaml", "last.pt", "best.pt", "metrics.jsonl", "tensorboard"}
+    assert expected <= {path.name for path in run.iterdir()}
+    printed = (run / "train.log").read_text(encoding="utf-8")  # the summary first, the next command last
+    assert all(fragment in printed for fragment in ("24 of 24 images", "4 = 1 process", f"python eval.py {run}"))
     assert [record["step"] for record in records(run, "loss/cls")] == list(range(1, 7))
     assert [record["epoch"] for record in records(run, "val/AP")] == [1]
 
