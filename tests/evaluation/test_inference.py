@@ -107,7 +107,7 @@ def test_rotated_images_are_turned_upright_by_their_exif(general, pixels, tmp_pa
         (torch.zeros(3, 8, 8), TypeError),
         (None, TypeError),
     ],
-    ids=str,
+    ids=["float", "int64", "grey", "RGBA", "channels first", "empty", "PIL F", "PIL I;16", "tensor", "None"],
 )
 def test_other_images_are_refused(general, wrong, error):
     with pytest.raises(error):
