@@ -13,7 +13,7 @@ from torch import Tensor
 
 from gfl.build import build_detector
 from gfl.config import Config
-from gfl.tools.convert.architecture import parse_foreign
+from gfl.tools.convert.architecture import parse_external
 from gfl.tools.convert.state_dict import convert_detector
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -52,7 +52,7 @@ def golden_weight(name: str, shape: list[int]) -> Tensor:
 
 def convert_golden(weights: dict[str, Tensor], *known: Any) -> tuple[dict[str, Tensor], Config]:
     """mmdetection's tensors as a state dict and config; `known` as in `convert_detector`."""
-    return convert_detector(parse_foreign({"state_dict": weights}), *known)[:2]
+    return convert_detector(parse_external({"state_dict": weights}), *known)[:2]
 
 
 def deviation_from_golden(name: str) -> float:
