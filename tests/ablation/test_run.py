@@ -84,7 +84,7 @@ def test_a_run_that_another_process_trains_is_left_alone(study, tmp_path, refusa
     (run,) = plan(options.study, root=options.out / "runs", only=["plain"])
     run.folder.mkdir(parents=True)
     with open(run.folder / "train.log", "a") as log:
-        fcntl.flock(log, fcntl.LOCK_EX)
+        fcntl.flock(log, fcntl.LOCK_SH)  # any lock of another process
         refusal(run_study, options, script)
     assert not (run.folder / "metrics.jsonl").exists()
 
