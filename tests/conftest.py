@@ -42,6 +42,16 @@ class CocoSet:
         return Path(self.images) / self.tree["images"][number]["file_name"]
 
 
+def fill_box(pixels: np.ndarray, bbox: list[float], channel: int) -> None:
+    """Draw a box [x, y, width, height] into `pixels` (H, W, 3): 250 in `channel` and 0 in the others."""
+    if not np.isfinite(bbox).all():
+        return
+    x, y, width, height = bbox
+    rows, columns = slice(max(int(y), 0), int(y + height)), slice(max(int(x), 0), int(x + width))
+    pixels[rows, columns] = 0
+    pixels[rows, columns, channel] = 250
+
+
 @pytest.fixture
 def coco_set(tmp_path) -> Callable[..., CocoSet]:
     """Write images and a json.
@@ -86,11 +96,9 @@ def coco_set(tmp_path) -> Callable[..., CocoSet]:
                     "iscrowd": iscrowd,
                 }
             )
-            if not iscrowd and np.isfinite([x, y, width, height]).all():
+            if not iscrowd:
                 channel = list(categories).index(category) % 3 if category in categories else 0
-                rows, columns = slice(max(int(y), 0), int(y + height)), slice(max(int(x), 0), int(x + width))
-                pixels[number][rows, columns] = 0
-                pixels[number][rows, columns, channel] = 250
+                fill_box(pixels[number], [x, y, width, height], channel)
         for image, rgb in zip(images, pixels, strict=True):
             cv2.imwrite(str(folder / image["file_name"]), rgb[..., ::-1])
         tree = {

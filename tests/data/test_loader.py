@@ -36,8 +36,8 @@ def config(**changes):
     return DataConfig(**{"short_side": (32, 64), "long_side": 96, "workers": 0} | changes)
 
 
-def train_loader(data, *, batch=2, seed=3, rank=0, world=1, first_step=0, epoch=1, candidates=range(5), **changes):
-    sampler = TrainSampler(np.array(candidates), data.sizes, batch=batch, seed=seed, rank=rank, world=world)
+def train_loader(data, *, seed=3, first_step=0, epoch=1, candidates=range(5), sharding=(), **changes):
+    sampler = TrainSampler(np.array(candidates), data.sizes, seed=seed, **{"batch": 2} | dict(sharding))
     sampler.epoch, sampler.first_step = epoch, first_step
     return build_train_loader(data, config(**changes), sampler, seed=seed)
 
@@ -153,7 +153,10 @@ def test_replacements_depend_on_seed_and_key_only(damaged, epoch):
     expected = tensors(train_loader(data, epoch=epoch, on_bad_image="skip"))
     assert_same(expected, tensors(train_loader(data, epoch=epoch, on_bad_image="skip", workers=2)))
     assert_same(expected[7:], tensors(train_loader(data, epoch=epoch, on_bad_image="skip", first_step=1)))
-    shared = [ids(train_loader(data, epoch=epoch, on_bad_image="skip", rank=rank, world=2)) for rank in range(2)]
+    shared = [
+        ids(train_loader(data, epoch=epoch, on_bad_image="skip", sharding={"rank": rank, "world": 2}))
+        for rank in range(2)
+    ]
     joined = [first + second for first, second in zip(*shared, strict=True)]
     assert joined == [image_ids.tolist() for image_ids in expected[5::7]]
 
@@ -162,7 +165,9 @@ def test_replacements_change_with_epoch_and_seed_and_are_candidates(damaged):
     data, _ = damaged
 
     def replacement(epoch, seed):
-        loader = train_loader(data, batch=3, seed=seed, epoch=epoch, candidates=[0, 1, 3], on_bad_image="skip")
+        loader = train_loader(
+            data, sharding={"batch": 3}, seed=seed, epoch=epoch, candidates=[0, 1, 3], on_bad_image="skip"
+        )
         (keys,), (image_ids,) = loader.batch_sampler, ids(loader)
         return image_ids[[index for _, index in keys].index(3)]
 
