@@ -52,6 +52,39 @@ def fill_box(pixels: np.ndarray, bbox: list[float], channel: int) -> None:
     pixels[rows, columns, channel] = 250
 
 
+def write_coco_set(
+    folder: Path,
+    sizes: Sequence[tuple[int, int]],
+    boxes: Sequence[Box],
+    crowds: Sequence[Box],
+    categories: dict[int, str],
+) -> CocoSet:
+    """The set that the fixture `coco_set` describes, in `folder`."""
+    (folder / "images").mkdir(parents=True)
+    rng = np.random.default_rng(len(sizes))
+    pixels = [rng.integers(0, 50, (height, width, 3), dtype=np.uint8) for width, height in sizes]
+    images = [
+        {"id": 900 - 7 * number, "file_name": f"{number:03}.png", "width": width, "height": height}
+        for number, (width, height) in enumerate(sizes)
+    ]
+    annotations = []
+    for box, iscrowd in [(box, 0) for box in boxes] + [(box, 1) for box in crowds]:
+        number, category, bbox = box
+        ids = {"id": len(annotations) + 1, "image_id": images[number]["id"], "category_id": category}
+        annotations.append(ids | {"bbox": list(bbox), "area": bbox[2] * bbox[3], "iscrowd": iscrowd})
+        if not iscrowd:
+            channel = list(categories).index(category) % 3 if category in categories else 0
+            fill_box(pixels[number], bbox, channel)
+    for image, rgb in zip(images, pixels, strict=True):
+        cv2.imwrite(str(folder / "images" / image["file_name"]), rgb[..., ::-1])
+    tree = {
+        "images": images,
+        "categories": [{"id": category, "name": text} for category, text in categories.items()],
+        "annotations": annotations,
+    }
+    return CocoSet(str(folder / "instances.json"), str(folder / "images"), tree).save()
+
+
 @pytest.fixture
 def coco_set(tmp_path) -> Callable[..., CocoSet]:
     """Write images and a json.
@@ -74,39 +107,7 @@ def coco_set(tmp_path) -> Callable[..., CocoSet]:
         categories: dict[int, str] | None = None,
         name: str = "set",
     ) -> CocoSet:
-        categories = categories or {7: "disc"}
-        folder = tmp_path / name / "images"
-        folder.mkdir(parents=True)
-        rng = np.random.default_rng(len(sizes))
-        pixels = [rng.integers(0, 50, (height, width, 3), dtype=np.uint8) for width, height in sizes]
-        images = [
-            {"id": 900 - 7 * number, "file_name": f"{number:03}.png", "width": width, "height": height}
-            for number, (width, height) in enumerate(sizes)
-        ]
-        annotations = []
-        for box, iscrowd in [(box, 0) for box in boxes] + [(box, 1) for box in crowds]:
-            number, category, (x, y, width, height) = box
-            annotations.append(
-                {
-                    "id": len(annotations) + 1,
-                    "image_id": images[number]["id"],
-                    "category_id": category,
-                    "bbox": [x, y, width, height],
-                    "area": width * height,
-                    "iscrowd": iscrowd,
-                }
-            )
-            if not iscrowd:
-                channel = list(categories).index(category) % 3 if category in categories else 0
-                fill_box(pixels[number], [x, y, width, height], channel)
-        for image, rgb in zip(images, pixels, strict=True):
-            cv2.imwrite(str(folder / image["file_name"]), rgb[..., ::-1])
-        tree = {
-            "images": images,
-            "categories": [{"id": category, "name": text} for category, text in categories.items()],
-            "annotations": annotations,
-        }
-        return CocoSet(str(tmp_path / name / "instances.json"), str(folder), tree).save()
+        return write_coco_set(tmp_path / name, sizes, boxes, crowds, categories or {7: "disc"})
 
     return build
 
