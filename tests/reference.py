@@ -23,7 +23,9 @@ def read_golden(name: str) -> dict[str, Tensor | list[str]]:
     """The arrays of one golden file."""
     with np.load(GOLDEN / f"{name}.npz") as file:
         arrays = dict(file)
-    return {key: array.tolist() if array.dtype.kind == "U" else torch.from_numpy(array) for key, array in arrays.items()}
+    return {
+        key: array.tolist() if array.dtype.kind == "U" else torch.from_numpy(array) for key, array in arrays.items()
+    }
 
 
 def golden_levels(golden: dict[str, Tensor], name: str) -> Tensor:
