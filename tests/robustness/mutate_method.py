@@ -1,7 +1,7 @@
 """Do the quick tests notice a slip in the method? Run `python tests/robustness/mutate_method.py [MODULE ...]`.
 
 Applies one mutation at a time to a temporary copy of the repository, runs the quick tests there, and prints whether the
-mutant was killed. The exit code is 1 if any survived. It takes about ten minutes.
+mutant was killed. The exit code is 1 if any survived. It takes fifteen minutes or more.
 """
 
 import argparse
