@@ -6,6 +6,8 @@ PYTHON ?= python3
 VENV ?= .venv
 RUN := runs/demo
 BIN := $(VENV)/bin
+# Scripts import the package of this checkout, even if the environment is shared with another one.
+export PYTHONPATH := $(CURDIR)
 READY := $(VENV)/.installed
 
 .PHONY: demo test test-robustness test-all setup

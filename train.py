@@ -16,7 +16,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "overrides", nargs="*", metavar="section.key=value", help="override the config; a .yaml is laid over it"
     )
-    parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint of the run folder")
+    parser.add_argument("--resume", action="store_true", help="continue from the newest checkpoint of the run folder")
     return parser.parse_intermixed_args()  # overrides may also follow a flag
 
 
@@ -64,7 +64,7 @@ def train(config: Config, device: torch.device, stop: StopRequest, *, resume: bo
     data = load_training_data(config, device)
     torch.manual_seed(config.seed)
     model = build_detector(config, len(data.train.class_names)).to(device)
-    start = "" if checkpoint else load_initial_weights(model, config, data.train.class_names)
+    initial_weights = "" if checkpoint else load_initial_weights(model, config, data.train.class_names)
     model.to(memory_format=memory_format(optim))
     criterion = build_criterion(config, model.quality, model.box_repr)
 
@@ -82,7 +82,7 @@ def train(config: Config, device: torch.device, stop: StopRequest, *, resume: bo
 
     if distributed.is_main():
         summary = run_summary(config, device, model, data)
-        summary += resume_summary(config, state.progress, checkpoint, start, damaged, changes)
+        summary += resume_summary(config, state.progress, checkpoint, initial_weights, damaged, changes)
         print("\n".join(summary), flush=True)
     stop_before_start(stop)
     if distributed.is_main():
@@ -90,13 +90,15 @@ def train(config: Config, device: torch.device, stop: StopRequest, *, resume: bo
         write_launch_id(run_dir)
     log = RunLog(run_dir, config, state.progress, steps_per_epoch, enabled=distributed.is_main())
 
+    last_is_sound = not damaged  # a damaged last.pt must not take the place of previous.pt
+
     def save(name: str) -> None:
+        nonlocal last_is_sound
         guard.flush()  # nothing that is not finite is ever saved
         if distributed.is_main():
-            # What resume found damaged does not take the place of the checkpoint before.
-            backup_to = run_dir / PREVIOUS if name == LAST and not damaged else None
+            backup_to = run_dir / PREVIOUS if name == LAST and last_is_sound else None
             save_checkpoint(run_dir / name, state, config, data.train.class_names, backup_to=backup_to)
-            damaged.clear()
+            last_is_sound = last_is_sound or name == LAST
 
     def stop_if_requested() -> None:
         """Save and stop where any process got a signal; all processes call this equally often."""
@@ -108,7 +110,7 @@ def train(config: Config, device: torch.device, stop: StopRequest, *, resume: bo
         distributed.share_from_main(None)  # wait for it: torchrun gives the last process little time after the first
         if distributed.is_main():
             done = f"step {state.progress.step} of epoch {state.progress.epoch + 1}"
-            print(f"stopped after {done}, saved in {run_dir}; the same command with --resume goes on from there")
+            print(f"stopped after {done}, saved in {run_dir}; the same command with --resume continues from there")
         raise Interrupted(signum)
 
     try:

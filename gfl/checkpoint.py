@@ -166,7 +166,7 @@ def read_tensor_file(path: Path) -> Any:
         raise UserError(f"cannot read checkpoint {path}: {error.strerror or error}", code="unreadable") from None
     except Exception:  # torch raises many types for a file it cannot read
         raise UserError(
-            f"{path} is damaged or not a file of tensors; scripts/convert_checkpoint.py reads those of other codebases",
+            f"{path} is damaged or not a file of tensors that can be read safely",
             code="damaged",
         ) from None
 

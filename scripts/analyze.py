@@ -27,7 +27,6 @@ from gfl.checkpoint import load_detector
 from gfl.common.errors import run
 from gfl.common.files import output_folder, write_json
 from gfl.evaluation.report import ReportOptions, format_report, load_split, plot_comparison, short_names, write_report
-from gfl.training.data_fit import regression_targets, target_statistics
 
 
 def main(args: argparse.Namespace) -> None:
@@ -36,9 +35,7 @@ def main(args: argparse.Namespace) -> None:
     for name, checkpoint in zip(short_names(args.checkpoints), args.checkpoints, strict=True):
         detector = load_detector(checkpoint)
         data = load_split(detector, args.data)
-        learned = regression_targets(data, detector.config)
-        targets = learned.distances, target_statistics(learned, detector.config)
-        reports.append(write_report(name, checkpoint, detector, data, targets, options))
+        reports.append(write_report(name, checkpoint, detector, data, options))
         print(format_report(reports[-1]))
     plot_comparison(reports, options.out)
     write_json(options.out / "analysis.json", {report.name: report.statistics for report in reports})

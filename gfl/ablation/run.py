@@ -23,7 +23,7 @@ from gfl.ablation.plot import plot_study
 from gfl.ablation.study import Run, Study, load_study, plan, read_result, started_epoch
 from gfl.build import build_criterion, build_detector
 from gfl.checkpoint import BEST, LAST, find_checkpoint
-from gfl.common.errors import ERROR_FILE, UserError
+from gfl.common.errors import ERROR_FILE, UserError, error_context
 from gfl.common.files import write_text
 from gfl.common.progress import progress_bar
 
@@ -71,12 +71,9 @@ def run_study(options: StudyOptions, train_script: Path) -> None:
 def check_rows(path: str, runs: list[Run]) -> None:
     """Before hours of training, build each row's detector and criterion; raises `UserError` naming the row."""
     for run in runs:
-        try:
-            with torch.device("meta"):
-                model = build_detector(run.config, 1)
-                build_criterion(run.config, model.quality, model.box_repr)
-        except UserError as error:
-            raise UserError(f"{path}: row {run.row!r}: {error}") from None
+        with error_context(f"{path}: row {run.row!r}"), torch.device("meta"):
+            model = build_detector(run.config, 1)
+            build_criterion(run.config, model.quality, model.box_repr)
 
 
 def check_weights(runs: list[Run], scale: str | None) -> None:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from gfl.common.dataclass_from_dict import dataclass_from_dict
-from gfl.common.errors import UserError
+from gfl.common.errors import UserError, error_context
 from gfl.common.yaml_file import read_yaml
 from gfl.config import Config, config_to_dict, load_config
 
@@ -99,6 +99,8 @@ def plan(
             f"{path}: no row {', '.join(sorted(unknown))}; rows: {', '.join(row.name for row in study.rows)}"
         )
     configs = [os.path.relpath(Path(path).parent / study.base), *([scale] if scale else [])]
+    with error_context(path):
+        load_config(configs[0], configs[1:])  # before any row, so that an error there is not a row's
     groups = {found.name.rpartition("-")[2]: found for found in sorted(root.glob("*-*"))}  # by digest
     return [
         _run(path, row, seed, configs, root, groups)

@@ -6,11 +6,10 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 from gfl.common.text import printable
 
-ERROR_FILE = "GFL_ERROR_FILE"  # environment variable: a file that gets the message of a `UserError` as well
+ERROR_FILE = "GFL_ERROR_FILE"  # environment variable: path of a file that is written with the first `UserError`
 
 
 class Interrupted(Exception):
@@ -49,16 +48,16 @@ def run(main: Callable, *args) -> None:
     except UserError as error:
         line, code = f"error: {printable(str(error))}", 2
         if path := os.environ.get(ERROR_FILE):
-            with contextlib.suppress(OSError):
-                Path(path).write_text(f"{error}\n", encoding="utf-8", errors="replace")
+            # Only the first: other processes then fail since this one is gone.
+            with contextlib.suppress(OSError), open(path, "x", encoding="utf-8", errors="replace") as file:
+                file.write(f"{error}\n")
     except Interrupted as error:
         line, code = str(error), 128 + error.signum
     except KeyboardInterrupt:
         line, code = "interrupted", 130
     except BrokenPipeError:  # whoever read our output has closed it, as head does
-        os.dup2(
-            os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
-        )  # so that flushing the buffer does not fail again
+        # So that flushing the buffer does not fail again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     # Only here, after the except clauses, can the failed call's objects be freed, and with them its loader processes.
     gc.collect()

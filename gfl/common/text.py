@@ -18,9 +18,9 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else "?" for c in text)
 
 
-def one_line(error: Exception, limit: int = 240) -> str:
-    """The message of another library's exception on one line of at most `limit` characters."""
-    return truncate(" ".join(str(error).split()), limit)
+def one_line(error: Exception) -> str:
+    """The message of another library's exception on one line of at most 240 characters."""
+    return truncate(" ".join(str(error).split()), 240)
 
 
 def truncate(text: str, limit: int) -> str:
@@ -34,9 +34,9 @@ def truncate_middle(text: str, limit: int) -> str:
     return text if len(text) <= limit else f"{text[:half]}...{text[-half:]}"
 
 
-def short_repr(value: Any, limit: int = 80) -> str:
-    """`repr` on one line of at most `limit` characters, fast for values of any size and depth."""
-    return truncate(" ".join(_REPR.repr(value).split()), limit)
+def short_repr(value: Any) -> str:
+    """`repr` on one line of at most 80 characters, fast for values of any size and depth."""
+    return truncate(" ".join(_REPR.repr(value).split()), 80)
 
 
 def format_value(value: Any, limit: int = 80) -> str:
@@ -50,10 +50,10 @@ def describe(value: Any) -> str:
     return "nothing" if value is None else f"{short_repr(value)} ({type(value).__name__})"
 
 
-def list_some(items: Sequence[Any], limit: int = 3) -> str:
-    """The first `limit` items, and how many more there are."""
-    more = f" and {len(items) - limit} more" if len(items) > limit else ""
-    return ", ".join(map(format_value, items[:limit])) + more
+def list_some(items: Sequence[Any]) -> str:
+    """The first three items, and how many more there are."""
+    more = f" and {len(items) - 3} more" if len(items) > 3 else ""
+    return ", ".join(map(format_value, items[:3])) + more
 
 
 def format_differences(differences: Mapping[str, tuple[Any, Any]]) -> list[str]:

@@ -16,7 +16,8 @@ SHAPES = ("sharp", "between", "flat", "two peaks")
 SHARP, FLAT = 0.9, 0.5  # min. mass in the best window of a sharp side, max. of a flat side
 SECOND_PEAK = 0.2  # min. mass outside the highest mode of a side with two peaks
 DEEP = 0.5  # the valley before the second peak is at most this share of its height
-QUANTILES = 10  # of the calibration curve
+DECILES = 10  # groups of the calibration curve
+ACCURATE = 0.7  # least IoU of accurate detections
 
 
 def rank_correlation(a: np.ndarray, b: np.ndarray) -> float | None:
@@ -59,9 +60,9 @@ def _has_two_peaks(probabilities: np.ndarray) -> np.ndarray:
     return (outside.sum(-1) >= SECOND_PEAK) & (valley <= outside.max(-1) * DEEP)
 
 
-def accurate(found: Predictions, *, min_iou: float = 0.7) -> Predictions:
-    """The detections that overlap an object of their class by `min_iou` or more."""
-    return found.select(found.iou >= min_iou)
+def accurate(found: Predictions) -> Predictions:
+    """The detections that overlap an object of their class by `ACCURATE` or more."""
+    return found.select(found.iou >= ACCURATE)
 
 
 def spread_statistics(found: Predictions, sizes: np.ndarray) -> dict[str, Any] | None:
@@ -93,7 +94,7 @@ def calibration(spread: np.ndarray, sigma: np.ndarray, error: np.ndarray) -> dic
     Their rank correlation with the blur, and the calibration curve: for each decile of the predicted spread its mean,
     the median blur and the root mean square error.
     """
-    groups = [group for group in np.array_split(np.argsort(spread), QUANTILES) if len(group)]
+    groups = [group for group in np.array_split(np.argsort(spread), DECILES) if len(group)]
     return {
         "sides": len(spread),
         "spearman": rank_correlation(spread, sigma),

@@ -4,7 +4,6 @@ numpy arrays of one image: n detections, N bins per side, sides in the order lef
 Pixels are those of the image file.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import NormalDist
@@ -14,9 +13,10 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 
+from gfl.common.text import one_line
 from gfl.config import Config, EvalConfig
 from gfl.data.dataset import Sample, collate
-from gfl.data.image_files import read_image
+from gfl.data.image_files import BadImage, read_image
 from gfl.data.transforms import keep_ratio_size, resize
 from gfl.method.box_representation import GaussianBox, GeneralBox
 from gfl.method.boxes import clip_boxes
@@ -61,6 +61,7 @@ class RawDetections(NamedTuple):
     distances: np.ndarray  # (n, 4) expectations, in strides
     deviations: np.ndarray | None  # (n, 4) in strides, of Gaussian sides
     probabilities: np.ndarray | None  # (n, 4, N) of distributions
+    delta: float  # interval between neighbouring bins, in strides; 1 without distributions
 
     @property
     def stride_pixels(self) -> np.ndarray:
@@ -108,6 +109,7 @@ def detect_with_sides(model: DenseDetector, batch: Batch, config: EvalConfig) ->
                 distances=_numpy(box_repr.distances(reg_pred)),
                 deviations=_numpy(box_repr.deviations(reg_pred)) if isinstance(box_repr, GaussianBox) else None,
                 probabilities=_numpy(box_repr.probabilities(reg_pred)) if isinstance(box_repr, GeneralBox) else None,
+                delta=box_repr.delta if isinstance(box_repr, GeneralBox) else 1.0,
             )
         )
     return found
@@ -117,12 +119,8 @@ def _numpy(tensor: torch.Tensor) -> np.ndarray:
     return tensor.cpu().numpy()
 
 
-def locate_sides(found: RawDetections, *, delta: float = 1.0) -> Sides | None:
-    """The distributions of the sides in image coordinates; None where a side is a number only.
-
-    Args:
-        delta: interval between neighbouring bins, in strides.
-    """
+def locate_sides(found: RawDetections) -> Sides | None:
+    """The distributions of the sides in image coordinates; None where a side is a number only."""
     if found.deviations is not None:
         mean = np.tile(found.points, 2) + OUTWARDS * found.distances * found.stride_pixels
         std = found.deviations * found.stride_pixels
@@ -130,7 +128,7 @@ def locate_sides(found: RawDetections, *, delta: float = 1.0) -> Sides | None:
         return Sides(mean, std, quantiles, positions=None, probabilities=None)
     if found.probabilities is None:
         return None
-    positions = bin_positions(found.points, found.stride_pixels, found.probabilities.shape[-1], delta=delta)
+    positions = bin_positions(found.points, found.stride_pixels, found.probabilities.shape[-1], delta=found.delta)
     mean, std = mean_and_std(positions, found.probabilities)
     return Sides(mean, std, quantiles_of_bins(positions, found.probabilities), positions, found.probabilities)
 
@@ -150,22 +148,19 @@ def mean_and_std(positions: np.ndarray, probabilities: np.ndarray) -> tuple[np.n
     return mean, np.sqrt(((positions - mean[..., None]) ** 2 * probabilities).sum(-1))
 
 
-def quantiles_of_bins(
-    positions: np.ndarray, probabilities: np.ndarray, levels: Sequence[float] = QUANTILES
-) -> np.ndarray:
-    """Quantiles of distributions over bins: (..., N) x 2 -> (..., len(levels)), in the unit of `positions`.
+def quantiles_of_bins(positions: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
+    """`QUANTILES` of distributions over bins: (..., N) x 2 -> (..., 3), in the unit of `positions`.
 
     The mass of each bin is spread evenly over the interval that is closer to it than to its neighbours. `positions`
     rise or fall along the last axis in equal steps.
     """
-    if positions.shape[-1] > 1 and positions.size and (positions[..., 1] < positions[..., 0]).any():
-        falling = (positions[..., 1] < positions[..., 0])[..., None]
-        positions = np.where(falling, positions[..., ::-1], positions)
-        probabilities = np.where(falling, probabilities[..., ::-1], probabilities)
+    falling = (positions[..., 1] < positions[..., 0])[..., None]
+    positions = np.where(falling, positions[..., ::-1], positions)
+    probabilities = np.where(falling, probabilities[..., ::-1], probabilities)
     width = positions[..., 1:2] - positions[..., :1]
     cumulative = probabilities.cumsum(-1)
     quantiles = []
-    for level in levels:
+    for level in QUANTILES:
         wanted = level * cumulative[..., -1:]  # float32 probabilities do not quite sum to 1
         index = np.minimum((cumulative < wanted).sum(-1, keepdims=True), positions.shape[-1] - 1)
         mass = np.take_along_axis(probabilities, index, -1)
@@ -203,11 +198,13 @@ class Detector:
         pixels = _as_rgb(image)
         settings = self.config.eval
         if score_thresh is not None:
+            if not 0 <= score_thresh <= 1:
+                raise ValueError(f"score_thresh must be in [0, 1], not {score_thresh}")
             settings = replace(settings, score_thresh=score_thresh)
         device = next(self.model.parameters()).device
         (found,) = detect_with_sides(self.model, self._batch(pixels).to(device), settings)
         names = tuple(self.class_names[label] for label in found.labels)
-        sides = locate_sides(found, delta=self.config.model.head.delta)
+        sides = locate_sides(found)
         return Prediction(found.boxes_xyxy, found.labels, names, found.scores, sides, found.points)
 
     def _batch(self, pixels: np.ndarray) -> Batch:
@@ -226,7 +223,10 @@ def _as_rgb(image: str | Path | Image.Image | np.ndarray) -> np.ndarray:
     if isinstance(image, Image.Image):
         if image.mode not in ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr"):
             raise ValueError(f"a PIL image of mode {image.mode} has no 8-bit colours; convert it to RGB first")
-        return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+        try:
+            return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+        except OSError as error:  # PIL reads pixels only now
+            raise BadImage(f"the image is damaged: {one_line(error)}", code="damaged_image") from None
     if not isinstance(image, np.ndarray):
         raise TypeError(f"an image is a path, a PIL image or an array, not {type(image).__name__}")
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:

@@ -86,7 +86,6 @@ def collect_predictions(
     device = next(model.parameters()).device
     ground_truths = read_ground_truth(data)
     row_of = {int(image_id): row for row, image_id in enumerate(data.image_ids)}
-    delta = config.model.head.delta
     parts: list[Predictions] = []
     for batch in batches(loader):
         detections = detect_with_sides(model, batch.to(device), config.eval)
@@ -104,7 +103,7 @@ def collect_predictions(
                     strides=found.strides,
                     scales=np.tile(found.scale, (len(found.scores), 1)),
                     probabilities=found.probabilities,
-                    spreads=_spreads(found, delta),
+                    spreads=_spreads(found),
                     iou=iou,
                     true_boxes=true_boxes,
                     true_sigmas=true_sigmas,
@@ -115,10 +114,10 @@ def collect_predictions(
     return Predictions(*(None if column[0] is None else np.concatenate(column) for column in columns))
 
 
-def _spreads(found: RawDetections, delta: float) -> np.ndarray | None:
+def _spreads(found: RawDetections) -> np.ndarray | None:
     """(n, 4) standard deviations in pixels of the file; None where a side is a number only."""
     if found.probabilities is not None:
-        return side_spread(found.probabilities, delta) * found.stride_pixels
+        return side_spread(found.probabilities, found.delta) * found.stride_pixels
     return None if found.deviations is None else found.deviations * found.stride_pixels
 
 

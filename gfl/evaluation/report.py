@@ -17,6 +17,7 @@ from gfl.evaluation.draw import draw_distributions, save_image
 from gfl.evaluation.inference import Detector, bin_positions
 from gfl.evaluation.plots import plot_scores, plot_shapes, plot_spread, plot_targets
 from gfl.evaluation.predictions import Predictions, collect_predictions
+from gfl.evaluation.targets import regression_targets, target_statistics
 
 
 class ReportOptions(NamedTuple):
@@ -60,31 +61,21 @@ def load_split(detector: Detector, split: Sequence[str] | None = None) -> CocoDa
     return data
 
 
-def write_report(
-    name: str,
-    checkpoint: str,
-    detector: Detector,
-    data: CocoData,
-    targets: tuple[np.ndarray, dict[str, Any]],
-    options: ReportOptions,
-) -> Report:
+def write_report(name: str, checkpoint: str, detector: Detector, data: CocoData, options: ReportOptions) -> Report:
     """Analyze the detections on a split; writes the pictures of this checkpoint, whose files start with `name`.
-
-    Args:
-        targets: distances (m, 4) in strides that the box branch learns from the split, and their statistics.
 
     Raises `UserError` if nothing is detected, or the pictures cannot be written.
     """
     found = _detect(detector, data)
-    distances, target_statistics = targets
+    targets = regression_targets(data, detector.config)
     statistics: dict[str, Any] = {
         "checkpoint": checkpoint,
         "annotations": data.annotations,
         "scores": score_statistics(found),
-        "targets": target_statistics,
+        "targets": target_statistics(targets, detector.config),
     }
-    if len(distances):
-        plot_targets(name, distances, target_statistics, options.out / f"{name}.targets.png")
+    if len(targets.distances):
+        plot_targets(name, targets.distances, statistics["targets"], options.out / f"{name}.targets.png")
     if found.probabilities is not None:
         statistics["shapes"] = _report_shapes(name, detector, data, found, options)
     sides = accurate(found)

@@ -130,8 +130,8 @@ def highest_mode(probabilities: Tensor) -> Tensor:
     """(..., N) -> (..., N) bool: the most probable bin and the bins on both sides down to the next valley."""
     step = probabilities.diff(dim=-1)
     top = probabilities.argmax(dim=-1, keepdim=True)
-    # How many steps before each bin rise, and how many fall: between a bin of the mode and its top there is none in the
-    # wrong direction.
+    # Numbers of rising and of falling steps before each bin. A bin after the top belongs to the mode if no step between
+    # them rises, a bin before it if none falls.
     rises, falls = (F.pad(wrong.long().cumsum(dim=-1), (1, 0)) for wrong in (step > 0, step < 0))
     bins = torch.arange(probabilities.shape[-1], device=probabilities.device)
     return torch.where(bins >= top, rises == rises.gather(-1, top), falls == falls.gather(-1, top))

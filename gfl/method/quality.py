@@ -117,9 +117,9 @@ class DistributionGuidedQuality(JointQuality):
 class SeparateQuality(Quality):
     """The rows that the paper compares with: class logits learn the class alone, with the focal loss.
 
-    The quality, if any, is a `branch` of its own (its sigmoid learns that quality and multiplies the scores in
-    evaluation only) or a guide (positives' class losses are weighted by it, and nothing is predicted). Box
-    terms are weighted by the quality, as in ATSS and FCOS.
+    The quality, if any, is predicted by a branch, whose sigmoid multiplies the scores in evaluation only; or it guides,
+    that is, it weights the class losses of positives and nothing is predicted. It also weights box terms, as in ATSS
+    and FCOS.
 
     Args:
         by: what the quality of a box is, ``iou`` or ``centerness``; None for nothing, and a weight of 1.

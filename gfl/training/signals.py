@@ -11,7 +11,8 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # Ctrl-C, a scheduler
 class StopRequest:
     """Records the first of `signals` instead of ending the process; after that, Ctrl-C ends it at once.
 
-    Create it before the heavy imports, so that no signal is missed; its own are within methods for that reason.
+    Create it before the heavy imports, so that no signal is missed. Its own imports are inside methods, so that this
+    module is light.
     """
 
     def __init__(self, signals: Sequence[int] = SIGNALS) -> None:

@@ -95,6 +95,6 @@ def advise_on_memory(shape: Sequence[int]) -> Iterator[None]:
         images, _, height, width = shape
         raise UserError(
             f"out of memory with {images} images of {height} x {width} pixels per pass; raise optim.accumulate, lower "
-            "optim.batch, data.short_side or data.long_side, or set optim.amp=auto; then go on with --resume",
+            "optim.batch, data.short_side or data.long_side, or set optim.amp=auto; then continue with --resume",
             code="out_of_memory",
         ) from None

@@ -9,7 +9,7 @@ from gfl.config import Config
 from gfl.evaluation.analysis import accurate, rank_correlation, score_statistics, side_shapes, spread_statistics
 from gfl.evaluation.plots import plot_scores, plot_shapes, plot_spread, plot_targets
 from gfl.evaluation.predictions import Predictions
-from gfl.training.data_fit import RegressionTargets, target_statistics
+from gfl.evaluation.targets import RegressionTargets, target_statistics
 
 SIZES = np.array([[100, 50]])  # height and width of the one image
 

@@ -10,7 +10,6 @@ from gfl.common.errors import UserError
 from gfl.common.files import output_folder
 from gfl.config import config_from_dict
 from gfl.evaluation.report import ReportOptions, format_report, load_split, plot_comparison, short_names, write_report
-from gfl.training.data_fit import regression_targets, target_statistics
 
 
 def code_of(function, *args):
@@ -34,9 +33,7 @@ def detector_on(drawn, **head):
 
 def report_on(name, detector, out, **options):
     data = load_split(detector)
-    learned = regression_targets(data, detector.config)
-    targets = learned.distances, target_statistics(learned, detector.config)
-    return write_report(name, f"runs/{name}", detector, data, targets, ReportOptions(out, **options))
+    return write_report(name, f"runs/{name}", detector, data, ReportOptions(out, **options))
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 from tiny_detector import make_config, make_detector
 
+from gfl.common.errors import UserError
 from gfl.data.dataset import Sample, collate
 from gfl.data.transforms import keep_ratio_size, resize
 from gfl.evaluation.inference import QUANTILES, bin_positions, detect, mean_and_std, quantiles_of_bins
@@ -266,3 +267,17 @@ def test_two_bins_of_linear_interpolation_have_their_place_and_a_bernoulli_devia
     np.testing.assert_allclose(mean, [96 - 16 * 3.7, 48 - 26, 96 + 75, 48 + 32])
     share = distances % 1
     np.testing.assert_allclose(std, 16 * np.sqrt(share * (1 - share)))
+
+
+def test_a_truncated_pil_image_is_damaged(general, tmp_path):
+    Image.new("RGB", (64, 64), (200, 10, 10)).save(tmp_path / "whole.png")
+    (tmp_path / "cut.png").write_bytes((tmp_path / "whole.png").read_bytes()[:60])
+    with Image.open(tmp_path / "cut.png") as image, pytest.raises(UserError) as error:
+        general.predict(image)
+    assert error.value.code == "damaged_image"
+
+
+@pytest.mark.parametrize("score_thresh", [-0.1, 1.5, float("nan")])
+def test_a_score_threshold_outside_0_and_1_is_refused(general, score_thresh):
+    with pytest.raises(ValueError, match="score_thresh"):
+        general.predict(np.zeros((8, 8, 3), np.uint8), score_thresh=score_thresh)

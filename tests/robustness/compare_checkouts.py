@@ -112,6 +112,16 @@ def compare_analysis(variant: str, folder: Path, old: Path, new: Path) -> bool:
     return report(f"{variant}, analysis", {"analysis.json": differing(*trees)})
 
 
+def compare_predictions(variant: str, folder: Path, old: Path, new: Path) -> bool:
+    """Both checkouts predict on the (square) validation images."""
+    source, trees = folder / f"{variant}_1_old", []
+    for side, checkout in (("old", old), ("new", new)):
+        out = folder / f"{variant}_predictions_{side}"
+        run(checkout, "scripts/predict.py", source, folder / "data" / "val", "-o", out, "--score", 0.02)
+        trees.append(json.loads((out / "predictions.json").read_text()))
+    return report(f"{variant}, predictions", {"predictions.json": differing(*trees)})
+
+
 def compare_resumed(variant: str, processes: int, folder: Path, old: Path, new: Path) -> bool:
     """NEW goes on where OLD has stopped after an epoch, and ends where OLD ends."""
     whole, resumed = folder / f"{variant}_{processes}_old", folder / f"{variant}_{processes}_resumed"

@@ -240,7 +240,7 @@ def write_checkpoints(folder: Path, rng: random.Random) -> str:
         content = with_raw(json.dumps(written)).encode()
         checksum.write_bytes(rng.choice([content, mutate_bytes(checksum.read_bytes(), rng)[0]]))
         done += ", checksum mutated"
-    return done + ("" if checksum.is_file() else ", no proof")
+    return done + ("" if checksum.is_file() else ", no checksum")
 
 
 def check_checkpoints(folder: Path, attempt: Attempt) -> None:

@@ -123,7 +123,7 @@ def test_running_out_of_memory_names_the_batch_and_the_keys_to_change(error):
     with pytest.raises(UserError) as caught, advise_on_memory((4, 3, 800, 1344)):
         raise error
     assert caught.value.code == "out_of_memory"
-    for part in ("4", "800", "1344", "optim.accumulate"):
+    for part in ("4 images", "800", "1344", "optim.accumulate"):
         assert part in str(caught.value)
 
 
