@@ -6,6 +6,8 @@ Each checkpoint of a run has a `.json` beside it with its size and SHA-256, so t
 import contextlib
 import json
 import os
+import pickle
+import shlex
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,7 +21,7 @@ from gfl.build import build_detector
 from gfl.common.dataclass_from_dict import at_least, check_plain
 from gfl.common.errors import UserError, error_context
 from gfl.common.files import ZIP_START, file_digest, temporary, write_json
-from gfl.common.text import describe, format_value, is_text, short_repr
+from gfl.common.text import describe, is_text, list_some, short_repr
 from gfl.common.yaml_file import merge
 from gfl.config import Config, config_from_dict, config_to_dict, parse_overrides
 from gfl.evaluation.inference import Detector, default_device
@@ -27,6 +29,7 @@ from gfl.evaluation.inference import Detector, default_device
 FORMAT = "gfl-1"
 LAST, PREVIOUS, BEST = "last.pt", "previous.pt", "best.pt"
 DETECTOR_KEYS = {"model", "config", "class_names"}  # what evaluation needs
+BACKBONE_TENSORS = {"conv1.weight", "layer1.0.conv1.weight"}  # in a file for `model.backbone.weights`
 TRAINING_KEYS = {"progress", "optimizer", "scaler"}  # what --resume needs besides; a converted checkpoint has none
 
 
@@ -142,12 +145,27 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     state = read_tensor_file(path)
     if not isinstance(state, dict) or state.get("format") != FORMAT or not state.keys() >= DETECTOR_KEYS:
         raise UserError(
-            f"{path} is not a checkpoint of this codebase (format {FORMAT!r}), or lacks parts; "
-            "scripts/convert_checkpoint.py reads those of other codebases",
-            code="other_format",
+            f"{path} is not a detector's checkpoint of this codebase{_hint(state, path)}", code="other_format"
         )
     _check_types(state, path)
     return state
+
+
+def _hint(state: Any, path: Path) -> str:
+    """What a file of tensors is instead of our checkpoint, and what to do with it."""
+    if isinstance(state, dict) and "format" in state:
+        missing = ", ".join(sorted(DETECTOR_KEYS - state.keys()))
+        lacks = f" without {missing}" if missing else ""
+        return f": it has format {short_repr(state['format'])}{lacks}, not {FORMAT!r}; use one that this version wrote"
+    if isinstance(state, dict) and state.keys() >= BACKBONE_TENSORS:
+        return f" but holds a backbone only: train with model.backbone.weights={path}"
+    return f"; {conversion_advice(path)}"
+
+
+def conversion_advice(path: Path) -> str:
+    """What to do with a file that another codebase may have written."""
+    command = shlex.join(["python", "scripts/convert_checkpoint.py", str(path), f"{path.with_suffix('')}_gfl.pt"])
+    return f"if it is one of mmdetection or torchvision, convert it: {command}"
 
 
 def read_tensor_file(path: Path) -> Any:
@@ -164,11 +182,11 @@ def read_tensor_file(path: Path) -> Any:
         raise
     except OSError as error:
         raise UserError(f"cannot read checkpoint {path}: {error.strerror or error}", code="unreadable") from None
+    except pickle.UnpicklingError:  # other objects beside the tensors, or damage of their descriptions
+        problem = f"{path} is damaged, or holds more than tensors and plain data; {conversion_advice(path)}"
+        raise UserError(problem, code="damaged") from None
     except Exception:  # torch raises many types for a file it cannot read
-        raise UserError(
-            f"{path} is damaged or not a file of tensors that can be read safely",
-            code="damaged",
-        ) from None
+        raise UserError(f"{path} is damaged or not a file of tensors", code="damaged") from None
 
 
 def _is_zip(path: Path) -> bool:
@@ -223,18 +241,16 @@ def load_model_state(model: nn.Module, state: dict[str, Any], path: Path, *, ass
     Raises `UserError` naming tensors that do not fit or hold NaN or infinity.
     """
     own, saved = model.state_dict(), state["model"]
-    kind = {name: (tensor.shape, tensor.dtype) for name, tensor in own.items()}
-    wrong = [name for name in own if name not in saved or (saved[name].shape, saved[name].dtype) != kind[name]]
-    wrong += [name for name in saved if name not in own]
-    if wrong:
+    ours, theirs = ({name: (t.shape, t.dtype) for name, t in tensors.items()} for tensors in (own, saved))
+    if wrong := [name for name in {**own, **saved} if ours.get(name) != theirs.get(name)]:
         raise UserError(
-            f"{path} is of another model: {len(wrong)} tensors differ, first {format_value(wrong[0])}; "
-            "use the config it was trained with",
+            f"{path} is of another model: {len(wrong)} tensors are missing, unknown or of another shape "
+            f"({list_some(wrong)}); use the config it was trained with",
             code="other_model",
         )
     if broken := [name for name in saved if not saved[name].isfinite().all()]:
         raise UserError(
-            f"{path} has numbers that are not finite in {len(broken)} tensors, first {broken[0]}; it is damaged, or "
+            f"{path} has numbers that are not finite in {len(broken)} tensors ({list_some(broken)}); it is damaged, or "
             "training diverged: use an earlier checkpoint",
             code="not_finite",
         )

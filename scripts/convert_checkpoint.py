@@ -17,6 +17,12 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("output", metavar="OUT", help="the file to write")
     parser.add_argument("--config", help="a config the file should fit; its data and other settings go into OUT")
     parser.add_argument("--classes", metavar="JSON", help="COCO json that names the classes, where IN does not")
+    parser.add_argument(
+        "--weights",
+        choices=["ema", "model"],
+        help="of a file with averaged weights (EMA) and those of the last training step: which to take (default: the "
+        "averaged ones, usually the better model)",
+    )
     parser.add_argument("--to", choices=["gfl", "mmdet"], default="gfl", help="the format of OUT (default: ours)")
     return parser.parse_args()
 
@@ -40,9 +46,11 @@ def main(args: argparse.Namespace) -> None:
     source, out = Path(args.input), Path(args.output)
     if args.to == "mmdet":
         source = find_detector(source)
-        if args.config or args.classes:
+        if args.config or args.classes or args.weights:
             raise UserError(
-                "--config and --classes are for conversion to our format; our checkpoints contain both", code="options"
+                "--config, --classes and --weights are for conversion to our format; our checkpoints contain a config, "
+                "class names and one set of weights",
+                code="options",
             )
     check_output(source, out)
     content = export_to_mmdet(source) if args.to == "mmdet" else import_external(source, args)
@@ -76,8 +84,10 @@ def import_external(path: Path, args: argparse.Namespace) -> dict[str, Any]:
     config = load_config(args.config) if args.config else None
     class_names = read_class_names(args.classes) if args.classes else ()
     with error_context(path):
-        checkpoint = parse_external(content)
+        checkpoint = parse_external(content, args.weights)
         print(f"read     {path}: {checkpoint.codebase}, {len(checkpoint.tensors)} tensors")
+        if checkpoint.weights:
+            print(f"weights  {checkpoint.weights}")
         if checkpoint.is_backbone:
             return import_backbone(checkpoint, config)
         state, config, class_names = convert_detector(checkpoint, config, class_names)

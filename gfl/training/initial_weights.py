@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torchvision import models
 
-from gfl.checkpoint import find_detector, load_model_state, read_checkpoint, read_tensor_file
+from gfl.checkpoint import conversion_advice, find_detector, load_model_state, read_checkpoint, read_tensor_file
 from gfl.common.errors import UserError, error_context
 from gfl.common.text import format_differences, list_some
 from gfl.config import Config, config_differences, config_from_dict, config_to_dict
@@ -97,10 +97,17 @@ def load_backbone_weights(backbone: Backbone, name: str, weights: str) -> None:
     state = {key: own[key] for key in optional} | {key: state[key] for key in state if not key.startswith("fc.")}
     wrong = sorted(key for key in own.keys() | state.keys() if _shape(own, key) != _shape(state, key))
     if wrong:
+        foreign = own.keys().isdisjoint(state.keys() - optional)
         raise UserError(
             f"model.backbone.weights: {weights} does not fit {name}: {len(wrong)} tensors missing, left over or of "
-            f"another shape: {list_some(wrong)}",
+            f"another shape: {list_some(wrong)}{'; ' + conversion_advice(Path(weights)) if foreign else ''}",
             code="architecture",
+        )
+    if broken := [key for key, tensor in state.items() if not tensor.isfinite().all()]:
+        raise UserError(
+            f"model.backbone.weights: {weights} has numbers that are not finite in {len(broken)} tensors "
+            f"({list_some(broken)}); it is damaged, or its training diverged: use another file",
+            code="not_finite",
         )
     backbone.load_state_dict(state)
 
@@ -143,8 +150,8 @@ def _read_backbone(path: Path) -> dict[str, Tensor]:
     entries = state.items() if isinstance(state, dict) else [(None, None)]
     if not all(isinstance(key, str) and isinstance(value, Tensor) for key, value in entries):
         raise UserError(
-            f"model.backbone.weights: {path} is not the state dict of a backbone, which scripts/convert_checkpoint.py "
-            "makes from ImageNet weights, nor a checkpoint of this codebase",
+            f"model.backbone.weights: {path} is neither a backbone's state dict nor a checkpoint of this codebase; "
+            f"{conversion_advice(path)}",
             code="not_state_dict",
         )
     return state

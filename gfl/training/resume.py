@@ -76,7 +76,9 @@ def restore(
     saved = read_checkpoint(path)
     if not saved.keys() >= TRAINING_KEYS:
         raise UserError(
-            f"{path} holds weights only, as conversion writes them; --resume cannot use it", code="weights_only"
+            f"{path} holds weights only, as conversion writes them; --resume cannot use it: start a new run from "
+            f"it with model.weights={path} and another run_dir=...",
+            code="weights_only",
         )
     progress = _read_progress(saved["progress"], path)
     if tuple(saved["class_names"]) != tuple(class_names):

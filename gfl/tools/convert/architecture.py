@@ -11,11 +11,16 @@ import torch
 from torch import Tensor
 
 from gfl.common.errors import UserError
-from gfl.common.text import list_some
+from gfl.common.text import list_some, short_repr
 from gfl.model.backbone import ARCHITECTURES
+from gfl.model.detector import PIXEL_MEAN, PIXEL_STD
+from gfl.tools.convert.stored_weights import find_weights
 
 # Buffers that hold the positions of the bins, in mmdetection and in V1.
 PROJECT, PROJECT_V1 = "bbox_head.integral.project", "bbox_head.distribution_project.project"
+
+# Buffers that some releases of mmdetection 3.x saved: how pixels are normalized.
+PIXEL_BUFFERS = {"data_preprocessor.mean": PIXEL_MEAN, "data_preprocessor.std": PIXEL_STD}
 
 # `key=value` in the text of a config, and the class of a head. Such texts are code, so they are searched, never run;
 # the limits on lengths keep the search fast on a hostile text.
@@ -102,6 +107,7 @@ class ExternalCheckpoint(NamedTuple):
     class_names: tuple[str, ...]  # empty if the file does not name them
     settings: dict[str, str]  # of the config beside the tensors; empty if there is none
     codebase: str
+    weights: str  # one line on which of the file's weights these are; empty for the only ones
 
     @property
     def is_backbone(self) -> bool:
@@ -109,36 +115,51 @@ class ExternalCheckpoint(NamedTuple):
         return not any(name.startswith(("neck.", "bbox_head.")) for name in self.tensors)
 
 
-def parse_external(content: Any) -> ExternalCheckpoint:
-    """Interpret what `read_torch_file` returned. Raises `UserError` if it is not a state dict of tensors."""
-    content = content if isinstance(content, dict) else {}
-    tensors = content.get("state_dict", content)
-    if not isinstance(tensors, dict) or not tensors or not all(isinstance(t, Tensor) for t in tensors.values()):
-        raise UserError("it holds no state dict of tensors", code="not_state_dict")
-    for name, tensor in tensors.items():  # a view with strides of 0 repeats one number
+def parse_external(content: Any, weights: str | None = None) -> ExternalCheckpoint:
+    """Interpret what `read_torch_file` returned.
+
+    Args:
+        weights: "ema" or "model", where the file holds averaged weights and others; by default the averaged ones.
+
+    Raises `UserError` if it is not a state dict of tensors.
+    """
+    meta = content.get("meta") if isinstance(content, dict) else None
+    meta = meta if isinstance(meta, dict) else {}
+    text = next((meta[key] for key in ("config", "cfg") if isinstance(meta.get(key), str)), "")  # of 2.x, of 3.x
+    stored, summary = find_weights(content, weights, text)
+    for name, tensor in stored.items():  # a view with strides of 0 repeats one number
         if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
             raise UserError(f"tensor {name} claims more numbers than the file holds", code="tensors")
         if tensor.numel() == 0:
             raise UserError(f"tensor {name} is empty", code="tensors")
-    num_tensors = len(tensors)
-    tensors = {normalize_key(str(name)): tensor for name, tensor in tensors.items()}
-    if len(tensors) < num_tensors:
-        raise UserError(
-            "two tensors have the same name but for the prefix 'module.' or the version that wrote it", code="tensors"
-        )
-    meta = content.get("meta")
-    meta = meta if isinstance(meta, dict) else {}
+    tensors = {normalize_key(name): tensor for name, tensor in stored.items()}
+    if len(tensors) < len(stored):
+        raise UserError("two tensors have the same name but for the version that wrote it", code="tensors")
+    _check_pixels(tensors)
+    tensors = {name: tensor for name, tensor in tensors.items() if name not in PIXEL_BUFFERS}
     dataset = meta.get("dataset_meta")
     named = [meta.get("CLASSES"), *(dataset.get(key) for key in ("classes", "CLASSES") if isinstance(dataset, dict))]
     class_names = next((tuple(names) for names in named if _is_name_list(names)), ())
-    text = next((meta[key] for key in ("config", "cfg") if isinstance(meta.get(key), str)), "")  # of 2.x, of 3.x
-    return ExternalCheckpoint(tensors, class_names, _read_settings(text), _recognize_codebase(tensors, meta))
+    return ExternalCheckpoint(tensors, class_names, _read_settings(text), _recognize_codebase(tensors, meta), summary)
 
 
 def normalize_key(name: str) -> str:
-    """Remove the prefix of multi-GPU wrappers and rename old versions' DCN offsets and FCOS layers as new ones do."""
-    name = name.removeprefix("module.").replace("conv2_offset.", "conv2.conv_offset.")
-    return name.replace("bbox_head.fcos_", "bbox_head.conv_")
+    """Rename old versions' DCN offsets and FCOS layers as new ones do."""
+    return name.replace("conv2_offset.", "conv2.conv_offset.").replace("bbox_head.fcos_", "bbox_head.conv_")
+
+
+def _check_pixels(tensors: Mapping[str, Tensor]) -> None:
+    """Raise `UserError` if the file's own normalization of pixels, which few versions saved, is not ours."""
+    for name, values in PIXEL_BUFFERS.items():
+        found = tensors[name].flatten().double() if name in tensors else torch.tensor(values).double()
+        if found.is_meta:
+            continue
+        if found.numel() != 3 or not torch.allclose(found, torch.tensor(values).double(), rtol=1e-4):
+            raise UserError(
+                f"{name} is {short_repr(found[:3].tolist())}, but this codebase normalizes with {list(values)}: it was "
+                "trained on other pixel values",
+                code="setting",
+            )
 
 
 def _read_settings(text: str) -> dict[str, str]:

@@ -14,6 +14,7 @@ from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights
 
 from gfl.build import build_detector
 from gfl.common.errors import UserError
+from gfl.common.text import printable, truncate_middle
 from gfl.common.yaml_file import merge
 from gfl.config import Config, config_from_dict, config_to_dict
 from gfl.model.backbone import Backbone
@@ -152,11 +153,35 @@ def _rename_tensors(
             misshapen.append(f"{names[0]} is {tensor.dtype}, not {like.dtype}")
             continue
         state[name] = tensor.to(like.dtype)
-    problems = {"missing": missing, "unknown": list(unknown), "wrong": misshapen}
+    problems = {"missing": missing, "unknown": list(unknown), "of another shape or type": misshapen}
     if any(problems.values()):
-        listed = (f"{len(names)} tensors {kind}: {', '.join(names)}" for kind, names in problems.items() if names)
-        raise UserError("; ".join(listed), code="tensors")
+        listed = [f"{_count(names)} {kind}: {_list_first(names)}" for kind, names in problems.items() if names]
+        raise UserError(
+            f"{'; '.join(listed)}; it is not exactly one of the models in docs/checkpoints.md, which can be converted",
+            code="tensors",
+        )
+    broken = [names_of(name, own[name])[0] for name, tensor in state.items() if not _is_finite(tensor)]
+    if broken:
+        raise UserError(
+            f"{_count(broken)} with numbers that are not finite: {_list_first(broken)}; the file is damaged or its "
+            "training diverged: convert an earlier checkpoint",
+            code="not_finite",
+        )
     return state
+
+
+def _count(names: Sequence[str]) -> str:
+    return f"{len(names)} tensor{'' if len(names) == 1 else 's'}"
+
+
+def _list_first(items: Sequence[str]) -> str:
+    """The first three, printable, and how many more there are."""
+    more = f" and {len(items) - 3} more" if len(items) > 3 else ""
+    return ", ".join(printable(truncate_middle(item, 160)) for item in items[:3]) + more
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    return tensor.is_meta or bool(tensor.isfinite().all())
 
 
 def mmdet_names(name: str, tensor: Tensor, kind: HeadKind = GFL) -> list[str]:
@@ -188,9 +213,15 @@ def mmdet_names(name: str, tensor: Tensor, kind: HeadKind = GFL) -> list[str]:
 def to_mmdet(state: Mapping[str, Tensor], config: Config) -> dict[str, Tensor]:
     """Our state dict with the names and shapes of the matching detector of mmdetection, or of GFLv2.
 
-    Raises `UserError` if none of them computes what `config` describes.
+    Raises `UserError` if none of them computes what `config` describes, or numbers are not finite.
     """
     kind = find_mmdet_head(config)
+    if broken := [name for name, tensor in state.items() if not _is_finite(tensor)]:
+        raise UserError(
+            f"{_count(broken)} with numbers that are not finite: {_list_first(broken)}; its training diverged: "
+            "export an earlier checkpoint",
+            code="not_finite",
+        )
     tensors = {PROJECT: torch.arange(config.model.head.reg_max + 1.0)} if config.model.head.box == "general" else {}
     for name, tensor in state.items():
         names = mmdet_names(name, tensor, kind)
@@ -224,12 +255,12 @@ def find_mmdet_head(config: Config) -> HeadKind:
 
 
 def convert_backbone(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], str]:
-    """A state dict for `model.backbone.weights`, without the classifier, and the architecture's name.
+    """A state dict for `model.backbone.weights`, without the classifier or other head, and the architecture's name.
 
     Raises `UserError` for an architecture or tensors that do not fit.
     """
     tensors = {name.removeprefix("backbone."): tensor for name, tensor in tensors.items()}
-    tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(("fc.", "head.fc."))}
+    tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(("fc.", "head."))}
     name = recognize_backbone(tensors)["name"]
     with torch.device("meta"):
         own = Backbone(name).state_dict()

@@ -64,7 +64,7 @@ MISFITS = {
     "missing weight": ("gfl", {REG: None}, REG),
     "missing norm": ("gfl", {"backbone.bn1.running_var": None}, "missing: backbone.bn1.running_var"),
     "missing scale": ("gfl", {"bbox_head.scales.3.scale": None}, "missing: bbox_head.scales.3.scale"),
-    "unknown": ("gfl", {"ema_backbone_conv1_weight": torch.ones(2)}, "unknown: ema_backbone_conv1_weight"),
+    "unknown": ("gfl", {"ema_other_weight": torch.ones(2)}, "unknown: ema_other_weight"),
     "shape": ("gfl", {"bbox_head.gfl_cls.bias": torch.ones(4)}, "bbox_head.gfl_cls.bias is [4], not [3]"),
     "no shape": ("gfl", {"bbox_head.gfl_cls.bias": torch.tensor(1.0)}, "bbox_head.gfl_cls.bias is [], not [3]"),
     "shape of all scales": ("gfl", SCALES, "bbox_head.scales.0.scale"),
@@ -81,7 +81,7 @@ MISFITS = {
     "several": (
         "gfl",
         {"neck.fpn_convs.1.conv.bias": None, "bbox_head.gfl_cls.bias": torch.ones(4), "a": torch.ones(2)},
-        "missing: neck.fpn_convs.1.conv.bias; 1 tensors unknown: a; 1 tensors wrong: bbox_head.gfl_cls.bias",
+        "missing: neck.fpn_convs.1.conv.bias; 1 tensor unknown: a; 1 tensor of another shape or type: bbox",
     ),
     "no centerness of ATSS": ("atss", {"bbox_head.atss_centerness.weight": None}, "bbox_head.atss_centerness.weight"),
     "more anchors": ("atss", {"bbox_head.atss_reg.weight": torch.ones(36, 64, 3, 3)}, "[36, 64, 3, 3], not [4, 64"),
@@ -141,3 +141,41 @@ def test_a_model_that_mmdetection_cannot_express_is_refused(model, parts, refusa
     config = make_config(**model)
     assert refusal(to_mmdet, {}, config).code == "not_expressible"
     assert all(part in refusal(to_mmdet, {}, config) for part in parts)
+
+
+# --- numbers that are not finite --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e300])
+def test_weights_that_are_not_finite_are_refused_by_name(value, refusal):
+    """1e300 is finite in the file's precision only."""
+    broken = {CLS: torch.full((3, 64, 3, 3), value, dtype=torch.float64), "backbone.bn1.bias": torch.full((64,), value)}
+    message = refusal(convert, small_detector("gfl") | broken)
+    assert message.code == "not_finite"
+    assert "2 tensors" in message
+    assert all(name in message for name in broken)
+
+
+def test_a_diverged_model_is_not_exported(refusal):
+    message = refusal(to_mmdet, {"fpn.lateral.0.bias": torch.tensor([float("nan")])}, make_config())
+    assert message.code == "not_finite"
+    assert "fpn.lateral.0.bias" in message
+
+
+def test_a_long_list_of_tensors_is_cut_to_its_first_and_a_count(refusal):
+    unknown = {f"bbox_head.aux.{number}.weight": torch.ones(1) for number in range(200)}
+    message = refusal(convert, small_detector("gfl") | unknown)
+    assert "200 tensors unknown: bbox_head.aux.0.weight" in message
+    assert "197 more" in message
+    assert len(message) < 400
+
+
+@pytest.mark.parametrize(("part", "code"), [("mean", "setting"), ("std", "setting"), ("none", "")])
+def test_saved_statistics_of_pixels_must_be_ours(part, code, refusal):
+    pixels = {"mean": [123.675, 116.28, 103.53], "std": [58.395, 57.12, 57.375]}
+    tensors = {f"data_preprocessor.{key}": torch.tensor(values)[:, None, None] for key, values in pixels.items()}
+    if not code:
+        assert convert(small_detector("gfl") | tensors).state.keys() == convert(small_detector("gfl")).state.keys()
+        return
+    tensors[f"data_preprocessor.{part}"] = torch.tensor([103.53, 116.28, 1.0])[:, None, None]
+    assert refusal(convert, small_detector("gfl") | tensors).code == code

@@ -29,9 +29,10 @@ def convert(script, capsys):
     """Call the command's main function; returns what it prints."""
     command = script("convert_checkpoint")
 
-    def call(source, out, *, to="gfl", config=None, classes=None):
+    def call(source, out, *, to="gfl", **options):
         capsys.readouterr()
-        command.main(argparse.Namespace(input=str(source), output=str(out), to=to, config=config, classes=classes))
+        options = {"config": None, "classes": None, "weights": None} | options
+        command.main(argparse.Namespace(input=str(source), output=str(out), to=to, **options))
         return capsys.readouterr().out
 
     return call
