@@ -154,11 +154,10 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 def _hint(state: Any, path: Path) -> str:
     """What a file of tensors is instead of our checkpoint, and what to do with it."""
     if isinstance(state, dict) and "format" in state:
-        missing = ", ".join(sorted(DETECTOR_KEYS - state.keys()))
-        lacks = f" without {missing}" if missing else ""
-        return f": it has format {short_repr(state['format'])}{lacks}, not {FORMAT!r}; use one that this version wrote"
+        missing = "".join(f", no {key}" for key in sorted(DETECTOR_KEYS - state.keys()))
+        return f" of format {FORMAT!r}: it has format {short_repr(state['format'])}{missing}; use an intact one"
     if isinstance(state, dict) and state.keys() >= BACKBONE_TENSORS:
-        return f" but holds a backbone only: train with model.backbone.weights={path}"
+        return f" but holds a backbone only: train with model.backbone.weights={shlex.quote(str(path))}"
     return f"; {conversion_advice(path)}"
 
 

@@ -1,6 +1,7 @@
 """Convert checkpoints of other codebases to ours, and ours to mmdetection's."""
 
 import argparse
+import shlex
 from pathlib import Path
 
 
@@ -158,9 +159,9 @@ def next_command(content: dict[str, Any], out: Path) -> str:
     if "state_dict" in content:
         return "in mmdetection: load_from = " + repr(str(out))
     if "model" not in content:
-        return f"train with model.backbone.weights={out}"
+        return "add to the training command: " + shlex.quote(f"model.backbone.weights={out}")
     annotations = content["config"]["data"]["val"]["annotations"]
-    return f"python eval.py {out}" + ("" if annotations else " --data ANNOTATIONS.json IMAGES/")
+    return f"python eval.py {shlex.quote(str(out))}" + ("" if annotations else " --data ANNOTATIONS.json IMAGES/")
 
 
 if __name__ == "__main__":

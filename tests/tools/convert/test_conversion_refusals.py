@@ -149,7 +149,8 @@ def test_a_model_that_mmdetection_cannot_express_is_refused(model, parts, refusa
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e300])
 def test_weights_that_are_not_finite_are_refused_by_name(value, refusal):
     """1e300 is finite in the file's precision only."""
-    broken = {CLS: torch.full((3, 64, 3, 3), value, dtype=torch.float64), "backbone.bn1.bias": torch.full((64,), value)}
+    shapes = {CLS: (3, 64, 3, 3), "backbone.bn1.bias": (64,)}
+    broken = {name: torch.full(shape, value, dtype=torch.float64) for name, shape in shapes.items()}
     message = refusal(convert, small_detector("gfl") | broken)
     assert message.code == "not_finite"
     assert "2 tensors" in message

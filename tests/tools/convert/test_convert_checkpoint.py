@@ -4,6 +4,7 @@ import argparse
 import json
 import multiprocessing
 import os
+import shlex
 import subprocess
 import sys
 
@@ -74,17 +75,6 @@ def own_run(tmp_path_factory):
 
 def run_command(folder, *words):
     return subprocess.run([sys.executable, SCRIPT, *words], cwd=folder, capture_output=True, text=True, timeout=120)
-
-
-def test_the_command_converts_an_old_file(tmp_path):
-    content = mmdet2(small_detector("gfl"))
-    torch.save(content, tmp_path / "in.pth", _use_new_zipfile_serialization=False)
-    done = run_command(tmp_path, "in.pth", "out.pt")
-    assert (done.returncode, done.stderr) == (0, "")
-    for part in ("mmdetection 2.25.0", "resnet18", "reg_max 16", "3: disc, ring, cross", "python eval.py out.pt"):
-        assert part in done.stdout
-    model = load_detector(tmp_path / "out.pt").model
-    assert_same_state(to_mmdet(model.state_dict(), CONFIGS["gfl"]), small_detector("gfl"))
 
 
 def test_the_command_refuses_a_truncated_file_in_one_line(source, tmp_path):
@@ -176,6 +166,48 @@ def test_a_config_that_fits_goes_into_the_file_and_another_is_refused(source, co
     assert "model.head.reg_max" in message
 
 
+def test_averaged_weights_are_converted_unless_others_are_chosen(convert, refuse, source, tmp_path):
+    last, path = small_detector("gfl"), tmp_path / "ema.pth"
+    averaged = {name: tensor / 2 if "conv" in name else tensor for name, tensor in last.items()}
+    swapped = {"steps": torch.tensor(3)} | {f"module.{name}": tensor for name, tensor in last.items()}
+    torch.save(mmdet3(averaged) | {"ema_state_dict": swapped}, path)  # as mmengine saves them
+    for choice, expected in ((None, averaged), ("ema", averaged), ("model", last)):
+        printed = convert(path, tmp_path / "out.pt", weights=choice)
+        assert "\nweights  " in printed
+        assert ("--weights model" if expected is averaged else "--weights ema") in printed
+        model = load_detector(tmp_path / "out.pt").model
+        assert_same_state(to_mmdet(model.state_dict(), CONFIGS["gfl"]), expected)
+    assert "\nweights  " not in convert(source, tmp_path / "out.pt")
+    assert refuse(source, tmp_path / "out2.pt", weights="ema")[1] == "weights"
+
+
+def test_a_backbone_of_a_training_script_is_converted(convert, tmp_path):
+    """torchvision's reference scripts save the arguments, the optimizer and an averaged model."""
+    theirs = models.resnet18().state_dict()
+    averaged = {f"module._orig_mod.{name}": t + 1 if t.is_floating_point() else t for name, t in theirs.items()}
+    content = {"model": theirs, "model_ema": averaged | {"n_averaged": torch.tensor(3)}, "optimizer": {}, "epoch": 1}
+    torch.save(content | {"args": argparse.Namespace(lr=0.1)}, tmp_path / "in.pth")
+    assert "model_ema" in convert(tmp_path / "in.pth", tmp_path / "out.pt")
+    expected = {name: averaged[f"module._orig_mod.{name}"] for name in theirs if not name.startswith("fc.")}
+    assert_same_state(torch.load(tmp_path / "out.pt", weights_only=True), expected)
+
+
+def next_line(printed):
+    return printed.strip().splitlines()[-1].removeprefix("next").strip()
+
+
+def test_the_setting_printed_for_a_backbone_and_for_mmdetection_can_be_used(convert, own_run, refusal, tmp_path):
+    out = tmp_path / "with a space.pt"
+    torch.save(models.resnet18().state_dict(), tmp_path / "in.pth")
+    (override,) = shlex.split(next_line(convert(tmp_path / "in.pth", out)).partition(": ")[2])
+    weights = load_config(write_config(tmp_path / "config.yaml"), [override]).model.backbone.weights
+    load_backbone_weights(Backbone("resnet18"), "resnet18", weights)
+    assert "model.backbone.weights=" in refusal(load_detector, out)  # which evaluates detectors only
+    line, settings = next_line(convert(own_run, out, to="mmdet")), {}
+    exec(line.partition(": ")[2], settings)
+    assert settings["load_from"] == str(out)
+
+
 def test_an_output_that_cannot_be_written_is_named(source, refuse, tmp_path):
     (tmp_path / "folder").mkdir()
     (tmp_path / "file").touch()
@@ -209,7 +241,8 @@ def test_a_checkpoint_given_for_the_wrong_direction_is_refused(own_run, source, 
     assert refuse(own_run / "best.pt", out)[1] == "already_ours"
     assert refuse(source, out, to="mmdet")[1] == "other_format"
     assert refuse(tmp_path, out, to="mmdet")[1] == "missing"
-    assert refuse(own_run, out, to="mmdet", classes="a.json")[1] == "options"
+    for option in ("classes", "config", "weights"):
+        assert refuse(own_run, out, to="mmdet", **{option: "ema"})[1] == "options"
 
 
 def test_a_model_that_mmdetection_cannot_express_is_refused_with_its_file(refuse, tmp_path):

@@ -85,7 +85,7 @@ PREFIXES = [
 
 
 @pytest.mark.parametrize(
-    ("key", "prefix"), itertools.product(["", "state_dict", "model", "model_state_dict", "net"], PREFIXES)
+    ("key", "prefix"), list(itertools.product(["", "state_dict", "model", "model_state_dict", "net"], PREFIXES))
 )
 def test_prefixes_of_wrappers_are_removed_in_every_container(key, prefix):
     tensors = prefixed(prefix, LAST)
