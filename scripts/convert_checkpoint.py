@@ -36,6 +36,7 @@ from typing import Any
 from gfl.checkpoint import FORMAT, detector_content, find_detector, read_checkpoint, write_torch_file
 from gfl.common.errors import UserError, error_context, run
 from gfl.common.files import temporary
+from gfl.common.text import list_some, printable
 from gfl.config import Config, config_from_dict, load_config
 from gfl.data.coco import category_names, read_coco_json
 from gfl.tools.convert.architecture import ExternalCheckpoint, allowed_settings, head_kind, parse_external
@@ -89,6 +90,8 @@ def import_external(path: Path, args: argparse.Namespace) -> dict[str, Any]:
         print(f"read     {path}: {checkpoint.codebase}, {len(checkpoint.tensors)} tensors")
         if checkpoint.weights:
             print(f"weights  {checkpoint.weights}")
+        if checkpoint.ignored:
+            print(f"ignored  {printable(list_some(checkpoint.ignored))}, which are no weights of the model")
         if checkpoint.is_backbone:
             return import_backbone(checkpoint, config)
         state, config, class_names = convert_detector(checkpoint, config, class_names)

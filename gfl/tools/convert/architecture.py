@@ -108,6 +108,7 @@ class ExternalCheckpoint(NamedTuple):
     settings: dict[str, str]  # of the config beside the tensors; empty if there is none
     codebase: str
     weights: str  # one line on which of the file's weights these are; empty for the only ones
+    ignored: tuple[str, ...]  # what the file holds beside them
 
     @property
     def is_backbone(self) -> bool:
@@ -126,7 +127,7 @@ def parse_external(content: Any, weights: str | None = None) -> ExternalCheckpoi
     meta = content.get("meta") if isinstance(content, dict) else None
     meta = meta if isinstance(meta, dict) else {}
     text = next((meta[key] for key in ("config", "cfg") if isinstance(meta.get(key), str)), "")  # of 2.x, of 3.x
-    stored, summary = find_weights(content, weights, text)
+    stored, summary, ignored = find_weights(content, weights, text)
     for name, tensor in stored.items():  # a view with strides of 0 repeats one number
         if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
             raise UserError(f"tensor {name} claims more numbers than the file holds", code="tensors")
@@ -140,7 +141,8 @@ def parse_external(content: Any, weights: str | None = None) -> ExternalCheckpoi
     dataset = meta.get("dataset_meta")
     named = [meta.get("CLASSES"), *(dataset.get(key) for key in ("classes", "CLASSES") if isinstance(dataset, dict))]
     class_names = next((tuple(names) for names in named if _is_name_list(names)), ())
-    return ExternalCheckpoint(tensors, class_names, _read_settings(text), _recognize_codebase(tensors, meta), summary)
+    codebase = _recognize_codebase(tensors, meta)
+    return ExternalCheckpoint(tensors, class_names, _read_settings(text), codebase, summary, ignored)
 
 
 def normalize_key(name: str) -> str:
@@ -179,7 +181,7 @@ def _recognize_codebase(tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) 
     if "bbox_head.reg_conf.0.weight" in tensors:
         return "implus/GFocalV2"
     if not any(name.startswith("bbox_head.") for name in tensors):
-        return "ImageNet weights"
+        return "weights of a backbone"
     version = meta.get("mmdet_version", "3.x" if "mmengine_version" in meta else "")
     return f"mmdetection {version}".rstrip() if isinstance(version, str) and version.isprintable() else "mmdetection"
 
@@ -246,6 +248,12 @@ def _check_settings(kind: HeadKind, settings: Mapping[str, str]) -> None:
 
 def recognize_backbone(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     """The config's `model.backbone` keys `name`, `dcn` and `dcn_stages`; raises `UserError` for another network."""
+    if "layer1.0.conv2.weight" not in tensors:
+        raise UserError(
+            "neither a detector of mmdetection nor a ResNet or ResNeXt of torchvision's names, which would have a tensor "
+            f"layer1.0.conv2.weight; found {list_some(list(tensors))}",
+            code="tensors",
+        )
     blocks = tuple(_count_modules(tensors, f"layer{stage}.") for stage in (1, 2, 3, 4))
     width = tuple(weight_shape(tensors, "layer1.0.conv2.weight")[:2])
     bottleneck = "layer1.0.conv3.weight" in tensors

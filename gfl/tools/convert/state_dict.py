@@ -101,7 +101,8 @@ def _class_names(checkpoint: ExternalCheckpoint, kind: HeadKind, given: Sequence
         raise UserError("the class names are not all different, not empty and printable", code="classes")
     if len(names) == outputs:
         return names
-    problem = f"{layer} has {outputs} outputs, but there are {len(names)} classes"
+    source = "the file names" if checkpoint.class_names else "--classes names" if given else "COCO has"
+    problem = f"{layer} has {outputs} outputs, but {source} {len(names)} classes"
     if outputs == len(names) + 1:
         hint = "" if checkpoint.class_names else "; if it has none, name the classes with --classes"
         raise UserError(

@@ -31,10 +31,11 @@ BUFFER = "ema_"  # mmcv's hook keeps weights as buffers with this prefix and "_"
 
 
 class StoredWeights(NamedTuple):
-    """The weights that were taken, and one line on where they were; empty if there is nothing to say."""
+    """The weights that were taken."""
 
     tensors: dict[str, Tensor]
-    summary: str
+    summary: str  # one line on where they were; empty if there is nothing to say
+    ignored: tuple[str, ...]  # what else the file holds
 
 
 class _Weights(NamedTuple):
@@ -56,6 +57,7 @@ def find_weights(content: Any, choice: str | None = None, config_text: str = "")
     found = _find_state_dicts(content)
     if not found:
         raise UserError(_why_none(content), code="not_state_dict")
+    places = [weights.place for weights in found.values()]
     swapped = EMA in found and MODEL in found and _is_mmengine(content, found[EMA].tensors)
     removed: set[str] = set()
     for kind, (tensors, place) in found.items():
@@ -71,7 +73,9 @@ def find_weights(content: Any, choice: str | None = None, config_text: str = "")
     if choice not in found:
         only = "no averaged weights" if choice == EMA else "only averaged weights"
         raise UserError(f"it holds {only}; leave out --weights {choice}", code="weights")
-    return StoredWeights(found[choice].tensors, _summarize(found, choice, removed))
+    used = {"meta", *(place.partition(".")[0] for place in places)}
+    ignored = tuple(str(key) for key in content if key not in used) if any(places) else ()
+    return StoredWeights(found[choice].tensors, _summarize(found, choice, removed), ignored)
 
 
 def _find_state_dicts(content: Any, nesting: int = 0) -> dict[str, _Weights]:

@@ -28,7 +28,7 @@ def run_printed(command):
     assert command.startswith("python ")
     command = shlex.quote(sys.executable) + command.removeprefix("python")
     done = subprocess.run(command, shell=True, cwd=ROOT, capture_output=True, text=True, timeout=120)
-    assert (done.returncode, done.stderr) == (0, "")
+    assert done.returncode == 0, done.stderr
     return done.stdout
 
 

@@ -56,12 +56,12 @@ def is_same(found, expected):
 
 @pytest.mark.parametrize(("content", "text"), FILES.values(), ids=FILES)
 def test_averaged_weights_are_taken_and_the_others_on_demand(content, text):
-    tensors, summary = find_weights(content, None, text)
+    tensors, summary, _ = find_weights(content, None, text)
     assert is_same(tensors, AVERAGED)
     assert "averaged" in summary.partition(";")[0]
     assert "--weights model" in summary
     assert is_same(find_weights(content, "ema", text).tensors, AVERAGED)
-    tensors, summary = find_weights(content, "model", text)
+    tensors, summary, _ = find_weights(content, "model", text)
     assert is_same(tensors, LAST)
     assert "--weights ema" in summary
 
@@ -89,7 +89,8 @@ PREFIXES = [
 )
 def test_prefixes_of_wrappers_are_removed_in_every_container(key, prefix):
     tensors = prefixed(prefix, LAST)
-    found, summary = find_weights({key: tensors, **BESIDE} if key else tensors)
+    found, summary, ignored = find_weights({key: tensors, **BESIDE} if key else tensors)
+    assert ignored == (tuple(BESIDE) if key else ())
     assert is_same(found, LAST)
     assert all(f"{part}." in summary for part in prefix.split(".") if part)
 
