@@ -250,7 +250,7 @@ def recognize_backbone(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     """The config's `model.backbone` keys `name`, `dcn` and `dcn_stages`; raises `UserError` for another network."""
     if "layer1.0.conv2.weight" not in tensors:
         raise UserError(
-            "neither a detector of mmdetection nor a ResNet or ResNeXt of torchvision's names, which would have a tensor "
+            "neither a detector of mmdetection nor a ResNet or ResNeXt with torchvision's names, which would have "
             f"layer1.0.conv2.weight; found {list_some(list(tensors))}",
             code="tensors",
         )
