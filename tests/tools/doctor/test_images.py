@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gfl.data.image_files import EXIF_ORIENTATION
+from gfl.data.orientation import ORIENTATION
 from gfl.tools.doctor.images import InspectedImage, image_findings, inspect_image, inspect_images, shared_image_findings
 
 
@@ -14,7 +14,7 @@ def photograph(path, *, orientation=None, size=(100, 128)):
     blocks = np.random.default_rng(0).integers(0, 255, (8, 8, 3), dtype=np.uint8)
     exif = Image.Exif()
     if orientation:
-        exif[EXIF_ORIENTATION] = orientation
+        exif[ORIENTATION] = orientation
     pixels = cv2.resize(blocks, size[::-1], interpolation=cv2.INTER_CUBIC)
     Image.fromarray(pixels).save(path, "JPEG", quality=95, exif=exif)
     return path
