@@ -108,13 +108,14 @@ def read_image(path: Path, size: tuple[int, int] | None = None, *, bit_depth: Bi
 def value_range(path: Path) -> tuple[str, float, float] | None:
     """Type, lowest and highest of the values of an image file whose channels have more than 8 bits, else None.
 
-    Only of formats with such channels; raises `BadImage` as `read_image` does.
+    For a file that `read_image` has read.
     """
-    data = _read_file(path)
-    has_8_bits = data[:2] in (b"\xff\xd8", b"BM") or data[:4] in (b"RIFF", b"GIF8") or data[4:8] == b"ftyp"
-    if has_8_bits or (data[:8] == PNG_SIGNATURE and data[24:25] != b"\x10"):
+    with open(path, "rb") as file:
+        start = file.read(32)
+    has_8_bits = start[:2] in (b"\xff\xd8", b"BM") or start[:4] in (b"RIFF", b"GIF8") or start[4:8] == b"ftyp"
+    if has_8_bits or (start[:8] == PNG_SIGNATURE and start[24:25] != b"\x10"):
         return None
-    values = _imdecode(path, data, cv2.IMREAD_UNCHANGED)
+    values = _imdecode(path, _read_file(path), cv2.IMREAD_UNCHANGED)
     if values is None or values.dtype == np.uint8:
         return None
     values = values[np.isfinite(values)]
@@ -165,8 +166,8 @@ def _decode_scaled(path: Path, data: bytes, bit_depth: BitDepth) -> np.ndarray:
     if values.dtype == np.uint8:
         return np.ascontiguousarray(values)
     low, high = scale_limits(bit_depth)
-    scaled = (np.nan_to_num(values.astype(np.float32), nan=low) - low) * (255 / (high - low))
-    return np.rint(scaled).clip(0, 255).astype(np.uint8)
+    clipped = np.nan_to_num(values.astype(np.float32), nan=low).clip(low, high)
+    return np.rint((clipped - low) * (255 / (high - low))).astype(np.uint8)
 
 
 def _imdecode(path: Path, data: bytes, flags: int) -> np.ndarray | None:

@@ -17,25 +17,39 @@ from torch.utils.data import DataLoader
 
 from gfl.common.errors import UserError
 from gfl.common.findings import Finding, finding_if_any
+from gfl.common.text import list_some
 from gfl.data.coco import CocoData, image_path
-from gfl.data.image_files import BitDepth, read_image, scale_limits, value_range
+from gfl.data.image_errors import MAX_PIXELS_VARIABLE, max_pixels
+from gfl.data.image_files import BitDepth, find_images, read_image, scale_limits, value_range
 from gfl.data.loader import worker_died
 from gfl.data.orientation import TRANSPOSED, read_orientation
 
 MIN_SHARE_OF_RANGE = 0.5  # of 16 bits, below which the values in use are called few
 CHUNK = 16  # images per message from a process
+DAMAGED = ("damaged or unreadable images", "restore or leave out")
+UNREADABLE = {  # code of the error: what, advice
+    "truncated": ("images whose end is missing", "restore or leave out"),
+    "empty_image": ("images of 0 bytes", "restore or leave out"),
+    "not_an_image": ("files that are no images", "restore or leave out"),
+    "video": ("videos", "extract their frames"),
+    "heic": ("HEIC images", "convert to JPEG or PNG"),
+    "too_many_pixels": (f"images above {max_pixels():,} pixels", f"cut into tiles, or raise {MAX_PIXELS_VARIABLE}"),
+    "pixel_type": ("images whose type of pixels needs a scale", "set data.bit_depth; the json has their ranges"),
+    "out_of_memory": ("images too large for the memory", "cut into tiles"),
+}
 DECODER_WARNINGS = (b"Corrupt JPEG", b"Premature end of JPEG")  # about files that are read nevertheless
 
 
 class InspectedImage(NamedTuple):
     """The state of one image file."""
 
-    problem: str = ""  # "damaged" or "size": training would stop here
+    problem: str = ""  # "unreadable" or "size": training would stop here
     reason: str = ""  # with this message
     digest: str = ""  # of the upright pixels; equal for copies, also in another lossless format or with other metadata
     rotation: str = ""  # "unrotated": the json has the size before EXIF rotation; "ambiguous": both sizes are equal
     decoder_warning: str = ""  # that parts of the file are corrupt
     values: tuple[str, float, float] | None = None  # type, lowest and highest, of more than 8 bits
+    code: str = ""  # of the error
 
 
 def inspect_image(path: Path, size: tuple[int, int], bit_depth: BitDepth = 0) -> InspectedImage:
@@ -45,7 +59,7 @@ def inspect_image(path: Path, size: tuple[int, int], bit_depth: BitDepth = 0) ->
             image = read_image(path, bit_depth=bit_depth)
             values = value_range(path)
         except UserError as error:
-            return InspectedImage("damaged", str(error))
+            return InspectedImage("unreadable", str(error), code=error.code)
     warning, rotation = "".join(warnings[:1]), ""
     if image.shape[:2] != size:
         try:
@@ -153,14 +167,20 @@ def image_findings(data: CocoData, inspected: dict[int, InspectedImage], bit_dep
         names = [str(data.file_names[row]) for row in selected]
         return names, [image.reason or image.decoder_warning for image in selected.values()]
 
-    damaged = select(lambda image: image.problem == "damaged")
     other_size = select(lambda image: image.problem == "size")
+    unreadable = [
+        finding
+        for code in sorted({image.code for image in inspected.values() if image.problem == "unreadable"})
+        for finding in finding_if_any(
+            "error", *UNREADABLE.get(code, DAMAGED), *select(lambda image, c=code: image.code == c)
+        )
+    ]
     corrupt = select(lambda image: image.decoder_warning)
     unrotated, _ = select(lambda image: image.rotation == "unrotated")
     ambiguous, _ = select(lambda image: image.rotation == "ambiguous")
     copies = [" = ".join(names) for names in _names_by_digest(data, inspected).values() if len(names) > 1]
     return [
-        *finding_if_any("error", "damaged or unreadable images", "restore or leave out", *damaged),
+        *unreadable,
         *finding_if_any("error", "images of another size than the json's", "correct json or file", *other_size),
         *finding_if_any("warning", "images with corrupt parts", "read with wrong pixels", *corrupt),
         *finding_if_any(
@@ -203,6 +223,29 @@ def _depth_advice(kind: str, low: float, high: float, bit_depth: BitDepth) -> tu
     depth = max(8, int(high).bit_length())
     option = f"{depth}" if low < high / 2 else f"[{low:g},{high:g}]"
     return "warning", f"{read}; data.bit_depth={option} scales them"
+
+
+def unlisted_image_findings(trees: Sequence[dict], roots: Sequence[str]) -> list[list[Finding]]:
+    """Per split, the images in its folder and below that none of the jsons names; each is reported once."""
+    named = {
+        os.path.abspath(os.path.join(root, name))
+        for tree, root in zip(trees, roots, strict=True)
+        for name in _names(tree)
+    }
+    findings = []
+    for root in roots:
+        paths = [str(path) for path in find_images(Path(os.path.abspath(root))) if str(path) not in named]
+        named.update(paths)
+        names = [os.path.relpath(path, root) for path in paths]
+        what = f"images in the folder that no json names: {list_some(names)}" if names else ""
+        findings.append(finding_if_any("ok", what, "not used", names))
+    return findings
+
+
+def _names(tree: dict) -> list[str]:
+    """The file names of a json, whose entries may still be anything."""
+    names = (entry.get("file_name") for entry in tree["images"] if isinstance(entry, dict))
+    return [name for name in names if isinstance(name, str)]
 
 
 def shared_image_findings(
