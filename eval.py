@@ -2,6 +2,7 @@
 
 import argparse
 import re
+import shlex
 import signal
 
 
@@ -70,7 +71,8 @@ def main(args: argparse.Namespace) -> None:
         metrics = coco_metrics(data, results)
         write_json(out / "metrics.json", metrics)
         print(f"\n{format_metrics(metrics)}\n\nmetrics: {out / 'metrics.json'}")
-        print(f"next: python scripts/predict.py {args.checkpoint} {data.root} -o {out / 'pictures'}")
+        words = ["scripts/predict.py", args.checkpoint, data.root, "-o", out / "pictures"]
+        print(f"next: python {shlex.join(map(str, words))}")
 
 
 def default_output(checkpoint: Path, args: argparse.Namespace) -> Path:

@@ -23,6 +23,7 @@ def parse_args() -> argparse.Namespace:
 if __name__ == "__main__":  # before the heavy imports, so that --help answers at once and no signal is missed
     ARGS, STOP = parse_args(), StopRequest()
 
+import shlex
 from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
@@ -152,7 +153,7 @@ def train(config: Config, device: torch.device, stop: StopRequest, *, resume: bo
     report_bad_images(data.train_loader.dataset.bad, run_dir)
     if distributed.is_main():
         best = f"{state.progress.best:.3f}" if state.progress.best >= 0 else "-"
-        print(f"done: best AP {best}\nnext: python eval.py {run_dir}")
+        print(f"done: best AP {best}\nnext: python eval.py {shlex.quote(str(run_dir))}")
 
 
 def stop_before_start(stop: StopRequest) -> None:
@@ -178,7 +179,7 @@ def evaluate(
     if results is None:
         return None
     metrics = coco_metrics(data.val, results)
-    log.evaluation(metrics, draw_samples(data.val, results, config.log.images))
+    log.evaluation(metrics, draw_samples(data.val, results, config.log.images, bit_depth=config.data.bit_depth))
     return metrics
 
 

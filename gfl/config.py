@@ -42,6 +42,12 @@ def _is_size_or_range(side: int | tuple[int, ...]) -> bool:
     return len(sides) in (1, 2) and 0 < sides[0] <= sides[-1] <= 2**15
 
 
+def _is_depth_or_range(depth: int | tuple[float, ...]) -> bool:
+    if isinstance(depth, int):
+        return depth == 0 or 8 <= depth <= 16
+    return len(depth) == 2 and depth[0] < depth[1]
+
+
 def _can_be_a_path(text: str) -> bool:
     return len(os.fsencode(text)) < 4096 and all(len(os.fsencode(name)) <= 255 for name in text.split("/"))
 
@@ -141,6 +147,9 @@ class DataConfig:
     flip: Probability = 0.5
     augment: tuple[dict[str, Any], ...] = ()  # albumentations transforms: [{name: ..., arguments}]
     keep_empty: bool = False  # train on images without boxes as well
+    # Files with more than 8 bits per channel: the bits in use, or the values [low, high] that become 0 and 255; 0: the
+    # highest 8 of 16 bits.
+    bit_depth: Annotated[int | tuple[float, ...], Check("0, 8 to 16, or a range [low, high]", _is_depth_or_range)] = 0
     workers: Annotated[int, between(0, 1000)] = 4  # loader processes per training process
     on_bad_image: Literal["stop", "skip"] = "stop"  # in training; skip: another image in its place
 

@@ -5,6 +5,7 @@ An existing set with the same arguments is kept; one with other arguments is rep
 """
 
 import argparse
+import shlex
 import time
 from pathlib import Path
 
@@ -59,8 +60,10 @@ def _overrides(out: str) -> str:
     if Path(out) == Path(DEFAULT_OUT):
         return ""
     splits = ("train", "val")
-    annotations = "".join(f" data.{split}.annotations={out}/annotations/instances_{split}.json" for split in splits)
-    return annotations + "".join(f" data.{split}.images={out}/{split}" for split in splits)
+    words = [f"data.{split}.annotations={out}/annotations/instances_{split}.json" for split in splits]
+    return "".join(
+        f" {shlex.quote(word)}" for word in words + [f"data.{split}.images={out}/{split}" for split in splits]
+    )
 
 
 if __name__ == "__main__":

@@ -1,29 +1,32 @@
 """Detect objects in images, and draw the distribution of each side of their boxes."""
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        description="Detect objects in an image or a folder of images. Writes NAME.boxes.png with boxes, labels and "
-        "scores, NAME.sides.png with the four side distributions of the most confident boxes, and predictions.json.",
+        description="Detect objects in images, and in folders of images with their sub-folders. Writes NAME.boxes.png "
+        "with boxes, labels and scores, NAME.sides.png with the four side distributions of the most confident boxes, "
+        "and predictions.json.",
         epilog="example: python scripts/predict.py runs/gfl_r18_shapes data/shapes/val -o pictures --limit 8",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("checkpoint", help="a run folder (its best.pt, else its last.pt) or a .pt file")
-    parser.add_argument("images", help="an image, or a folder of images")
+    parser.add_argument("images", nargs="+", help="images, or folders of images")
     parser.add_argument("-o", "--out", required=True, help="folder for the pictures and predictions.json")
     parser.add_argument("--score", type=float, default=0.3, help="minimum score of a detection (default 0.3)")
     parser.add_argument("--boxes", type=int, default=3, help="boxes whose sides are drawn (default 3)")
     parser.add_argument("--limit", type=int, help="stop after this many images")
-    return parser.parse_args()
+    return parser.parse_intermixed_args()  # images may also follow a flag
 
 
 ARGS = parse_args() if __name__ == "__main__" else None  # before the heavy imports, so that --help answers at once
 
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -31,26 +34,25 @@ import numpy as np
 from gfl.checkpoint import load_detector
 from gfl.common.errors import UserError, run
 from gfl.common.files import output_folder, write_json
-from gfl.data.image_files import IMAGE_SUFFIXES, is_image, read_image
+from gfl.data.image_errors import is_url, url_error
+from gfl.data.image_files import IMAGE_SUFFIXES, find_images, read_image
 from gfl.evaluation.draw import draw_boxes, draw_distributions, save_image
 from gfl.evaluation.inference import Prediction
 
 
 def main(args: argparse.Namespace) -> None:
     out = output_folder(args.out)
-    paths = find_images(Path(args.images))[: args.limit]
+    paths = list_images(args.images, out)[: args.limit]
     detector = load_detector(args.checkpoint)
     predictions, failed = {}, 0
-    stems = Counter(path.stem for path in paths)
-    for path in paths:
+    for path, name in zip(paths, output_names(paths), strict=True):
         try:
-            image = read_image(path)
-        except UserError as error:  # one bad file of a folder does not stop the others
+            image = read_image(path, bit_depth=detector.config.data.bit_depth)
+        except UserError as error:  # one bad file does not stop the others
             print(f"skipped: {error}", file=sys.stderr)
             failed += 1
             continue
         found = detector.predict(image, score_thresh=args.score)
-        name = path.stem if stems[path.stem] == 1 else path.name
         written = draw(image, found, out / name, max_sides=args.boxes)
         predictions[str(path)] = to_json(found)
         print(f"{path}: {len(found.scores)} objects  {'  '.join(map(str, written))}")
@@ -60,16 +62,41 @@ def main(args: argparse.Namespace) -> None:
         raise UserError(f"{failed} of {len(paths)} images could not be read, see above; the others are written")
 
 
-def find_images(path: Path) -> list[Path]:
-    """The image itself, or the images in a folder by name."""
-    if path.is_file():
-        return [path]
-    if not path.is_dir():
-        raise UserError(f"no image or folder {path}")
-    images = sorted(entry for entry in path.iterdir() if is_image(entry))
-    if not images:
-        raise UserError(f"no images in {path}; known endings: {', '.join(IMAGE_SUFFIXES)}")
-    return images
+def list_images(arguments: Sequence[str], out: Path) -> list[Path]:
+    """The images themselves and those in the folders by name, each once, without the pictures in the output folder.
+
+    Raises `UserError` for an argument that is neither an image nor a folder with some.
+    """
+    images: list[Path] = []
+    for argument in arguments:
+        if is_url(argument):
+            raise url_error(argument)
+        path = Path(argument)
+        if path.is_file():
+            images.append(path)
+            continue
+        if not path.is_dir():
+            raise UserError(f"no image or folder {path}")
+        found = find_images(path)
+        if path.absolute() in out.absolute().parents:
+            found = [image for image in found if out.absolute() not in image.absolute().parents]
+        if not found:
+            raise UserError(f"no images in {path} or below; known endings: {', '.join(IMAGE_SUFFIXES)}")
+        images += found
+    return list(dict.fromkeys(images))
+
+
+def output_names(paths: Sequence[Path]) -> list[str]:
+    """A name for the pictures of each image: its stem; where others have it too, its name; else with its folders."""
+    names = {path: path.stem for path in paths}
+    for parts in range(1, max(len(path.parts) for path in paths) + 1):
+        known: dict[str, list[Path]] = {}
+        for path, name in names.items():
+            known.setdefault(name, []).append(path)
+        for path in (path for same in known.values() if len(same) > 1 for path in same):
+            names[path] = "_".join(path.parts[-parts:]).replace(os.sep, "_")
+    taken = Counter(names.values())  # "a_b/c.png" and "a/b_c.png" are still the same
+    return [names[path] if taken[names[path]] == 1 else f"{index}_{names[path]}" for index, path in enumerate(paths)]
 
 
 def draw(image: np.ndarray, found: Prediction, stem: Path, *, max_sides: int) -> list[Path]:

@@ -1,6 +1,6 @@
-"""Image files: which names are allowed and exist, their orientation, their sizes from the header, and their pixels."""
+"""Image files: which names are allowed and exist, their sizes from the header, and their pixels."""
 
-import contextlib
+import glob
 import os
 import warnings
 from collections.abc import Iterable, Sequence
@@ -12,16 +12,25 @@ from PIL import Image
 
 from gfl.common.errors import UserError
 from gfl.common.text import list_some
+from gfl.data.image_errors import (
+    BadImage,
+    check_is_image,
+    check_pixel_count,
+    is_cut_off,
+    max_pixels,
+    out_of_memory,
+    unopened,
+)
+from gfl.data.orientation import PNG_SIGNATURE, TRANSPOSED, read_orientation, turn_upright, without_orientation
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")  # in either case
-EXIF_ORIENTATION, TIFF_WIDTH, TIFF_HEIGHT = 0x0112, 256, 257  # tags of EXIF and TIFF
-TRANSPOSED = (5, 6, 7, 8)  # orientations that exchange width and height
+# In either case: all that OpenCV reads and that data sets contain; .jfif, .jpe and .mpo are JPEG.
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
+IMAGE_SUFFIXES += (".jfif", ".jpe", ".mpo", ".avif", ".gif", ".jp2", ".dib", ".ppm", ".pgm", ".pnm")
+BitDepth = int | tuple[float, ...]  # the config's `data.bit_depth`
+TIFF_WIDTH, TIFF_HEIGHT = 256, 257  # tags
 
 cv2.setNumThreads(0)  # loader processes are the parallelism; OpenCV's own threads would fight with them
-
-
-class BadImage(UserError):
-    """An image file that is missing, damaged or of another size than the json says."""
+cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # what cannot be read is reported in an error
 
 
 def is_image(path: str | os.PathLike) -> bool:
@@ -64,28 +73,31 @@ def check_files(root: str, file_names: Sequence[str] | np.ndarray, path: str) ->
         raise UserError(f"{path}: {count}: {names}; add the files or remove these images from the json")
 
 
-def read_image(path: Path, size: tuple[int, int] | None = None) -> np.ndarray:
-    """An image file as uint8 (H, W, 3) RGB, upright by its EXIF orientation.
+def find_images(folder: Path) -> list[Path]:
+    """The images in a folder and below, by name; links are followed and hidden files skipped."""
+    found = glob.glob(f"{glob.escape(str(folder))}/**/*", recursive=True)
+    return sorted(Path(name) for name in found if is_image(name) and not os.path.isdir(name))
+
+
+def read_image(path: Path, size: tuple[int, int] | None = None, *, bit_depth: BitDepth = 0) -> np.ndarray:
+    """An image file as uint8 (H, W, 3) RGB, upright by `orientation.read_orientation`.
 
     Args:
         size: (height, width) in the json. If only the unrotated pixels of the file have this size, the annotations
             were made on those and they are returned.
+        bit_depth: the config's `data.bit_depth`.
 
-    Raises `BadImage` for a file that is missing, damaged or of another size.
+    Raises `BadImage` for a file that is missing, cannot be read or has another size, each cause with its own code.
     """
-    try:
-        data = np.frombuffer(path.read_bytes(), np.uint8)
-    except OSError as error:
-        raise BadImage(f"cannot read image {path}: {error.strerror}", code="missing_image") from None
-    for flags in (cv2.IMREAD_COLOR_RGB, cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION):
-        image = _decode(data, flags)
-        if image is None:
-            raise BadImage(
-                f"image {path} is damaged or of an unknown format; restore it or leave it out", code="damaged_image"
-            )
-        if size is None or image.shape[:2] == tuple(size):
-            return image
-    height, width = image.shape[:2]
+    data = _read_file(path)
+    stored = _decode(path, data, bit_depth)
+    orientation = read_orientation(data)
+    height, width = stored.shape[:2]
+    upright = (width, height) if orientation in TRANSPOSED else (height, width)
+    if size is None or upright == tuple(size):
+        return turn_upright(stored, orientation)
+    if (height, width) == tuple(size):
+        return stored
     raise BadImage(
         f"image {path} is {width} x {height} but the json says {size[1]} x {size[0]}; its boxes would not fit; "
         "correct the json's width and height or the file",
@@ -93,41 +105,119 @@ def read_image(path: Path, size: tuple[int, int] | None = None) -> np.ndarray:
     )
 
 
-def _decode(data: np.ndarray, flags: int) -> np.ndarray | None:
+def value_range(path: Path) -> tuple[str, float, float] | None:
+    """Type, lowest and highest of the values of an image file whose channels have more than 8 bits, else None.
+
+    For a file that `read_image` has read.
+    """
+    with open(path, "rb") as file:
+        start = file.read(32)
+    has_8_bits = start[:2] in (b"\xff\xd8", b"BM") or start[:4] in (b"RIFF", b"GIF8") or start[4:8] == b"ftyp"
+    if has_8_bits or (start[:8] == PNG_SIGNATURE and start[24:25] != b"\x10"):
+        return None
+    values = _imdecode(path, _read_file(path), cv2.IMREAD_UNCHANGED)
+    if values is None or values.dtype == np.uint8:
+        return None
+    values = values[np.isfinite(values)]
+    return (str(values.dtype), float(values.min()), float(values.max())) if values.size else None
+
+
+def scale_limits(bit_depth: BitDepth) -> tuple[float, float]:
+    """The values that `data.bit_depth` makes 0 and 255."""
+    return (0.0, 2.0**bit_depth - 1) if isinstance(bit_depth, int) else (float(bit_depth[0]), float(bit_depth[1]))
+
+
+def _read_file(path: Path) -> bytes:
     try:
-        return cv2.imdecode(data, flags) if data.size else None
-    except cv2.error:  # a damaged header that asks for an enormous image
+        return path.read_bytes()
+    except MemoryError:
+        raise out_of_memory(path) from None
+    except (OSError, ValueError) as error:  # ValueError: a null character in the name
+        raise unopened(path, error) from None
+
+
+def _decode(path: Path, data: bytes, bit_depth: BitDepth = 0) -> np.ndarray:
+    """(H, W, 3) uint8 RGB as stored; raises the error that names the cause where that fails."""
+    check_is_image(path, data)
+    data = without_orientation(data)
+    if bit_depth and data[4:8] != b"ftyp":  # AVIF scales its own depths
+        return _decode_scaled(path, data, bit_depth)
+    image = _imdecode(path, data, cv2.IMREAD_COLOR_RGB)
+    if image is not None:
+        return image
+    values = _imdecode(path, data, cv2.IMREAD_UNCHANGED)
+    if values is not None:
+        low, high = (np.nanmin(values), np.nanmax(values)) if values.size else (0, 0)
+        raise BadImage(
+            f"image {path} has pixels of type {values.dtype} with values from {low:g} to {high:g}, which need a scale "
+            f"to become 8 bits; set data.bit_depth, for example data.bit_depth=[{low:g},{high:g}]",
+            code="pixel_type",
+        )
+    raise _undecoded(path, data)
+
+
+def _decode_scaled(path: Path, data: bytes, bit_depth: BitDepth) -> np.ndarray:
+    values = _imdecode(path, data, cv2.IMREAD_COLOR_RGB | cv2.IMREAD_ANYDEPTH)
+    if values is None and (values := _imdecode(path, data, cv2.IMREAD_UNCHANGED)) is not None:
+        values = values if values.ndim == 3 else values[..., None]
+        values = values[..., 2::-1] if values.shape[2] >= 3 else values[..., :1].repeat(3, axis=2)
+    if values is None:
+        raise _undecoded(path, data)
+    if values.dtype == np.uint8:
+        return np.ascontiguousarray(values)
+    low, high = scale_limits(bit_depth)
+    clipped = np.nan_to_num(values.astype(np.float32), nan=low).clip(low, high)
+    return np.rint((clipped - low) * (255 / (high - low))).astype(np.uint8)
+
+
+def _imdecode(path: Path, data: bytes, flags: int) -> np.ndarray | None:
+    """Pixels as stored; None where OpenCV cannot decode them. Raises errors about size and memory."""
+    try:
+        return cv2.imdecode(np.frombuffer(data, np.uint8), flags | cv2.IMREAD_IGNORE_ORIENTATION)
+    except (cv2.error, MemoryError) as error:  # a header that asks for an enormous image raises cv2.error
+        size = _header_size(path)
+        if size and size[0] * size[1] > max_pixels():
+            check_pixel_count(path, *size)
+        if isinstance(error, MemoryError) or error.code == cv2.Error.StsNoMem:
+            raise out_of_memory(path, f" of {size[0]} x {size[1]}" if size else "") from None
         return None
 
 
-def exif_orientation(path: Path) -> int:
-    """EXIF orientation from 1 to 8; 1, which is upright, if the file has none."""
-    with contextlib.suppress(Exception), warnings.catch_warnings():  # odd metadata may raise anything
-        warnings.simplefilter("ignore")
-        with Image.open(path) as image:
-            return int(image.getexif().get(EXIF_ORIENTATION, 1))
-    return 1
+def _undecoded(path: Path, data: bytes) -> BadImage:
+    """The error for a file that OpenCV cannot decode, by what its header says."""
+    if is_cut_off(data):
+        return BadImage(f"image {path} is cut off: its end is missing; restore it or leave it out", code="truncated")
+    what = "damaged or of an unknown format"
+    if header := _header_size(path):
+        what = f"damaged or of an unsupported kind: its header says {header[0]} x {header[1]}, but no pixels follow"
+    return BadImage(f"image {path} is {what}; restore it, convert it or leave it out", code="damaged_image")
+
+
+def _header_size(path: Path) -> tuple[int, int] | None:
+    """(width, height) as stored; None for a header that Pillow cannot read."""
+    limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None  # OpenCV's own limit counts, which is higher
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about odd metadata, which do not matter here
+            with Image.open(path) as image:
+                tags = getattr(image, "tag_v2", {})  # of a TIFF, whose size newer Pillows turn upright themselves
+                return int(tags.get(TIFF_WIDTH, image.width)), int(tags.get(TIFF_HEIGHT, image.height))
+    except Exception:  # a damaged header can raise anything
+        return None
+    finally:
+        Image.MAX_IMAGE_PIXELS = limit
 
 
 def image_sizes(path: Path) -> tuple[tuple[int, int], tuple[int, int]]:
-    """(width, height) of an image turned upright by its EXIF orientation, and as stored; no pixels are decoded.
+    """(width, height) of an image turned upright as `read_image` does, and as stored; seldom decodes pixels.
 
-    `read_image` returns it upright. A file with a sound header and damaged pixels passes.
-    Raises `BadImage` for a file that is missing or not an image.
+    A file with a sound header and damaged pixels passes.
+    Raises `BadImage` for a file that is missing, not an image, or too large.
     """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about large images and odd metadata, neither of which matters here
-            with Image.open(path) as image:
-                tags = getattr(image, "tag_v2", {})  # of a TIFF, whose size newer Pillows turn upright themselves
-                stored = int(tags.get(TIFF_WIDTH, image.width)), int(tags.get(TIFF_HEIGHT, image.height))
-                transposed = image.getexif().get(EXIF_ORIENTATION) in TRANSPOSED
-    except FileNotFoundError:
-        raise BadImage(f"no image {path}; add the file or remove it from the split", code="missing_image") from None
-    except PermissionError as error:
-        raise BadImage(f"cannot read image {path}: {error.strerror}", code="missing_image") from None
-    except Exception:  # a damaged header can raise anything
-        raise BadImage(
-            f"image {path} is damaged or of an unknown format; restore it or leave it out", code="damaged_image"
-        ) from None
-    return (stored[::-1] if transposed else stored), stored
+    data = _read_file(path)
+    check_is_image(path, data)
+    stored = _header_size(path)
+    if stored is None:  # a format that only OpenCV reads, or damage
+        stored = _decode(path, data).shape[1::-1]
+    check_pixel_count(path, *stored)
+    return (stored[::-1] if read_orientation(data) in TRANSPOSED else stored), stored

@@ -11,12 +11,14 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 
 from gfl.common.text import one_line
 from gfl.config import Config, EvalConfig
 from gfl.data.dataset import Sample, collate
-from gfl.data.image_files import BadImage, read_image
+from gfl.data.image_errors import BadImage, is_url, url_error
+from gfl.data.image_files import BitDepth, read_image
+from gfl.data.orientation import pil_orientation, turn_upright
 from gfl.data.transforms import keep_ratio_size, resize
 from gfl.method.box_representation import GaussianBox, GeneralBox
 from gfl.method.boxes import clip_boxes
@@ -189,13 +191,13 @@ class Detector:
 
         Args:
             image: a path, a PIL image, or an array (H, W, 3) of uint8 RGB. Paths and PIL images are turned upright by
-                their EXIF orientation.
+                the orientation in their metadata; `data.bit_depth` of the config holds for paths.
             score_thresh: minimum score of a detection; by default the config's `eval.score_thresh`.
 
         Raises `UserError` for a file that is missing or damaged, `ValueError` for an array or PIL image of another
         kind, and `TypeError` for anything else.
         """
-        pixels = _as_rgb(image)
+        pixels = _as_rgb(image, self.config.data.bit_depth)
         settings = self.config.eval
         if score_thresh is not None:
             if not 0 <= score_thresh <= 1:
@@ -216,15 +218,18 @@ class Detector:
         return collate([Sample(resized, no_boxes, np.zeros(0, np.int64), image_id=0, orig_size=(height, width))])
 
 
-def _as_rgb(image: str | Path | Image.Image | np.ndarray) -> np.ndarray:
+def _as_rgb(image: str | Path | Image.Image | np.ndarray, bit_depth: BitDepth = 0) -> np.ndarray:
     """(H, W, 3) uint8 RGB."""
     if isinstance(image, (str, Path)):
-        return read_image(Path(image))
+        if is_url(image):
+            raise url_error(image)
+        return read_image(Path(image), bit_depth=bit_depth)
     if isinstance(image, Image.Image):
         if image.mode not in ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr"):
             raise ValueError(f"a PIL image of mode {image.mode} has no 8-bit colours; convert it to RGB first")
         try:
-            return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+            pixels = np.asarray(image.convert("RGB"))  # loads it first, by which Pillow turns some formats itself
+            return turn_upright(pixels, pil_orientation(image))
         except OSError as error:  # PIL reads pixels only now
             raise BadImage(f"the image is damaged: {one_line(error)}", code="damaged_image") from None
     if not isinstance(image, np.ndarray):

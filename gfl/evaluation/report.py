@@ -9,6 +9,7 @@ import numpy as np
 
 from gfl.common.errors import UserError
 from gfl.common.progress import progress_bar
+from gfl.config import Config
 from gfl.data.coco import CocoData, image_path, load_coco
 from gfl.data.image_files import read_image
 from gfl.data.loader import build_eval_loader
@@ -117,15 +118,16 @@ def _report_shapes(
         counts = (shapes == shape).sum(axis=1)
         order = np.lexsort((-found.scores[confident], -counts))[: options.max_examples]
         for number, place in enumerate(order[counts[order] > 0]):
-            example = _draw_example(found, int(confident[place]), data, delta=detector.config.model.head.delta)
+            example = _draw_example(found, int(confident[place]), data, detector.config)
             save_image(example, options.out / f"{name}.{shape.replace(' ', '_')}.{number}.png")
     return {shape: float((shapes == shape).mean()) if shapes.size else 0.0 for shape in SHAPES}
 
 
-def _draw_example(found: Predictions, detection: int, data: CocoData, *, delta: float) -> np.ndarray:
+def _draw_example(found: Predictions, detection: int, data: CocoData, config: Config) -> np.ndarray:
     """The distributions of one detection beside its image."""
     row = int(found.images[detection])
-    image = read_image(image_path(data, row), tuple(data.sizes[row].tolist()))
+    image = read_image(image_path(data, row), tuple(data.sizes[row].tolist()), bit_depth=config.data.bit_depth)
+    delta = config.model.head.delta
     one = found.select(slice(detection, detection + 1))
     positions = bin_positions(one.points, one.stride_pixels, one.probabilities.shape[-1], delta=delta)
     text = f"{data.class_names[one.labels[0]]} {one.scores[0]:.2f}, IoU {one.iou[0]:.2f}"

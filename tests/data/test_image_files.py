@@ -39,25 +39,16 @@ def cut(suffix, share):
     return data[: int(len(data) * share)]
 
 
-def enormous():
-    """A JPEG whose header has a size that OpenCV refuses with an error of its own."""
-    data = bytearray(cut(".jpg", 1))
-    start = data.index(b"\xff\xc0") + 5  # height and width in the frame header
-    assert data[start : start + 4] == bytes([0, 61, 0, 83])
-    data[start : start + 4] = b"\xf0\x00\xf0\x00"
-    return bytes(data)
-
-
 DAMAGED = [cut(suffix, share) for suffix in (".png", ".jpg") for share in (0.02, 0.5, 0.95)]
 
 
-@pytest.mark.parametrize("content", [b"", b"<html>404</html>", enormous(), *DAMAGED], ids=range(9))
+@pytest.mark.parametrize("content", DAMAGED, ids=range(6))
 def test_a_damaged_image_is_named(tmp_path, refusal, content):
     path = tmp_path / "a.jpg"
     path.write_bytes(content)
     message = refusal(read_image, path, (61, 83))
     assert str(path) in message
-    assert message.code == "damaged_image"
+    assert message.code == "truncated"
 
 
 @pytest.mark.parametrize("read", [read_image, image_sizes])
@@ -118,11 +109,11 @@ def test_sizes_need_the_header_only(tmp_path, refusal):
     content = path.read_bytes()
     path.write_bytes(content[: content.index(b"IDAT") + 4])
     assert image_sizes(path) == ((60, 40), (60, 40))
-    for header in (b"", b"no image", content[:8], b"\xff\xd8\xff\xe0"):
+    for header in (content[:8], b"\xff\xd8\xff\xe0"):
         path.write_bytes(header)
         message = refusal(image_sizes, path)
         assert str(path) in message
-        assert message.code == "damaged_image"
+        assert message.code == "truncated"
 
 
 # File names stay in the image folder

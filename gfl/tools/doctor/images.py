@@ -17,42 +17,65 @@ from torch.utils.data import DataLoader
 
 from gfl.common.errors import UserError
 from gfl.common.findings import Finding, finding_if_any
+from gfl.common.text import list_some
 from gfl.data.coco import CocoData, image_path
-from gfl.data.image_files import TRANSPOSED, exif_orientation, read_image
+from gfl.data.image_errors import MAX_PIXELS_VARIABLE, max_pixels
+from gfl.data.image_files import BitDepth, find_images, read_image, scale_limits, value_range
 from gfl.data.loader import worker_died
+from gfl.data.orientation import TRANSPOSED, read_orientation
 
+MIN_SHARE_OF_RANGE = 0.5  # of 16 bits, below which the values in use are called few
 CHUNK = 16  # images per message from a process
+DAMAGED = ("damaged or unreadable images", "restore or leave out")
+UNREADABLE = {  # code of the error: what, advice
+    "truncated": ("images whose end is missing", "restore or leave out"),
+    "empty_image": ("images of 0 bytes", "restore or leave out"),
+    "not_an_image": ("files that are no images", "restore or leave out"),
+    "video": ("videos", "extract their frames"),
+    "heic": ("HEIC images", "convert to JPEG or PNG"),
+    "too_many_pixels": (f"images above {max_pixels():,} pixels", f"cut into tiles, or raise {MAX_PIXELS_VARIABLE}"),
+    "pixel_type": ("images whose type of pixels needs a scale", "set data.bit_depth; the json has their ranges"),
+    "out_of_memory": ("images too large for the memory", "cut into tiles"),
+}
 DECODER_WARNINGS = (b"Corrupt JPEG", b"Premature end of JPEG")  # about files that are read nevertheless
 
 
 class InspectedImage(NamedTuple):
     """The state of one image file."""
 
-    problem: str = ""  # "damaged" or "size": training would stop here
+    problem: str = ""  # "unreadable" or "size": training would stop here
     reason: str = ""  # with this message
     digest: str = ""  # of the upright pixels; equal for copies, also in another lossless format or with other metadata
     rotation: str = ""  # "unrotated": the json has the size before EXIF rotation; "ambiguous": both sizes are equal
     decoder_warning: str = ""  # that parts of the file are corrupt
+    values: tuple[str, float, float] | None = None  # type, lowest and highest, of more than 8 bits
+    code: str = ""  # of the error
 
 
-def inspect_image(path: Path, size: tuple[int, int]) -> InspectedImage:
+def inspect_image(path: Path, size: tuple[int, int], bit_depth: BitDepth = 0) -> InspectedImage:
     """Read a file exactly as training does; `size` is the (height, width) of the json."""
     with _decoder_warnings() as warnings:
         try:
-            image = read_image(path)
+            image = read_image(path, bit_depth=bit_depth)
+            values = value_range(path)
         except UserError as error:
-            return InspectedImage("damaged", str(error))
+            return InspectedImage("unreadable", str(error), code=error.code)
     warning, rotation = "".join(warnings[:1]), ""
     if image.shape[:2] != size:
         try:
-            image, rotation = read_image(path, size), "unrotated"
+            image, rotation = read_image(path, size, bit_depth=bit_depth), "unrotated"
         except UserError as error:
             return InspectedImage("size", str(error), decoder_warning=warning)
-    elif (orientation := exif_orientation(path)) in (2, 3, 4) or (orientation in TRANSPOSED and size[0] == size[1]):
+    elif _looks_the_same_turned(read_orientation(path.read_bytes()), size):
         rotation = "ambiguous"
     pixels = np.ascontiguousarray(image)
     digest = hashlib.blake2b(pixels, digest_size=16, key=repr(pixels.shape).encode()).hexdigest()
-    return InspectedImage(digest=digest, rotation=rotation, decoder_warning=warning)
+    return InspectedImage(digest=digest, rotation=rotation, decoder_warning=warning, values=values)
+
+
+def _looks_the_same_turned(orientation: int, size: tuple[int, int]) -> bool:
+    """Whether an image has the same size upright and as stored although it is turned."""
+    return orientation in (2, 3, 4) or (orientation in TRANSPOSED and size[0] == size[1])
 
 
 @contextlib.contextmanager
@@ -79,23 +102,27 @@ def _decoder_warnings() -> Iterator[list[str]]:
 class _ImageFiles:
     """A data set for `DataLoader`, which notices when one of its processes dies."""
 
-    def __init__(self, data: CocoData, rows: Sequence[int]) -> None:
-        self.data, self.rows = data, rows
+    def __init__(self, data: CocoData, rows: Sequence[int], bit_depth: BitDepth) -> None:
+        self.data, self.rows, self.bit_depth = data, rows, bit_depth
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, index: int) -> InspectedImage:
         row = self.rows[index]
-        return inspect_image(image_path(self.data, row), tuple(self.data.sizes[row].tolist()))
+        return inspect_image(image_path(self.data, row), tuple(self.data.sizes[row].tolist()), self.bit_depth)
 
 
 def inspect_images(
-    data: CocoData, *, on_images: Callable[[int], object] = lambda count: None
+    data: CocoData,
+    *,
+    bit_depth: BitDepth = 0,
+    on_images: Callable[[int], object] = lambda count: None,
 ) -> dict[int, InspectedImage]:
     """Index of image -> `InspectedImage`, on all cores; a file that the json names twice is read once.
 
     Args:
+        bit_depth: the config's `data.bit_depth`.
         on_images: called with the number of images in each chunk that is done.
 
     Raises `UserError` if a process dies.
@@ -103,7 +130,7 @@ def inspect_images(
     rows = sorted(np.unique(data.file_names, return_index=True)[1].tolist())
     workers = min(len(os.sched_getaffinity(0)), -(-len(rows) // CHUNK))
     loader = DataLoader(
-        _ImageFiles(data, rows),
+        _ImageFiles(data, rows, bit_depth),
         batch_size=CHUNK,
         num_workers=workers,
         collate_fn=list,
@@ -131,7 +158,7 @@ def _ignore_interrupts(worker: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the main process
 
 
-def image_findings(data: CocoData, inspected: dict[int, InspectedImage]) -> list[Finding]:
+def image_findings(data: CocoData, inspected: dict[int, InspectedImage], bit_depth: BitDepth = 0) -> list[Finding]:
     """Findings on the image files of one split."""
 
     def select(test: Callable[[InspectedImage], object]) -> tuple[list[str], list[str]]:
@@ -140,22 +167,85 @@ def image_findings(data: CocoData, inspected: dict[int, InspectedImage]) -> list
         names = [str(data.file_names[row]) for row in selected]
         return names, [image.reason or image.decoder_warning for image in selected.values()]
 
-    damaged = select(lambda image: image.problem == "damaged")
     other_size = select(lambda image: image.problem == "size")
+    unreadable = [
+        finding
+        for code in sorted({image.code for image in inspected.values() if image.problem == "unreadable"})
+        for finding in finding_if_any(
+            "error", *UNREADABLE.get(code, DAMAGED), *select(lambda image, c=code: image.code == c)
+        )
+    ]
     corrupt = select(lambda image: image.decoder_warning)
     unrotated, _ = select(lambda image: image.rotation == "unrotated")
     ambiguous, _ = select(lambda image: image.rotation == "ambiguous")
     copies = [" = ".join(names) for names in _names_by_digest(data, inspected).values() if len(names) > 1]
     return [
-        *finding_if_any("error", "damaged or unreadable images", "restore or leave out", *damaged),
+        *unreadable,
         *finding_if_any("error", "images of another size than the json's", "correct json or file", *other_size),
         *finding_if_any("warning", "images with corrupt parts", "read with wrong pixels", *corrupt),
         *finding_if_any(
-            "warning", "EXIF-rotated images, json's size unrotated", "read as stored; check boxes", unrotated
+            "warning", "rotated images (EXIF, XMP), json's size unrotated", "read as stored; check boxes", unrotated
         ),
-        *finding_if_any("warning", "EXIF-rotated images, same size both ways", "read upright; check boxes", ambiguous),
+        *finding_if_any(
+            "warning", "rotated images (EXIF, XMP), same size both ways", "read upright; check boxes", ambiguous
+        ),
         *finding_if_any("warning", "images under several names", "leave copies out", copies),
+        *_depth_findings(data, inspected, bit_depth),
     ]
+
+
+def _depth_findings(data: CocoData, inspected: dict[int, InspectedImage], bit_depth: BitDepth) -> list[Finding]:
+    """Per type of pixels with more than 8 bits, the range of values in use and what becomes of it."""
+    findings = []
+    for kind in sorted({image.values[0] for image in inspected.values() if image.values}):
+        rows = [row for row, image in inspected.items() if image.values and image.values[0] == kind]
+        low = min(inspected[row].values[1] for row in rows)
+        high = max(inspected[row].values[2] for row in rows)
+        level, advice = _depth_advice(kind, low, high, bit_depth)
+        what = f"{kind} images, values {low:g} to {high:g} in use"
+        findings += finding_if_any(level, what, advice, [str(data.file_names[row]) for row in rows])
+    return findings
+
+
+def _depth_advice(kind: str, low: float, high: float, bit_depth: BitDepth) -> tuple[str, str]:
+    """Level and advice for values from `low` to `high`."""
+    if bit_depth:
+        first, last = scale_limits(bit_depth)
+        clipped = low < first or high > last
+        return "warning" if clipped else "ok", f"data.bit_depth makes {first:g} to {last:g} 0 to 255" + (
+            "; values outside are clipped" if clipped else ""
+        )
+    if kind != "uint16":
+        return "warning", f"only the 8 highest bits are read; data.bit_depth=[{low:g},{high:g}] scales them"
+    read = f"read as {low // 256:g} to {high // 256:g} of 255"
+    if high - low >= MIN_SHARE_OF_RANGE * 65535:
+        return "ok", f"{read}; data.bit_depth scales them otherwise"
+    depth = max(8, int(high).bit_length())
+    option = f"{depth}" if low < high / 2 else f"[{low:g},{high:g}]"
+    return "warning", f"{read}; data.bit_depth={option} scales them"
+
+
+def unlisted_image_findings(trees: Sequence[dict], roots: Sequence[str]) -> list[list[Finding]]:
+    """Per split, the images in its folder and below that none of the jsons names; each is reported once."""
+    named = {
+        os.path.abspath(os.path.join(root, name))
+        for tree, root in zip(trees, roots, strict=True)
+        for name in _names(tree)
+    }
+    findings = []
+    for root in roots:
+        paths = [str(path) for path in find_images(Path(os.path.abspath(root))) if str(path) not in named]
+        named.update(paths)
+        names = [os.path.relpath(path, root) for path in paths]
+        what = f"images in the folder that no json names: {list_some(names)}" if names else ""
+        findings.append(finding_if_any("ok", what, "not used", names))
+    return findings
+
+
+def _names(tree: dict) -> list[str]:
+    """The file names of a json, whose entries may still be anything."""
+    names = (entry.get("file_name") for entry in tree["images"] if isinstance(entry, dict))
+    return [name for name in names if isinstance(name, str)]
 
 
 def shared_image_findings(

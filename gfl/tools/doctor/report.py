@@ -12,9 +12,15 @@ from gfl.common.progress import progress_bar
 from gfl.common.text import printable
 from gfl.config import Config, config_to_dict
 from gfl.data.coco import CocoData, read_coco_json
-from gfl.data.image_files import check_image_folder
+from gfl.data.image_files import BitDepth, check_image_folder
 from gfl.tools.doctor.annotations import check_annotations, compare_categories
-from gfl.tools.doctor.images import InspectedImage, image_findings, inspect_images, shared_image_findings
+from gfl.tools.doctor.images import (
+    InspectedImage,
+    image_findings,
+    inspect_images,
+    shared_image_findings,
+    unlisted_image_findings,
+)
 from gfl.training.data_fit import MAX_OBJECTS_ON_DEMAND, class_counts, class_findings, fit_findings, fit_statistics
 
 MAX_CLASSES = 12  # in the terminal; the rarest ones if there are more
@@ -41,13 +47,17 @@ def check_dataset(
     trees = {split: read_coco_json(path) for split, (path, _) in paths.items()}  # both first, to find typos early
     for path, root in paths.values():
         check_image_folder(root, path)
+    unlisted = dict(
+        zip(paths, unlisted_image_findings(list(trees.values()), [root for _, root in paths.values()]), strict=True)
+    )
     listed = {split: len(tree["images"]) for split, tree in trees.items()}
     for split, (path, root) in paths.items():
         findings[split], data = check_annotations(trees.pop(split), path, root, split)
-        images = _inspect(data, split, progress) if data else {}
+        images = _inspect(data, split, config.data.bit_depth, progress) if data else {}
         if data:
             findings[split] += class_findings(data, split) if len(data.labels) else []
-            findings[split] += image_findings(data, images)
+            findings[split] += image_findings(data, images, config.data.bit_depth)
+        findings[split] += unlisted[split]
         splits[split] = data, images
     if val:
         findings["val"] += _compare(splits["train"], splits["val"])
@@ -62,10 +72,10 @@ def check_dataset(
     }
 
 
-def _inspect(data: CocoData, split: str, progress: bool) -> dict[int, InspectedImage]:
+def _inspect(data: CocoData, split: str, bit_depth: BitDepth, progress: bool) -> dict[int, InspectedImage]:
     files = len(np.unique(data.file_names))
     with progress_bar(total=files, desc=split, unit="image", enabled=progress) as bar:
-        return inspect_images(data, on_images=bar.update)
+        return inspect_images(data, bit_depth=bit_depth, on_images=bar.update)
 
 
 def _compare(train: Split, val: Split) -> list[Finding]:

@@ -5,8 +5,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gfl.data.image_files import EXIF_ORIENTATION
-from gfl.tools.doctor.images import InspectedImage, image_findings, inspect_image, inspect_images, shared_image_findings
+from gfl.data.orientation import ORIENTATION
+from gfl.tools.doctor.images import (
+    InspectedImage,
+    image_findings,
+    inspect_image,
+    inspect_images,
+    shared_image_findings,
+    unlisted_image_findings,
+)
 
 
 def photograph(path, *, orientation=None, size=(100, 128)):
@@ -14,7 +21,7 @@ def photograph(path, *, orientation=None, size=(100, 128)):
     blocks = np.random.default_rng(0).integers(0, 255, (8, 8, 3), dtype=np.uint8)
     exif = Image.Exif()
     if orientation:
-        exif[EXIF_ORIENTATION] = orientation
+        exif[ORIENTATION] = orientation
     pixels = cv2.resize(blocks, size[::-1], interpolation=cv2.INTER_CUBIC)
     Image.fromarray(pixels).save(path, "JPEG", quality=95, exif=exif)
     return path
@@ -47,7 +54,7 @@ def test_a_truncated_image_is_found(share, suffix, tmp_path):
     assert inspect_image(path, (100, 128))[:2] == ("", "")
     path.write_bytes(content[: int(len(content) * share)])
     inspected = inspect_image(path, (100, 128))
-    assert inspected.problem == "damaged" or inspected.decoder_warning  # older OpenCV reads it with a warning
+    assert inspected.code == "truncated" or inspected.decoder_warning  # older OpenCV reads it with a warning
 
 
 def test_warnings_of_the_decoder_are_kept_and_not_printed(tmp_path, capfd):
@@ -97,3 +104,56 @@ def test_copies_are_found_within_a_split_and_in_both(coco_set):
     in_train, in_val = inspect_images(train), inspect_images(val)
     assert findings_of(image_findings(train, in_train)) == [("warning", "000.png = copy.bmp")]
     assert findings_of(shared_image_findings(train, in_train, val, in_val)) == [("warning", "leak.bmp = 000.png")]
+
+
+def test_unreadable_files_are_grouped_by_their_cause(coco_set):
+    made = coco_set([(60, 40)] * 4)
+    made.file(0).write_bytes(b"<html>404</html>")
+    made.file(1).write_bytes(b"\0\0\0\x20ftypisom" + bytes(50))
+    made.file(2).write_bytes(b"")
+    made.file(3).write_bytes(b"")
+    data = made.load()
+    found = image_findings(data, inspect_images(data))
+    assert findings_of(found) == [("error", "002.png", "003.png"), ("error", "000.png"), ("error", "001.png")]
+
+
+@pytest.mark.parametrize(
+    ("high", "bit_depth", "level", "advice"),
+    [
+        (4080, 0, "warning", "data.bit_depth=12"),
+        (65535, 0, "ok", "data.bit_depth"),
+        (4080, 12, "ok", "0 to 4095"),
+        (4096, 12, "warning", "clipped"),
+        (21000, 0, "warning", "data.bit_depth=15"),
+    ],
+)
+def test_the_range_in_use_of_16_bits_is_reported(high, bit_depth, level, advice, coco_set):
+    made = coco_set([(60, 40), (50, 30)])
+    values = np.linspace(0, high, 60 * 40).reshape(40, 60).astype(np.uint16)
+    cv2.imwrite(str(made.file(0)), values)
+    data = made.load()
+    (found,) = image_findings(data, inspect_images(data, bit_depth=bit_depth), bit_depth)
+    assert findings_of([found]) == [(level, "000.png")]
+    assert f"0 to {high}" in found.what
+    assert advice in found.advice
+
+
+def test_a_narrow_range_of_counts_is_given_as_a_range(coco_set):
+    made = coco_set([(60, 40)])
+    cv2.imwrite(str(made.file(0)), np.linspace(21000, 24000, 60 * 40).reshape(40, 60).astype(np.uint16))
+    data = made.load()
+    (found,) = image_findings(data, inspect_images(data))
+    assert "data.bit_depth=[21000,24000]" in found.advice
+
+
+def test_images_that_no_json_names_are_counted_once(coco_set):
+    train, val = coco_set([(60, 40), (50, 30)]), coco_set([(60, 40)], name="val")
+    listed = val.tree["images"][0]
+    (train.file(0).parent / "sub").mkdir()
+    train.file(0).rename(train.file(0).parent / "sub" / "000.PNG")  # now missing, and not named
+    listed["file_name"] = "001.png"
+    roots = [train.images, train.images]
+    first, second = unlisted_image_findings([{"images": [train.tree["images"][0]]}, val.tree], roots)
+    assert findings_of(first) == [("ok", "sub/000.PNG")]
+    assert "sub/000.PNG" in first[0].what
+    assert second == []

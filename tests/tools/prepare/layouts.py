@@ -2,7 +2,7 @@
 
 from PIL import Image
 
-from gfl.data.image_files import EXIF_ORIENTATION
+from gfl.data.orientation import ORIENTATION
 from gfl.tools.prepare.to_coco import coco_tree
 from gfl.tools.prepare.voc import class_names, read_voc
 from gfl.tools.prepare.yolo import read_yolo
@@ -11,7 +11,7 @@ from gfl.tools.prepare.yolo import read_yolo
 def write_image(path, width, height, orientation=1):
     path.parent.mkdir(parents=True, exist_ok=True)
     exif = Image.Exif()
-    exif[EXIF_ORIENTATION] = orientation
+    exif[ORIENTATION] = orientation
     Image.new("RGB", (width, height), (90, 60, 30)).save(path, exif=exif)
     return path
 

@@ -143,7 +143,7 @@ def test_each_name_needs_one_readable_image_and_an_xml(voc, refusal):
     image.write_bytes(image.read_bytes()[:10])
     message = refusal(read_voc, voc, "train")
     assert str(image) in message
-    assert message.code == "damaged_image"
+    assert message.code == "truncated"
     image.unlink()
     assert "a.xml" in refusal(read_voc, voc, "train")
     (voc / "Annotations" / "a.xml").unlink()
