@@ -11,11 +11,12 @@ from gfl.common.findings import LEVELS, Finding, all_named, exit_code, table
 from gfl.common.progress import progress_bar
 from gfl.common.text import printable
 from gfl.config import Config, config_to_dict
-from gfl.data.coco import CocoData, read_coco_json
+from gfl.data.coco import CocoData
+from gfl.data.coco_json import read_coco_json
 from gfl.data.image_files import check_image_folder
 from gfl.tools.doctor.annotations import check_annotations, compare_categories
 from gfl.tools.doctor.images import InspectedImage, image_findings, inspect_images, shared_image_findings
-from gfl.training.data_fit import MAX_OBJECTS_ON_DEMAND, class_counts, class_findings, fit_findings, fit_statistics
+from gfl.training.data_fit import MAX_OBJECTS, class_counts, class_findings, fit_findings, fit_statistics
 
 MAX_CLASSES = 12  # in the terminal; the rarest ones if there are more
 
@@ -43,7 +44,7 @@ def check_dataset(
         check_image_folder(root, path)
     listed = {split: len(tree["images"]) for split, tree in trees.items()}
     for split, (path, root) in paths.items():
-        findings[split], data = check_annotations(trees.pop(split), path, root, split)
+        findings[split], data = check_annotations(trees.pop(split), path, root, split, config.data.ignore_classes)
         images = _inspect(data, split, progress) if data else {}
         if data:
             findings[split] += class_findings(data, split) if len(data.labels) else []
@@ -51,7 +52,7 @@ def check_dataset(
         splits[split] = data, images
     if val:
         findings["val"] += _compare(splits["train"], splits["val"])
-    fit = fit_statistics(splits["train"][0], config, max_boxes=MAX_OBJECTS_ON_DEMAND) if splits["train"][0] else None
+    fit = fit_statistics(splits["train"][0], config, max_boxes=MAX_OBJECTS) if splits["train"][0] else None
     findings["fit"] = fit_findings(fit, config) if fit else []
     return {
         "splits": {split: _summary(paths[split], listed[split], *splits[split]) for split in splits},
