@@ -175,13 +175,20 @@ def _area_findings(entries: list[tuple[int, dict[str, Any]]]) -> list[Finding]:
     share = area / (width * height)
     far = (share < MIN_SHARE) | (area > MAX_SHARE * (width + 1) * (height + 1))  # sides may be rounded, or inclusive
     if far.sum() * 2 <= len(boxes):
-        middle = float(np.median(share))
-        scaled = abs(middle - 1) > 0.02 and min(abs(middle - known) for known in CONSTANT_SHARES) > 0.01
-        far = np.abs(share / middle - 1) < 1e-3 if scaled and len(boxes) > 1 else np.zeros(len(boxes), bool)
-        constant = len(boxes) > 2 and np.ptp(area) == 0 and np.ptp(width * height) > 0.1 * (width * height).max()
-        far = np.ones(len(boxes), bool) if constant else far
-        if far.sum() * 10 < len(boxes) * 9:
-            return []
+        far = np.full(len(boxes), _is_another_scale(share, area, width, height))
+    if not far.any():
+        return []
     names = [entry_name(entry, position) for (position, entry), odd in zip(boxes, far, strict=True) if odd]
     what = f"areas far from width x height (median {np.median(share):.3g} times)"
     return [Finding("warning", len(names), what, "APS, APM and APL sort by area; correct or delete it", tuple(names))]
+
+
+def _is_another_scale(share: np.ndarray, area: np.ndarray, width: np.ndarray, height: np.ndarray) -> bool:
+    """Whether the areas (n,) are one multiple of width x height for nearly all boxes, or the same for all."""
+    middle, size = float(np.median(share)), width * height
+    if len(area) > 2 and np.ptp(area) == 0 and np.ptp(size) > 0.1 * size.max():
+        return True
+    known_shape = min(abs(middle - constant) for constant in CONSTANT_SHARES) < 0.01
+    rounded = (area >= (width - 1) * (height - 1)) & (area <= (width + 1) * (height + 1))
+    multiple = (np.abs(share / middle - 1) < 1e-3) & ~rounded
+    return len(area) > 1 and not known_shape and bool(multiple.sum() * 10 >= len(area) * 9)

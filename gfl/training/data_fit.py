@@ -91,7 +91,7 @@ def _sides_beyond(targets: dict[str, Any], config: Config) -> list[Finding]:
     share, recommended = targets["share_beyond"], targets["recommended_reg_max"]
     level = "warning" if share > WARN_SHARE else "ok"
     what = f"sides ({share:.1%}) beyond reg_max {targets['reg_max']}, up to {targets['largest']:.0f} strides"
-    advice = f"model.head.reg_max={recommended} covers 99.9%" if recommended > targets["reg_max"] else ""
+    advice = f"model.head.reg_max={recommended} covers 99.9%" if level == "warning" else "few enough"
     return [Finding(level, round(share * targets["points"] * 4), what, advice)]
 
 

@@ -274,3 +274,30 @@ def test_runs_forward_and_backward_on_tensors_without_data():
     losses = make_criterion().to("meta")(HeadOutput(*leaves, None, grid), targets, to_meta(sizes))
     sum(losses.values()).backward()
     assert leaves[1].grad.shape == output.reg_pred.shape
+
+
+# --- regions to ignore ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("assigner", [assign_atss, assign_fcos, assign_fovea, assign_max_iou])
+def test_points_in_an_ignored_region_learn_nothing_unless_they_learn_an_object(assigner):
+    output, boxes, labels, sizes = random_batch(3)
+    region = torch.tensor([30.0, 20.0, 100.0, 90.0])
+    plain = oracles.pad_targets(boxes, labels)
+    with_region = oracles.pad_targets(
+        [torch.cat([b, region[None]]) for b in boxes], [torch.cat([n, n.new_zeros(1)]) for n in labels]
+    )
+    last = torch.zeros_like(with_region.valid)
+    last[torch.arange(3), torch.tensor([len(n) for n in labels])] = True
+    masked = with_region._replace(valid=with_region.valid & ~last, ignored=last)
+    criterion = criterion_of("joint", "general", assigner)
+    _, (before, _) = losses_and_gradients(criterion, output, plain, sizes)
+    losses, (after, _) = losses_and_gradients(criterion, output, masked, sizes)
+    inside_image = points_in_images(output.grid, sizes)
+    positive = assigner(output.grid, plain, inside_image).positive
+    x, y = output.grid.points.T
+    within = (x > region[0]) & (x < region[2]) & (y > region[1]) & (y < region[3]) & ~positive
+    assert (before[within & inside_image] != 0).any()
+    assert (after[within] == 0).all()
+    torch.testing.assert_close(after[~within], before[~within], rtol=0, atol=0)
+    assert losses["box"] == losses_and_gradients(criterion, output, plain, sizes)[0]["box"]

@@ -143,7 +143,7 @@ def _missing_findings(path: str, root: str, names: list[str], num_images: int) -
     paths = [os.path.join(root, name) for name in absent]
     all_missing = paths and len(paths) == num_images
     advice = f"wrong folder? looked for {paths[0]}" if all_missing else "add them or leave them out"
-    pairs = [f"{name} is {file}" for name, file in spelled.items()]
+    pairs = [f"{name} -> {file}" for name, file in spelled.items()]
     what = "images whose file has another spelling"
     return [
         *finding_if_any(
