@@ -59,7 +59,8 @@ def main(args: argparse.Namespace) -> None:
         )
     out = output_folder(args.out or default_output(detector.checkpoint, args))
     with distributed.process_group() as device:
-        data = load_coco(annotations, images, detector.class_names)
+        ignore_classes = detector.config.data.ignore_classes
+        data = load_coco(annotations, images, detector.class_names, ignore_classes=ignore_classes)
         results = detect_split(detector, data, device)
         if results is None:
             return
@@ -97,7 +98,7 @@ def detect_split(detector: Detector, data: CocoData, device: torch.device) -> li
             f"{detector.checkpoint} on {data.annotations}: {len(data)} images, {len(data.labels)} boxes, "
             f"{world} x {device.type}"
         )
-        for note in data.notes:
+        for note in data.notes + data.eval_notes:
             print(f"note: {note}")
     with progress_bar(total=len(loader), unit="batch", enabled=rank == 0) as bar:
         return run_detector(detector.model.to(device), loader, data, config.eval, device, on_batch=bar.update)

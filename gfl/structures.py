@@ -22,7 +22,8 @@ class Targets(NamedTuple):
 
     boxes_xyxy: Tensor  # (B, G, 4) float32, pixels of the padded input
     labels: Tensor  # (B, G) int64 in [0, C)
-    valid: Tensor  # (B, G) bool, False in padding
+    valid: Tensor  # (B, G) bool, False in padding and for regions to ignore
+    ignored: Tensor | None = None  # (B, G) bool, regions whose points learn nothing; None without any
 
 
 class Batch(NamedTuple):
@@ -36,9 +37,12 @@ class Batch(NamedTuple):
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch on `device`."""
+
+        def move(tensor: Tensor | None) -> Tensor | None:
+            return None if tensor is None else tensor.to(device, non_blocking=True)
+
         images, image_sizes, targets, image_ids, orig_sizes = self
-        moved = [t.to(device, non_blocking=True) for t in (images, image_sizes, *targets, image_ids, orig_sizes)]
-        return Batch(moved[0], moved[1], Targets(*moved[2:5]), *moved[5:])
+        return Batch(move(images), move(image_sizes), Targets(*map(move, targets)), move(image_ids), move(orig_sizes))
 
 
 class PointGrid(NamedTuple):

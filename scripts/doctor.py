@@ -2,6 +2,7 @@
 """Check a COCO-format data set before a GPU starts: json, image files, and how the boxes fit the config."""
 
 import argparse
+import shlex
 import sys
 from pathlib import Path
 
@@ -20,14 +21,38 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--val", nargs=2, metavar=("JSON", "IMAGES"), help="the validation split")
     parser.add_argument("--config", metavar="YAML", help="the training config (default: the values in gfl/config.py)")
     parser.add_argument("--json", metavar="FILE", help="write the complete result there, with all ids and names")
+    parser.add_argument(
+        "--fix-names",
+        metavar="OUT.json",
+        help="check nothing, but write the json with file names that exist where only their spelling differs",
+    )
     return parser.parse_intermixed_args()  # overrides may also follow a flag
 
 
+def fix_names(annotations: str, images: str, out: str) -> int:
+    """Write a json whose file names exist; the exit code is 1 if some are still missing."""
+    from gfl.common.text import format_value, list_some
+    from gfl.data.file_names import write_fixed_names
+
+    replaced, unknown = write_fixed_names(annotations, images, out)
+    pairs = [f"{format_value(old)} is {format_value(new)}" for old, new in replaced.items()]
+    print(f"{len(pairs)} file names replaced" + (f": {list_some(pairs)}" if pairs else ""))
+    if unknown:
+        print(f"{len(unknown)} names have no file, or several that may be meant: {list_some(unknown)}")
+    print(f"written: {out}\nnext: {shlex.join(['python', 'scripts/doctor.py', out, images])}")
+    return 1 if unknown else 0
+
+
 def main(args: argparse.Namespace) -> None:
+    from gfl.common.errors import UserError
     from gfl.common.files import write_json
     from gfl.config import config_from_dict, load_config, parse_overrides
     from gfl.tools.doctor.report import check_dataset, format_report
 
+    if args.fix_names:
+        if args.val:
+            raise UserError("--fix-names takes one json; leave out --val and run it for each")
+        sys.exit(fix_names(args.annotations, args.images, args.fix_names))
     if args.config:
         config = load_config(args.config, args.overrides)
     else:

@@ -35,12 +35,13 @@ def above(low: float) -> Check:
     return Check(f"above {low}", lambda value: value > low)
 
 
-def dataclass_from_dict(cls: type[T], tree: Any, source: str, prefix: str = "") -> T:
+def dataclass_from_dict(cls: type[T], tree: Any, source: str, prefix: str = "", root: type | None = None) -> T:
     """An instance of dataclass `cls` from nested mappings.
 
     Args:
         source: where `tree` comes from, named in errors.
         prefix: of the keys of `tree` in errors, such as ``optim.``.
+        root: the dataclass that has `cls` at `prefix`, whose keys a wrong one may be; by default `cls`.
 
     Raises `UserError` for the first key, type or value that is wrong.
     """
@@ -50,30 +51,49 @@ def dataclass_from_dict(cls: type[T], tree: Any, source: str, prefix: str = "") 
     values = {}
     for key, value in tree.items():
         if key not in hints:
-            close = difflib.get_close_matches(str(key), hints, n=1)
-            hint = f"did you mean {prefix}{close[0]}?" if close else f"known here: {', '.join(hints)}"
+            hint = _known_keys(str(key), hints, root or cls, prefix)
             raise UserError(f"{source}: unknown key {prefix}{format_value(key)}; {hint}")
-        values[key] = _convert(hints[key], value, source, f"{prefix}{key}")
+        values[key] = _convert(hints[key], value, source, f"{prefix}{key}", root or cls)
     return cls(**values)
 
 
-def _convert(hint: Any, value: Any, source: str, key: str) -> Any:
+def _known_keys(key: str, siblings: Mapping[str, Any], root: type, prefix: str) -> str:
+    """What an unknown key may be: one of its section, else one of the same or a similar name anywhere below `root`."""
+    paths = _key_paths(root)
+    same = [path for path in paths if path.rpartition(".")[2] == key.rpartition(".")[2]]
+    close = [f"{prefix}{name}" for name in difflib.get_close_matches(key, siblings, n=1)]
+    similar = difflib.get_close_matches(key, [path.rpartition(".")[2] for path in paths], n=1)
+    found = same or close or [path for path in paths if similar and path.rpartition(".")[2] == similar[0]]
+    return f"did you mean {' or '.join(found[:4])}?" if found else f"known here: {', '.join(siblings)}"
+
+
+def _key_paths(cls: type, prefix: str = "") -> list[str]:
+    """All keys of `cls` and of its sections, such as ``optim.lr``."""
+    paths = []
+    for name, hint in typing.get_type_hints(cls).items():
+        paths.append(f"{prefix}{name}")
+        if dataclasses.is_dataclass(hint):
+            paths += _key_paths(hint, f"{prefix}{name}.")
+    return paths
+
+
+def _convert(hint: Any, value: Any, source: str, key: str, root: type) -> Any:
     """`value` as the type `hint`; the only conversions are int to float and list to tuple."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin is typing.Annotated:
-        return _checked(_convert(args[0], value, source, key), args[1], source, key)
+        return _checked(_convert(args[0], value, source, key, root), args[1], source, key)
     if dataclasses.is_dataclass(hint):
-        return dataclass_from_dict(hint, value, source, f"{key}.")
+        return dataclass_from_dict(hint, value, source, f"{key}.", root)
     if origin is Literal:
         allowed = f"one of {', '.join(map(str, args))}"
         return _checked(value, Check(allowed, lambda v: (type(v), v) in [(type(a), a) for a in args]), source, key)
     if origin is types.UnionType:  # a number or a list of them
         hint = next(arg for arg in args if isinstance(value, list) == (typing.get_origin(arg) is tuple))
-        return _convert(hint, value, source, key)
+        return _convert(hint, value, source, key, root)
     if origin is tuple:
         if not isinstance(value, list):
             raise UserError(f"{source}: {key} must be a list like [1, 2], not {describe(value)}")
-        return tuple(_convert(args[0], entry, source, f"{key}[{index}]") for index, entry in enumerate(value))
+        return tuple(_convert(args[0], entry, source, f"{key}[{index}]", root) for index, entry in enumerate(value))
     return _plain(dict if origin is dict else hint, value, source, key)
 
 

@@ -4,7 +4,7 @@ import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from gfl.common.text import printable, truncate_middle
+from gfl.common.text import printable, truncate_parts
 
 LEVELS = ("ok", "warning", "error")  # the position is the exit code
 INDENT = " " * 6  # of the names below a finding
@@ -83,7 +83,7 @@ def _num_omitted(items: Sequence[str | int], width: int) -> int:
 def _pack_lines(items: Sequence[str | int], count: int, width: int) -> list[str]:
     """The first `count` items on lines that break between items only."""
     rest = len(items) - count
-    pieces = [truncate_middle(printable(str(item)), width - 1) for item in items[:count]]
+    pieces = [truncate_parts(printable(str(item)), width - 1) for item in items[:count]]
     pieces = [piece + "," for piece in pieces[:-1]] + pieces[-1:] + ([f"and {rest} more"] if rest else [])
     lines: list[str] = []
     for piece in pieces:

@@ -34,6 +34,16 @@ def truncate_middle(text: str, limit: int) -> str:
     return text if len(text) <= limit else f"{text[:half]}...{text[-half:]}"
 
 
+def truncate_parts(text: str, limit: int) -> str:
+    """As `truncate_middle`, but of ``a = b`` and ``a -> b`` each part is shortened, and what joins them stays."""
+    for joint in (" = ", " -> "):
+        parts = text.split(joint)
+        part_limit = (limit - len(joint) * (len(parts) - 1)) // len(parts)
+        if len(text) > limit and len(parts) > 1 and part_limit > 8:
+            return joint.join(truncate_middle(part, part_limit) for part in parts)
+    return truncate_middle(text, limit)
+
+
 def short_repr(value: Any) -> str:
     """`repr` on one line of at most 80 characters, fast for values of any size and depth."""
     return truncate(" ".join(_REPR.repr(value).split()), 80)

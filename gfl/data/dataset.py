@@ -18,6 +18,7 @@ from gfl.data.sampler import Key
 from gfl.data.transforms import Augmentation, flip, keep_ratio_size, resize
 from gfl.structures import SIZE_DIVISOR, Batch, Targets
 
+IGNORED = -1  # the label of a region whose points learn nothing
 MAX_REPLACEMENTS = 100  # images tried in place of a bad one before giving up
 
 
@@ -26,7 +27,7 @@ class Sample(NamedTuple):
 
     image: np.ndarray  # (h, w, 3) uint8 RGB
     boxes_xyxy: np.ndarray  # (n, 4) float32 pixels of `image`
-    labels: np.ndarray  # (n,) int64
+    labels: np.ndarray  # (n,) int64, `IGNORED` for a region
     image_id: int
     orig_size: tuple[int, int]  # height, width of the file
 
@@ -38,6 +39,7 @@ class CocoDataset(Dataset):
         self.data, self.training, self.seed = data, training, seed
         self.short_sides, self.long_side, self.flip = config.short_sides, config.long_side, config.flip
         self.eval_short_side, self.bit_depth = config.short_side_in_eval, config.bit_depth
+        self.mask_ignored = training and config.ignored == "mask"
         self.augmentation = Augmentation(config.augment) if training and config.augment else None
 
     def __len__(self) -> int:
@@ -45,7 +47,7 @@ class CocoDataset(Dataset):
 
     def __getitem__(self, key: Key) -> Sample:
         epoch, index = key
-        boxes_xyxy, labels = self.data.boxes_of(index)
+        boxes_xyxy, labels = self._boxes_of(index)
         orig_size = tuple(self.data.sizes[index].tolist())
         image = read_image(image_path(self.data, index), orig_size, bit_depth=self.bit_depth)
         rng = np.random.default_rng((self.seed, epoch, index)) if self.training else None
@@ -58,6 +60,14 @@ class CocoDataset(Dataset):
         if rng and rng.random() < self.flip:
             image, boxes_xyxy = flip(image, boxes_xyxy)
         return Sample(image, boxes_xyxy, labels, int(self.data.image_ids[index]), orig_size)
+
+    def _boxes_of(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """Boxes (n, 4) and labels (n,), with the regions to ignore where they are masked."""
+        boxes_xyxy, labels = self.data.boxes_of(index)
+        ignored = self.data.ignored_of(index)
+        if not self.mask_ignored or not len(ignored):
+            return boxes_xyxy, labels
+        return np.concatenate([boxes_xyxy, ignored]), np.append(labels, np.full(len(ignored), IGNORED))
 
 
 def collate(samples: Sequence[Sample]) -> Batch:
@@ -76,10 +86,11 @@ def collate(samples: Sequence[Sample]) -> Batch:
         boxes_xyxy[row, :count] = torch.from_numpy(sample.boxes_xyxy)
         labels[row, :count] = torch.from_numpy(sample.labels)
         valid[row, :count] = True
+    ignored = valid & (labels == IGNORED)
     return Batch(
         images=images,
         image_sizes=torch.from_numpy(sizes),
-        targets=Targets(boxes_xyxy, labels, valid),
+        targets=Targets(boxes_xyxy, labels.clamp(min=0), valid & ~ignored, ignored if ignored.any() else None),
         image_ids=torch.tensor([sample.image_id for sample in samples]),
         orig_sizes=torch.tensor([sample.orig_size for sample in samples]),
     )

@@ -3,7 +3,7 @@
 import glob
 import os
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 
 import cv2
@@ -11,7 +11,6 @@ import numpy as np
 from PIL import Image
 
 from gfl.common.errors import UserError
-from gfl.common.text import list_some
 from gfl.data.image_errors import (
     BadImage,
     check_is_image,
@@ -62,15 +61,6 @@ def check_image_folder(root: str, path: str) -> None:
 def missing_files(root: str, file_names: Iterable[str]) -> list[int]:
     """Positions of the names that are no file below `root`."""
     return [i for i, name in enumerate(file_names) if not os.path.isfile(os.path.join(root, name))]
-
-
-def check_files(root: str, file_names: Sequence[str] | np.ndarray, path: str) -> None:
-    """Raises `UserError` for missing files: now rather than in the middle of an epoch."""
-    check_image_folder(root, path)
-    if missing := missing_files(root, file_names):
-        count = f"{len(missing)} of its {len(file_names)} images are not in {root}"
-        names = list_some([file_names[i] for i in missing])
-        raise UserError(f"{path}: {count}: {names}; add the files or remove these images from the json")
 
 
 def find_images(folder: Path) -> list[Path]:

@@ -13,7 +13,7 @@ from tqdm import tqdm
 from gfl.common import distributed
 from gfl.common.errors import UserError
 from gfl.config import Config, DataConfig
-from gfl.data.coco import CocoData, load_coco
+from gfl.data.coco import CocoData, check_ignore_classes, load_coco
 from gfl.data.dataset import CocoDataset, PatchedBatch, SafeDataset
 from gfl.data.sampler import TrainSampler, train_candidates
 from gfl.structures import Batch
@@ -34,8 +34,9 @@ def load_training_data(config: Config, device: torch.device) -> TrainingData:
     data = config.data
     shard = {"rank": distributed.rank(), "world": distributed.world_size()}
     pin_memory = device.type == "cuda"
-    train = load_coco(data.train.annotations, data.train.images)
-    val = load_coco(data.val.annotations, data.val.images, train.class_names)
+    train = load_coco(data.train.annotations, data.train.images, ignore_classes=data.ignore_classes)
+    check_ignore_classes(train, data.ignore_classes)
+    val = load_coco(data.val.annotations, data.val.images, train.class_names, ignore_classes=data.ignore_classes)
     if not val.has_annotations:
         raise UserError(f"{data.val.annotations} has no annotations to evaluate on; set data.val to a split that has")
     sampler = TrainSampler(

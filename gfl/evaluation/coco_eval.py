@@ -13,7 +13,9 @@ from pycocotools.cocoeval import COCOeval
 
 from gfl.common.distributed import gather_to_main
 from gfl.config import EvalConfig
-from gfl.data.coco import CocoData, image_path, read_coco_json
+from gfl.data.annotation_marks import ignored_because, own_area, usable_area
+from gfl.data.coco import CocoData, image_path
+from gfl.data.coco_json import read_coco_json
 from gfl.data.image_files import BitDepth, read_image
 from gfl.data.loader import batches
 from gfl.evaluation.draw import draw_boxes
@@ -76,9 +78,10 @@ def _to_results(detections: Detections, image_ids: Sequence[int], category_ids: 
 def coco_metrics(data: CocoData, results: list[Result]) -> dict[str, Any]:
     """COCO's twelve metrics, and under ``per_class`` AP and AP50 of each; None where there are no objects.
 
-    The ground truth is the json's own, with crowd and degenerate boxes, as the official evaluation uses it.
+    The ground truth is the json's own, with crowd and degenerate boxes, as the official evaluation uses it. Boxes that
+    are marked as ignored count as crowds, those of `data.ignored_classes` as crowds of every class.
     """
-    ground_truth = _ground_truth(data.annotations)
+    ground_truth = _ground_truth(data)
     if not results:  # pycocotools cannot load an empty list
         results = [
             {"image_id": int(data.image_ids[0]), "category_id": data.category_ids[0], "bbox": [0, 0, 0, 0], "score": 0}
@@ -99,24 +102,27 @@ def coco_metrics(data: CocoData, results: list[Result]) -> dict[str, Any]:
     return metrics
 
 
-def _ground_truth(path: str) -> COCO:
+def _ground_truth(data: CocoData) -> COCO:
     """The json for pycocotools, with the fields it requires.
 
     Annotations are numbered from 1: pycocotools treats a match with annotation id 0 as no match.
     """
-    tree = read_coco_json(path)
-    annotations = [
-        {
-            "id": number,
-            "image_id": entry["image_id"],
-            "category_id": entry["category_id"],
-            "bbox": box,
-            "area": box[2] * box[3] if entry.get("area") is None else entry["area"],
-            "iscrowd": int(entry.get("iscrowd") or 0),
-        }
-        for number, entry in enumerate(tree["annotations"], start=1)
-        for box in [_finite_box(entry["bbox"])]
-    ]
+    tree = read_coco_json(data.annotations)
+    annotations: list[dict[str, Any]] = []
+    for entry in tree["annotations"]:
+        box, area = _finite_box(entry["bbox"]), usable_area(entry)
+        reason = ignored_because(entry, data.ignored_categories)
+        for category in data.category_ids if reason == "class" else [entry["category_id"]]:
+            annotations.append(
+                {
+                    "id": len(annotations) + 1,
+                    "image_id": entry["image_id"],
+                    "category_id": category,
+                    "bbox": box,
+                    "area": own_area(box) if area is None else area,
+                    "iscrowd": int(bool(reason)),
+                }
+            )
     ground_truth = COCO()
     images, categories = ([{"id": entry["id"]} for entry in tree[key]] for key in ("images", "categories"))
     ground_truth.dataset = {"images": images, "categories": categories, "annotations": annotations, "info": {}}

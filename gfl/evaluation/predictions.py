@@ -11,7 +11,9 @@ import torch
 
 from gfl.common.errors import UserError
 from gfl.config import Config
-from gfl.data.coco import CocoData, read_coco_json
+from gfl.data.annotation_marks import ignored_because
+from gfl.data.coco import CocoData
+from gfl.data.coco_json import read_coco_json
 from gfl.data.loader import batches
 from gfl.evaluation.inference import RawDetections, detect_with_sides
 from gfl.method.boxes import box_iou
@@ -20,7 +22,7 @@ from gfl.structures import Batch
 
 
 class GroundTruth(NamedTuple):
-    """Ground truth of one image, crowds left out."""
+    """Ground truth of one image, without crowds and other regions to ignore."""
 
     boxes_xyxy: np.ndarray  # (g, 4) pixels
     category_ids: np.ndarray  # (g,)
@@ -57,7 +59,7 @@ def read_ground_truth(data: CocoData) -> list[GroundTruth]:
     """Ground truth by image index; `edge_sigma` is an extra field of soft shapes."""
     found: dict[int, list[tuple[list[float], int, list[float]]]] = {int(image_id): [] for image_id in data.image_ids}
     for entry in read_coco_json(data.annotations).get("annotations", []):
-        if not entry.get("iscrowd"):
+        if not ignored_because(entry, data.ignored_categories):
             x, y, width, height = entry["bbox"]
             sigmas = entry.get("edge_sigma", [np.nan] * 4)
             if not (isinstance(sigmas, list) and len(sigmas) == 4 and all(type(s) in (int, float) for s in sigmas)):

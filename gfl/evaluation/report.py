@@ -56,7 +56,8 @@ def load_split(detector: Detector, split: Sequence[str] | None = None) -> CocoDa
     annotations, images = split or (val.annotations, val.images)
     if not annotations:
         raise UserError(f"{detector.checkpoint} names no data to analyze; give it with --data ANNOTATIONS.json IMAGES/")
-    data = load_coco(annotations, images, detector.class_names)
+    ignore_classes = detector.config.data.ignore_classes
+    data = load_coco(annotations, images, detector.class_names, ignore_classes=ignore_classes)
     if not len(data.labels):
         raise UserError(f"{annotations} has no boxes to compare detections with", code="no_boxes")
     return data

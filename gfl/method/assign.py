@@ -163,3 +163,13 @@ def assign_max_iou(
     slots = torch.arange(iou.shape[-1], device=iou.device)
     forced = torch.where((iou == highest) & (highest > 0), slots, -1).amax(dim=-1)  # the last box that claims the point
     return Assignment(torch.where(forced >= 0, forced, index))
+
+
+def leave_out_ignored(assignment: Assignment, grid: PointGrid, targets: Targets) -> Assignment:
+    """Points within a region to ignore learn nothing (-2), unless they learn an object."""
+    if targets.ignored is None:
+        return assignment
+    x, y = grid.points[:, None].unbind(-1)  # (P, 1) each
+    left, top, right, bottom = targets.boxes_xyxy[:, None].unbind(-1)  # (B, 1, G) each
+    within = (x > left) & (x < right) & (y > top) & (y < bottom) & targets.ignored[:, None]
+    return Assignment(torch.where(within.any(dim=-1) & ~assignment.positive, -2, assignment.index))

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from gfl.common.distributed import mean_over_processes, world_size
+from gfl.method.assign import leave_out_ignored
 from gfl.method.box_representation import BoxRepresentation
 from gfl.method.boxes import box_iou, boxes_to_distances, distances_to_boxes
 from gfl.method.losses import giou_loss
@@ -48,7 +49,7 @@ class Criterion(nn.Module):
         """
         grid = output.grid
         inside = points_in_images(grid, image_sizes)
-        assignment = self.assigner(grid, targets, inside)
+        assignment = leave_out_ignored(self.assigner(grid, targets, inside), grid, targets)
         positive = assignment.positive
         slot = assignment.index.clamp(min=0)  # other points read slot 0 and are masked below
         labels = targets.labels.gather(1, slot)

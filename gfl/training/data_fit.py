@@ -1,19 +1,22 @@
 """How well a data set fits the config, by its json alone: distances, object sizes, points per object, classes."""
 
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import yaml
 
 from gfl.common.findings import Finding, finding_if_any
 from gfl.config import Config
+from gfl.data.annotation_marks import looks_like_region
 from gfl.data.coco import CocoData
 from gfl.evaluation.targets import regression_targets, size_in_eval, target_statistics
 
 WARN_SHARE = 0.01  # of sides beyond reg_max, or of objects without a point, above which it is a warning
 WARN_SHARE_SMALL = 0.05  # the same for objects below the finest stride
 FEW_POINTS = 3  # an object with fewer is hard to learn
-# Objects whose points are assigned: at every start of training, and when the user asks for a check.
-MAX_OBJECTS_AT_START, MAX_OBJECTS_ON_DEMAND = 1_000, 8_000
+MAX_OBJECTS = 2_000  # whose points are assigned; the same for the doctor and the start of training, which then agree
 
 
 def object_sizes(data: CocoData, config: Config) -> tuple[np.ndarray, np.ndarray]:
@@ -88,7 +91,7 @@ def _sides_beyond(targets: dict[str, Any], config: Config) -> list[Finding]:
     share, recommended = targets["share_beyond"], targets["recommended_reg_max"]
     level = "warning" if share > WARN_SHARE else "ok"
     what = f"sides ({share:.1%}) beyond reg_max {targets['reg_max']}, up to {targets['largest']:.0f} strides"
-    advice = f"model.head.reg_max={recommended} covers 99.9%" if recommended > targets["reg_max"] else ""
+    advice = f"model.head.reg_max={recommended} covers 99.9%" if level == "warning" else "few enough"
     return [Finding(level, round(share * targets["points"] * 4), what, advice)]
 
 
@@ -100,14 +103,24 @@ def class_counts(data: CocoData, usable: np.ndarray | None = None) -> dict[str, 
 
 
 def class_findings(data: CocoData, split: str) -> list[Finding]:
-    """Classes without a box in the split."""
+    """Classes without a box in the split, and of the training split those named like regions to ignore."""
     without = [name for name, count in class_counts(data).items() if not count]
     advice = {"train": "leave them out of both jsons", "val": "AP is the mean over the others"}
-    return finding_if_any("warning", f"classes without {split} boxes", advice[split], without)
+    regions = [name for name in data.class_names if looks_like_region(name)] if split == "train" else []
+    option = f'trained as classes; leave them out with "data.ignore_classes={list_in_yaml(regions)}"'
+    return [
+        *finding_if_any("warning", "classes named like regions to ignore", option, regions),
+        *finding_if_any("warning", f"classes without {split} boxes", advice[split], without),
+    ]
+
+
+def list_in_yaml(names: Sequence[str]) -> str:
+    """A list of names as the command line takes it."""
+    return yaml.safe_dump(list(names), default_flow_style=True, width=math.inf, allow_unicode=True).strip()
 
 
 def fit_notes(train: CocoData, val: CocoData, config: Config) -> list[str]:
     """Warnings before training starts; takes seconds even for COCO, since no image file is read."""
-    statistics = fit_statistics(train, config, max_boxes=MAX_OBJECTS_AT_START)
+    statistics = fit_statistics(train, config, max_boxes=MAX_OBJECTS)
     found = [*class_findings(train, "train"), *class_findings(val, "val"), *fit_findings(statistics, config)]
     return [entry.note() for entry in found if entry.level != "ok"]

@@ -43,7 +43,7 @@ def run_summary(config: Config, device: torch.device, model: nn.Module, data: Tr
         "steps": f"{optim.epochs} epochs x {sampler.steps_per_epoch} = {optim.epochs * sampler.steps_per_epoch}",
         "output": config.run_dir,
     }
-    notes = [f"train: {note}" for note in train.notes] + [f"val: {note}" for note in val.notes]
+    notes = [f"train: {note}" for note in train.notes] + [f"val: {note}" for note in val.notes + val.eval_notes]
     if dropped := len(train) - len(sampler.candidates):
         notes.append(f"{dropped} training images without boxes dropped; data.keep_empty=true keeps them")
     if optim.warmup_steps * 2 > optim.epochs * sampler.steps_per_epoch:

@@ -49,6 +49,9 @@ def test_values_are_converted_to_the_types_of_the_fields():
         ({"iner": {}}, "iner", "inner"),
         ({"inner": {"topk": 5}}, "inner.topk", "inner.top_k"),
         ({"inner": {"zzz": 1}}, "inner.zzz", "top_k, rate, share"),
+        ({"top_k": 5}, "top_k", "inner.top_k"),  # of another section
+        ({"rat": 5}, "rat", "inner.rate"),
+        ({"inner": {"sizes": [1]}}, "inner.sizes", "sizes"),
         ({1: 2}, "1", "inner"),
     ],
 )

@@ -14,6 +14,7 @@ from gfl.common.findings import Finding, all_named, exit_code, name_lines, table
         (["aaaa", "bbbb", "cccc", "dddd", "eeee"], 12, ["aaaa, bbbb", "and 3 more"]),
         (["a" * 15 + "z" * 15, "b"], 12, ["aaaa...zzzz,", "b"]),
         (["a" * 15 + "z" * 15, "b" * 10, "c"], 12, ["aaaa...zzzz", "and 2 more"]),
+        (["a" * 30 + " = " + "b" * 30], 26, ["aaaa...aaaa = bbbb...bbbb"]),  # what joins two names stays
         ([], 9, []),
     ],
 )

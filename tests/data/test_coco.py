@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from gfl.data.coco import category_names, image_path, load_coco, read_coco_json
+from gfl.data.coco import check_ignore_classes, image_path, load_coco
+from gfl.data.coco_json import category_names, read_coco_json
 
 PETS = {90: "dog", 5: "cat", 17: "bird"}
 
@@ -64,6 +65,33 @@ def test_crowd_boxes_are_left_out_of_training(coco_set):
     assert data.boxes_xyxy.tolist() == [[5, 5, 15, 15]]
     (note,) = data.notes
     assert note.startswith("1 crowd")
+
+
+@pytest.fixture
+def regions(coco_set):
+    """A disc, a disc that is marked as ignored, a crowd and a region of a class of its own."""
+    boxes = [(0, 7, [5, 5, 10, 10]), (0, 7, [20, 5, 10, 10]), (0, 9, [-5, 20, 20, 10]), (0, 9, [0, 0, 0, 0])]
+    made = coco_set(boxes=boxes, crowds=[(0, 7, [0, 0, 30, 30])], categories={7: "disc", 9: "others"})
+    made.tree["annotations"][1]["ignore"] = 1
+    return made.save()
+
+
+def test_regions_to_ignore_are_kept_apart(regions):
+    data = load_coco(regions.annotations, regions.images, ignore_classes=["others"])
+    assert (data.class_names, data.ignored_classes, data.ignored_categories) == (("disc",), ("others",), (9,))
+    assert data.boxes_xyxy.tolist() == [[5, 5, 15, 15]]
+    assert data.ignored_of(0).tolist() == [[20, 5, 30, 15], [0, 20, 15, 30], [0, 0, 30, 30]]
+    (note,) = data.notes
+    assert all(part in note for part in ("1 crowd", "1 boxes marked", "2 boxes of data.ignore_classes"))
+    assert len(regions.load().labels) == 2  # without the option they are a class
+
+
+def test_ignored_classes_that_do_not_exist_are_refused(regions, refusal):
+    data = load_coco(regions.annotations, regions.images, ignore_classes=["others", "car"])
+    assert "'car'" in refusal(check_ignore_classes, data, ["others", "car"])
+    check_ignore_classes(data, ["others"])
+    everything = {"ignore_classes": ["disc", "others"]}
+    assert "no class" in refusal(load_coco, regions.annotations, regions.images, **everything)
 
 
 NAN, INFINITY = float("nan"), float("inf")
@@ -149,7 +177,7 @@ def test_a_missing_json_or_image_folder_is_named(coco_set, tmp_path, refusal):
         ({"id": 900}, "image id 900"),
         ({"id": "893"}, "'893'"),
         ({"id": 2**70}, "image id 1180591620717411303424"),
-        ({"width": 50.0}, "'width': 50.0"),
+        ({"width": 50.5}, "'width': 50.5"),
         ({"height": 0}, "image id 893"),
         ({"height": 2**40}, "image id 893"),
         ({"file_name": 3}, "image id 893"),

@@ -108,6 +108,21 @@ def test_channels_come_first():
     np.testing.assert_array_equal(batch.images[0].numpy(), image[:, ::-1].transpose(2, 0, 1))
 
 
+def test_regions_to_ignore_travel_with_the_boxes_only_if_they_are_masked(coco_set):
+    made = coco_set(boxes=[(0, 7, [10, 10, 20, 15])], crowds=[(0, 7, [40, 10, 15, 20])])
+    plain = dataset(made.load(), flip=1.0)[0, 0]
+    assert plain.labels.tolist() == [0]
+    assert collate([plain]).targets.ignored is None
+    masked = dataset(made.load(), flip=1.0, ignored="mask", augment=({"name": "HorizontalFlip", "p": 1},))[0, 0]
+    scale = 96 / 60
+    assert masked.boxes_xyxy[1] == pytest.approx(np.array([40, 10, 55, 30]) * scale, abs=0.5)  # flipped twice
+    targets = collate([masked, plain]).targets
+    assert targets.valid.tolist() == [[True, False], [True, False]]
+    assert targets.ignored.tolist() == [[False, True], [False, False]]
+    assert targets.labels.tolist() == [[0, 0], [0, 0]]
+    assert dataset(made.load(), training=False, ignored="mask")[0, 0].labels.tolist() == [0]
+
+
 def test_empty_slots_are_invalid():
     targets = collate([sample(32, 32, 1), sample(32, 32, 3), sample(32, 32, 0)]).targets
     assert targets.valid.tolist() == [[True, False, False], [True, True, True], [False, False, False]]

@@ -46,7 +46,7 @@ def tensors(loader):
     return [
         tensor
         for batch in batches(loader)
-        for tensor in (batch.images, batch.image_sizes, *batch.targets, batch.image_ids, batch.orig_sizes)
+        for tensor in (batch.images, batch.image_sizes, *batch.targets[:3], batch.image_ids, batch.orig_sizes)
     ]
 
 

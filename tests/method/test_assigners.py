@@ -106,7 +106,7 @@ def test_points_outside_an_image_are_background_and_win_nothing(function):
 def test_images_without_boxes_are_background(function, num_slots):
     grid = small_grid()
     targets = oracles.pad_targets([torch.zeros(0, 4)] * 2, [torch.zeros(0)] * 2, num_slots or 1)
-    targets = Targets(*(column[:, :num_slots] for column in targets))
+    targets = Targets(*(column[:, :num_slots] for column in targets[:3]))
     assignment = function(grid, targets, torch.ones(2, len(grid.points), dtype=torch.bool))
     assert (assignment.index.dtype, assignment.index.shape) == (torch.int64, (2, len(grid.points)))
     assert (assignment.index == -1).all()

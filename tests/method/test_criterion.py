@@ -216,7 +216,7 @@ def split(output, targets, sizes):
     """The batch of `random_batch` as two: its crowded image, and the other two."""
     for images in (slice(0, 1), slice(1, 3)):
         part = output._replace(cls_logits=output.cls_logits[images], reg_pred=output.reg_pred[images])
-        yield part, Targets(*(column[images] for column in targets)), sizes[images]
+        yield part, Targets(*(column[images] for column in targets[:3])), sizes[images]
 
 
 @pytest.mark.parametrize("shift", [0, -9], ids=["usual scores", "weights that sum to less than 1"])
@@ -270,7 +270,34 @@ def test_runs_forward_and_backward_on_tensors_without_data():
     to_meta = partial(torch.Tensor.to, device="meta")
     grid = output.grid._replace(points=to_meta(output.grid.points), strides=to_meta(output.grid.strides))
     leaves = [to_meta(leaf).requires_grad_() for leaf in output[:2]]
-    targets = Targets(*map(to_meta, oracles.pad_targets(boxes, labels)))
+    targets = Targets(*map(to_meta, oracles.pad_targets(boxes, labels)[:3]))
     losses = make_criterion().to("meta")(HeadOutput(*leaves, None, grid), targets, to_meta(sizes))
     sum(losses.values()).backward()
     assert leaves[1].grad.shape == output.reg_pred.shape
+
+
+# --- regions to ignore ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("assigner", [assign_atss, assign_fcos, assign_fovea, assign_max_iou])
+def test_points_in_an_ignored_region_learn_nothing_unless_they_learn_an_object(assigner):
+    output, boxes, labels, sizes = random_batch(3)
+    region = torch.tensor([30.0, 20.0, 100.0, 90.0])
+    plain = oracles.pad_targets(boxes, labels)
+    with_region = oracles.pad_targets(
+        [torch.cat([b, region[None]]) for b in boxes], [torch.cat([n, n.new_zeros(1)]) for n in labels]
+    )
+    last = torch.zeros_like(with_region.valid)
+    last[torch.arange(3), torch.tensor([len(n) for n in labels])] = True
+    masked = with_region._replace(valid=with_region.valid & ~last, ignored=last)
+    criterion = criterion_of("joint", "general", assigner)
+    _, (before, _) = losses_and_gradients(criterion, output, plain, sizes)
+    losses, (after, _) = losses_and_gradients(criterion, output, masked, sizes)
+    inside_image = points_in_images(output.grid, sizes)
+    positive = assigner(output.grid, plain, inside_image).positive
+    x, y = output.grid.points.T
+    within = (x > region[0]) & (x < region[2]) & (y > region[1]) & (y < region[3]) & ~positive
+    assert (before[within & inside_image] != 0).any()
+    assert (after[within] == 0).all()
+    torch.testing.assert_close(after[~within], before[~within], rtol=0, atol=0)
+    assert losses["box"] == losses_and_gradients(criterion, output, plain, sizes)[0]["box"]

@@ -57,3 +57,10 @@ def test_classes_without_boxes_are_reported_for_each_split(coco_set):
     first, second = fit_notes(train, val, config_of())
     assert all(part in first for part in ("train", "emu"))
     assert all(part in second for part in ("val", "dog, emu"))
+
+
+def test_classes_named_like_regions_are_reported_with_the_option_that_leaves_them_out(coco_set):
+    boxes = [(0, 1, [10, 10, 40, 40]), (0, 2, [60, 60, 50, 50])]
+    data = coco_set([(128, 128)], boxes, categories={1: "ignored regions", 2: "car"}).load()
+    (note,) = fit_notes(data, data, config_of())
+    assert '"data.ignore_classes=[ignored regions]"' in note

@@ -1,27 +1,32 @@
 """All errors in a COCO-format json at once, by the rules of `gfl.data.coco`, which stops at the first one."""
 
 import os
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import numpy as np
 
 from gfl.common.errors import UserError
 from gfl.common.findings import Finding, finding_if_any
-from gfl.data.coco import (
-    CocoData,
-    build_coco_data,
-    category_names,
+from gfl.data.annotation_marks import (
     check_annotation,
+    evaluation_findings,
+    rotation_findings,
+)
+from gfl.data.coco import CocoData, build_coco_data, ignored_categories
+from gfl.data.coco_json import (
+    category_names,
     duplicates,
     entry_name,
+    has_invisible,
     match_classes,
+    quote_invisible,
     read_images,
-    visible_box,
 )
+from gfl.data.file_names import FileSpellings, fix_names_command
 from gfl.data.image_files import missing_files
+from gfl.tools.doctor.box_findings import box_findings, group_findings, repetition_findings
 
-SLACK = 1.0  # pixels by which a box may reach outside its image; exports round
 # Names in class lists that stand for no class: a first entry for the background, or filled gaps between ids.
 PLACEHOLDERS = {"background", "__background__", "_background_", "bg", "n/a", "unlabeled", "unlabelled"}
 
@@ -30,6 +35,8 @@ REFUSED = {
     "not_a_mapping": ("annotations that are no mapping", "correct or delete them"),
     "image_id": ("annotations with unknown image_id", "correct or delete them"),
     "category_id": ("annotations with unknown category_id", "correct or delete them"),
+    "other_task": ("annotations without a box, of another task", "use a json with boxes"),
+    "rotated": ("annotations with rotated boxes", "replace each by the upright box around it"),
     "bbox": ("annotations whose bbox is not four numbers", "correct or delete them"),
     "iscrowd_or_area": ("annotations with a wrong iscrowd or area", "iscrowd is 0 or 1, area a number"),
 }
@@ -38,13 +45,14 @@ Refused = dict[int, UserError]  # position of an entry -> why it cannot be used
 
 
 def check_annotations(
-    tree: dict[str, Any], annotations: str, images: str, split: str
+    tree: dict[str, Any], annotations: str, images: str, split: str, ignore_classes: Collection[str] = ()
 ) -> tuple[list[Finding], CocoData | None]:
     """Findings on a json that `read_coco_json` has read, and the split without the entries that cannot be used.
 
     Args:
         annotations, images: path of the json and folder of the images.
         split: "train" or "val".
+        ignore_classes: names of categories whose boxes are regions to ignore.
 
     The split is None if nothing usable is left. Training refuses the json exactly if one of the findings is an error.
     """
@@ -54,11 +62,12 @@ def check_annotations(
     if not entries:
         return findings, None  # all further findings would follow from it
     usable = {"categories": categories, "images": entries}
+    ignored = _ignored_ids(categories, annotations, ignore_classes, findings if split == "train" else [])
     if "annotations" in tree:
-        usable["annotations"] = _check_entries(tree, usable, annotations, findings)
+        usable["annotations"] = _check_entries(tree, usable, annotations, ignored, findings)
     refused = any(found.level == "error" for found in findings)
     try:
-        data = build_coco_data(usable if refused else tree, annotations, images)
+        data = build_coco_data(usable if refused else tree, annotations, images, ignore_classes=ignore_classes)
     except UserError as error:
         if not refused:
             findings.append(Finding("error", 1, "reason why training refuses it", "", (str(error),)))
@@ -72,8 +81,8 @@ def compare_categories(train: CocoData, val: CocoData) -> list[Finding]:
     try:
         ids = match_classes(names, train.class_names, val.annotations)
     except UserError as error:
-        only = [f"without {name}" for name in train.class_names if name not in val.class_names]
-        only += [f"with {name}" for name in val.class_names if name not in train.class_names]
+        only = [f"without {quote_invisible(name)}" for name in train.class_names if name not in val.class_names]
+        only += [f"with {quote_invisible(name)}" for name in val.class_names if name not in train.class_names]
         what, reasons = "classes that only one split has", (str(error),)
         return [Finding("error", len(only), what, "use the same classes in both jsons", tuple(only), reasons)]
     pairs = zip(train.class_names, train.category_ids, ids, strict=True)
@@ -92,7 +101,22 @@ def _check_categories(entries: list[Any], path: str, findings: list[Finding]) ->
     findings += finding_if_any("error", "category ids that occur twice", "give each its own", duplicates(ids))
     findings += finding_if_any("warning", "class names that occur twice", "a class each; rename or merge", repeated)
     findings += finding_if_any("warning", "names that are no class", "leave them out of both jsons", placeholders)
+    invisible = [ascii(name) for name in names if has_invisible(name)]
+    findings += finding_if_any("warning", "class names with characters that do not show", "rename them", invisible)
     return _first_of_each_id(usable)
+
+
+def _ignored_ids(
+    categories: list[Any], path: str, ignore_classes: Collection[str], findings: list[Finding]
+) -> Collection[int]:
+    """Ids of the categories that `ignore_classes` names; names without a category are an error."""
+    try:
+        found = ignored_categories(category_names(categories, path), categories, ignore_classes)
+    except UserError:
+        return ()
+    unknown = [name for name in ignore_classes if name not in found.values()]
+    findings += finding_if_any("error", "names in data.ignore_classes that are no category", "correct them", unknown)
+    return found
 
 
 def _check_images(entries: list[Any], path: str, root: str, findings: list[Finding]) -> list[Any]:
@@ -106,17 +130,32 @@ def _check_images(entries: list[Any], path: str, root: str, findings: list[Findi
     findings += finding_if_any("warning", "files listed twice", "merge their boxes", duplicates(names))
     usable = _first_of_each_id(usable)
     missing = missing_files(root, [entry["file_name"] for entry in usable])
-    names = [usable[position]["file_name"] for position in missing]
-    paths = [os.path.join(root, name) for name in names]
-    all_missing = paths and len(paths) == len(usable)
-    advice = f"wrong folder? looked for {paths[0]}" if all_missing else "add them or leave them out"
-    reasons = [f"no file {file}" for file in paths]
-    findings += finding_if_any("error", "images that are not in the folder", advice, names, reasons)
+    findings += _missing_findings(path, root, [usable[position]["file_name"] for position in missing], len(usable))
     absent = set(missing)
     return [entry for position, entry in enumerate(usable) if position not in absent]
 
 
-def _check_entries(tree: dict[str, Any], usable: dict[str, Any], path: str, findings: list[Finding]) -> list[Any]:
+def _missing_findings(path: str, root: str, names: list[str], num_images: int) -> list[Finding]:
+    """Images without a file, apart from those whose file exists under another spelling."""
+    spellings = FileSpellings(root) if names else None
+    spelled = {name: file for name in names if (file := spellings.find(name))}
+    absent = [name for name in names if name not in spelled]
+    paths = [os.path.join(root, name) for name in absent]
+    all_missing = paths and len(paths) == num_images
+    advice = f"wrong folder? looked for {paths[0]}" if all_missing else "add them or leave them out"
+    pairs = [f"{name} -> {file}" for name, file in spelled.items()]
+    what = "images whose file has another spelling"
+    return [
+        *finding_if_any(
+            "error", "images that are not in the folder", advice, absent, [f"no file {file}" for file in paths]
+        ),
+        *finding_if_any("error", what, fix_names_command(path, root), pairs),
+    ]
+
+
+def _check_entries(
+    tree: dict[str, Any], usable: dict[str, Any], path: str, ignored: Collection[int], findings: list[Finding]
+) -> list[Any]:
     """The usable annotations of usable images and categories; those of unusable ones are no findings themselves."""
     entries = tree["annotations"]
     known_images, known_categories = _integer_ids(tree["images"]), _integer_ids(tree["categories"])
@@ -136,9 +175,11 @@ def _check_entries(tree: dict[str, Any], usable: dict[str, Any], path: str, find
         if position not in refused and entry["image_id"] in image_ids and entry["category_id"] in category_ids
     ]
     findings += _annotation_id_findings(entries)
-    findings += _repetition_findings(kept)
-    findings += _box_findings(kept, {entry["id"]: (entry["height"], entry["width"]) for entry in usable["images"]})
-    findings += _group_findings(usable["categories"], {entry["category_id"] for _, entry in kept})
+    findings += repetition_findings(kept)
+    sizes = {entry["id"]: (entry["height"], entry["width"]) for entry in usable["images"]}
+    findings += box_findings(kept, sizes, ignored)
+    findings += rotation_findings(kept) + evaluation_findings(usable["images"], kept)
+    findings += group_findings(usable["categories"], {entry["category_id"] for _, entry in kept})
     return [entry for _, entry in kept]
 
 
@@ -190,45 +231,6 @@ def _annotation_id_findings(entries: list[Any]) -> list[Finding]:
         *finding_if_any("warning", "annotations without an integer id", advice, without),
         *finding_if_any("warning", "annotation ids that occur twice", advice, repeated),
     ]
-
-
-def _repetition_findings(kept: list[tuple[int, Any]]) -> list[Finding]:
-    """Annotations with the same image, class and box as an earlier one."""
-    seen: set[Hashable] = set()
-    copies = []
-    for position, entry in kept:
-        key = (entry["image_id"], entry["category_id"], *entry["bbox"])
-        if key in seen:
-            copies.append(entry_name(entry, position))
-        seen.add(key)
-    return finding_if_any("warning", "annotations that repeat another", "one object counts twice; delete", copies)
-
-
-def _box_findings(kept: list[tuple[int, Any]], sizes: dict[int, tuple[int, int]]) -> list[Finding]:
-    degenerate, outside, crowds = [], [], []
-    for position, entry in kept:
-        height, width = sizes[entry["image_id"]]
-        name = entry_name(entry, position)
-        if entry.get("iscrowd"):
-            crowds.append(name)
-        elif visible_box(entry["bbox"], height, width) is None:
-            degenerate.append(name)
-        else:
-            x, y, w, h = entry["bbox"]
-            if min(x, y) < -SLACK or x + w > width + SLACK or y + h > height + SLACK:
-                outside.append(name)
-    return [
-        *finding_if_any("warning", "boxes under 1 px or outside the image", "skipped; correct or delete", degenerate),
-        *finding_if_any("warning", "boxes that reach outside the image", "clipped; check the export", outside),
-        *finding_if_any("ok", "crowd boxes", "not trained on, ignored in AP", crowds),
-    ]
-
-
-def _group_findings(categories: list[Any], used: set[int]) -> list[Finding]:
-    """Categories without boxes that are the supercategory of others, as some exports write them."""
-    groups = {entry["supercategory"] for entry in categories if isinstance(entry.get("supercategory"), str)}
-    named = [entry["name"] for entry in categories if entry["id"] not in used and entry["name"] in groups]
-    return finding_if_any("warning", "classes that only name a group", "leave them out of both jsons", named)
 
 
 def _content_findings(data: CocoData, split: str) -> list[Finding]:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from gfl.common.errors import UserError
 from gfl.common.files import write_json
-from gfl.data.coco import clip_corners
+from gfl.data.annotation_marks import clip_corners
 
 ROUNDING = 0.5  # pixels by which a coordinate may lie outside the image without a note
 

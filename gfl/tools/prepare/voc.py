@@ -17,8 +17,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 from gfl.common.errors import UserError
-from gfl.data.coco import check_file_name
-from gfl.data.image_files import IMAGE_SUFFIXES, image_sizes
+from gfl.data.image_files import IMAGE_SUFFIXES, check_file_name, image_sizes
 from gfl.tools.prepare.to_coco import (
     Box,
     BoxAdjustments,

@@ -13,7 +13,7 @@ from typing import Any
 
 from gfl.common.errors import UserError
 from gfl.common.yaml_file import read_yaml
-from gfl.data.coco import duplicates
+from gfl.data.coco_json import duplicates
 from gfl.data.image_files import image_sizes, is_image
 from gfl.tools.prepare.to_coco import (
     BoxAdjustments,

@@ -4,7 +4,7 @@ import pytest
 
 from gfl.common.errors import UserError
 from gfl.common.findings import exit_code
-from gfl.data.coco import read_coco_json
+from gfl.data.coco_json import read_coco_json
 from gfl.tools.doctor.annotations import check_annotations, compare_categories
 
 BOXES = [(0, 1, [10, 10, 40, 40]), (1, 2, [60, 30, 45, 50])]
@@ -66,7 +66,7 @@ def add_ambiguous_names(tree):
         (add_group, "warning", "group", ["pet"]),
         (change(image_id=4), "error", "image_id", [1]),
         (change(category_id=40), "error", "category_id", [1]),
-        (change(bbox=[1, 2, 3]), "error", "bbox", [1]),
+        (change(bbox=[1, 2, 3]), "error", "whose bbox", [1]),
         (change(iscrowd=3), "error", "iscrowd", [1]),
         (lambda tree: tree["annotations"].append(7), "error", "mapping", ["number 2"]),
         (change(id=None), "warning", "integer id", ["number 0"]),
@@ -76,6 +76,12 @@ def add_ambiguous_names(tree):
         (add("annotations", bbox=[1, 1, float("nan"), 9]), "warning", "1 px", [5]),
         (change(bbox=[-2, 10, 40, 40]), "warning", "reach outside", [1]),
         (add("annotations", iscrowd=1, bbox=[1, 1, 99, 99]), "ok", "crowd", [5]),
+        (add("annotations", ignore=1, bbox=[1, 1, 99, 99]), "ok", "marked as ignored", [5]),
+        (change(area=-1), "warning", "areas that are not finite", [1]),
+        (change(attributes={"rotation": 3}), "warning", "rotated", [1]),
+        (change(bbox=[1, 2, 3, 4, 5]), "error", "rotated boxes", [1]),
+        (add("images", file_name="x\\000.PNG"), "error", "another spelling", ["x\\000.PNG -> 000.png"]),
+        (lambda tree: tree["categories"][0].update(name="cat\u200b"), "warning", "do not show", ["'cat\\u200b'"]),
         (add("images", file_name="./000.png"), "ok", "without boxes", [5]),
         (lambda tree: tree.update(annotations=[]), "error", "boxes to train", []),
         (lambda tree: tree.pop("annotations"), "error", "annotations", []),

@@ -117,7 +117,12 @@ def test_the_report_has_a_verdict_on_reg_max(head, verdict, clean):
 def test_the_command_exits_with_the_code_of_the_worst_finding(clean, script, tmp_path, capsys):
     made = clean()
     args = Namespace(
-        annotations=made.annotations, images=made.images, val=None, config=None, json=tmp_path / "out.json"
+        fix_names=None,
+        annotations=made.annotations,
+        images=made.images,
+        val=None,
+        config=None,
+        json=tmp_path / "out.json",
     )
     args.overrides = ["data.short_side=128", "model.head.reg_max=1"]
     with pytest.raises(SystemExit) as end:

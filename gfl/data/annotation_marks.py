@@ -1,0 +1,194 @@
+"""What an annotation is: an object to train on, a region to ignore, or degenerate; and what its fields contradict."""
+
+import math
+from collections.abc import Collection, Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from gfl.common.errors import UserError
+from gfl.common.findings import Finding, finding_if_any
+from gfl.common.text import format_value, short_repr
+from gfl.data.coco_json import MAX_COORDINATE, MAX_INTEGER, entry_name
+
+MIN_SIDE = 1.0  # pixels; a smaller box is degenerate, as in the reference
+# Fields that mark a box as not to be learned: of COCO's crowds, mmdetection and many exports, and Open Images.
+IGNORE_KEYS = ("ignore", "isgroupof", "is_group_of", "isGroupOf", "IsGroupOf")
+FALSE_TEXTS = ("", "0", "0.0", "false", "no", "none")
+# Names of classes that stand for regions without exact boxes.
+REGION_NAMES = {"ignored regions", "ignored region", "ignored", "ignore", "ignore regions", "ignore region", "others"}
+REGION_NAMES |= {"don't care", "dont care", "dontcare", "don\u2019t care"}
+MIN_SHARE, MAX_SHARE = 0.01, 1.01  # of its box that a mask covers
+CONSTANT_SHARES = (math.pi / 4, 0.5)  # of discs and triangles, which are no other scale
+
+Numbered = Iterable[tuple[int, dict[str, Any]]]  # position in the json and annotation
+
+
+def ignored_because(entry: dict[str, Any], ignored_categories: Collection[int] = ()) -> str:
+    """Why a checked annotation is a region to ignore: "crowd", "ignore" or "class"; "" if it is an object."""
+    if entry.get("iscrowd"):
+        return "crowd"
+    if any(_is_set(entry[key]) for key in IGNORE_KEYS if key in entry):
+        return "ignore"
+    return "class" if entry["category_id"] in ignored_categories else ""
+
+
+def _is_set(value: Any) -> bool:
+    return value.strip().lower() not in FALSE_TEXTS if isinstance(value, str) else bool(value)
+
+
+def looks_like_region(name: str) -> bool:
+    """Whether the name of a class reads like regions to ignore."""
+    return " ".join(name.lower().replace("_", " ").replace("-", " ").split()) in REGION_NAMES
+
+
+def own_area(bbox: Sequence[float]) -> float:
+    return float(bbox[2]) * float(bbox[3])
+
+
+def usable_area(entry: dict[str, Any]) -> float | None:
+    """The area of an annotation, None if it is missing, not finite or not above 0."""
+    area = entry.get("area")
+    return area if area is not None and math.isfinite(area) and area > 0 else None
+
+
+def check_annotation(
+    entry: Any, position: int, row_of: dict[int, int], label_of: dict[int, int | None], path: str
+) -> tuple[int, int | None]:
+    """Row of the image and label of one annotation, None for a class that is ignored.
+
+    Raises `UserError` if it cannot be used, with the code "not_a_mapping", "other_task", "image_id", "category_id",
+    "rotated", "bbox" or "iscrowd_or_area".
+    """
+    who = f"{path}: annotation {format_value(entry_name(entry, position))}"
+    if not isinstance(entry, dict):
+        raise UserError(f"{who} is not a mapping: {short_repr(entry)}", code="not_a_mapping")
+    if entry.get("bbox") is None and (task := _other_task(entry)):
+        raise UserError(f"{who} has no bbox but {task}; use a json with boxes", code="other_task")
+    for key, known, group in (("image_id", row_of, "images"), ("category_id", label_of, "categories")):
+        if type(entry.get(key)) is not int or entry[key] not in known:
+            raise UserError(f"{who}: {key} {short_repr(entry.get(key))} is not among the json's {group}", code=key)
+    box = entry.get("bbox")
+    numbers = isinstance(box, list) and all(map(_is_number, box))
+    if numbers and len(box) in (5, 8):
+        what = "[x, y, width, height, angle]" if len(box) == 5 else "four corners"
+        raise UserError(
+            f"{who}: a bbox of {len(box)} numbers is a rotated box, {what}; only upright boxes [x, y, width, height] "
+            "can be trained: replace each by the upright box around it",
+            code="rotated",
+        )
+    if not numbers or len(box) != 4:
+        raise UserError(f"{who}: bbox must be four numbers [x, y, width, height], not {short_repr(box)}", code="bbox")
+    if entry.get("iscrowd") not in (None, 0, 1) or not (entry.get("area") is None or _is_number(entry["area"])):
+        raise UserError(f"{who}: iscrowd must be 0 or 1 and area a number, if present", code="iscrowd_or_area")
+    return row_of[entry["image_id"]], label_of[entry["category_id"]]
+
+
+def _other_task(entry: dict[str, Any]) -> str:
+    """What an annotation without a box has instead."""
+    for key, what in (
+        ("segments_info", "'segments_info': this is a panoptic json"),
+        ("keypoints", "'keypoints': this is a json of keypoints only"),
+        ("segmentation", "a 'segmentation': this is a json of masks only"),
+        ("caption", "a 'caption': this is a json of captions"),
+    ):
+        if key in entry:
+            return what
+    return ""
+
+
+def _is_number(value: Any) -> bool:
+    """Also NaN and infinity; a whole number only if a float can hold it."""
+    return type(value) is float or (type(value) is int and abs(value) < MAX_INTEGER)
+
+
+def visible_box(bbox: list[float], image_height: int, image_width: int) -> tuple[float, float, float, float] | None:
+    """Corners clipped to the image, or None for a degenerate box."""
+    x, y, width, height = bbox
+    finite = all(abs(value) < MAX_COORDINATE for value in bbox)  # False for NaN
+    if not finite or min(width, height) < MIN_SIDE:
+        return None
+    return clip_corners((x, y, x + width, y + height), image_height, image_width)
+
+
+def clip_corners(
+    xyxy: Sequence[float], image_height: int, image_width: int
+) -> tuple[float, float, float, float] | None:
+    """Corners clipped to the image, or None if nothing of the box is inside."""
+    x1, y1, x2, y2 = xyxy
+    x1, y1, x2, y2 = max(x1, 0.0), max(y1, 0.0), min(x2, float(image_width)), min(y2, float(image_height))
+    return (x1, y1, x2, y2) if x1 < x2 and y1 < y2 else None
+
+
+def rotation_findings(entries: Numbered) -> list[Finding]:
+    """Boxes that an annotation tool has rotated: COCO's `bbox` is the box before its rotation, or around it."""
+    rotated = [entry_name(entry, position) for position, entry in entries if _rotation(entry)]
+    what = "boxes are rotated in the annotation tool (as CVAT's attributes.rotation)"
+    return finding_if_any("warning", what, "trained as upright boxes; check one by eye", rotated)
+
+
+def _rotation(entry: dict[str, Any]) -> float:
+    attributes = entry.get("attributes")
+    found = [attributes.get("rotation")] if isinstance(attributes, dict) else []
+    for value in [*found, entry.get("rotation")]:
+        try:
+            angle = float(value) % 360
+        except (TypeError, ValueError, OverflowError):
+            continue
+        if angle and math.isfinite(angle):
+            return angle
+    return 0.0
+
+
+def evaluation_findings(images: Iterable[dict[str, Any]], entries: Numbered) -> list[Finding]:
+    """What makes the metrics of a split others than one expects: areas, and LVIS's classes without full annotation."""
+    entries = list(entries)
+    wrong = [
+        entry_name(entry, position)
+        for position, entry in entries
+        if entry.get("area") is not None and usable_area(entry) is None
+    ]
+    partial = [
+        entry["id"] for entry in images if entry.get("not_exhaustive_category_ids") or entry.get("neg_category_ids")
+    ]
+    return [
+        *finding_if_any(
+            "warning", "areas that are not finite or not above 0", "evaluation uses width x height of the box", wrong
+        ),
+        *_area_findings([(position, entry) for position, entry in entries if usable_area(entry) is not None]),
+        *finding_if_any(
+            "warning",
+            "images with LVIS's not_exhaustive_category_ids or neg_category_ids",
+            "the COCO evaluation does not read them: AP is not LVIS AP",
+            partial,
+        ),
+    ]
+
+
+def _area_findings(entries: list[tuple[int, dict[str, Any]]]) -> list[Finding]:
+    """Areas that no mask within the box can have, if most boxes have such."""
+    boxes = [(p, e) for p, e in entries if min(e["bbox"][2:]) > 0 and all(map(math.isfinite, e["bbox"]))]
+    if not boxes:
+        return []
+    width, height = np.array([entry["bbox"][2:] for _, entry in boxes], np.float64).T
+    area = np.array([entry["area"] for _, entry in boxes], np.float64)
+    share = area / (width * height)
+    far = (share < MIN_SHARE) | (area > MAX_SHARE * (width + 1) * (height + 1))  # sides may be rounded, or inclusive
+    if far.sum() * 2 <= len(boxes):
+        far = np.full(len(boxes), _is_another_scale(share, area, width, height))
+    if not far.any():
+        return []
+    names = [entry_name(entry, position) for (position, entry), odd in zip(boxes, far, strict=True) if odd]
+    what = f"areas far from width x height (median {np.median(share):.3g} times)"
+    return [Finding("warning", len(names), what, "APS, APM and APL sort by area; correct or delete it", tuple(names))]
+
+
+def _is_another_scale(share: np.ndarray, area: np.ndarray, width: np.ndarray, height: np.ndarray) -> bool:
+    """Whether the areas (n,) are one multiple of width x height for nearly all boxes, or the same for all."""
+    middle, size = float(np.median(share)), width * height
+    if len(area) > 2 and np.ptp(area) == 0 and np.ptp(size) > 0.1 * size.max():
+        return True
+    known_shape = min(abs(middle - constant) for constant in CONSTANT_SHARES) < 0.01
+    rounded = (area >= (width - 1) * (height - 1)) & (area <= (width + 1) * (height + 1))
+    multiple = (np.abs(share / middle - 1) < 1e-3) & ~rounded
+    return len(area) > 1 and not known_shape and bool(multiple.sum() * 10 >= len(area) * 9)

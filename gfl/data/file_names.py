@@ -1,0 +1,122 @@
+"""File names of a json against the files that exist: missing ones, and the same file under another spelling."""
+
+import json
+import os
+import shlex
+import unicodedata
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from urllib.parse import unquote
+
+import numpy as np
+
+from gfl.common.errors import UserError
+from gfl.common.files import write_text
+from gfl.common.text import format_value, list_some
+from gfl.data.coco_json import read_coco_json
+from gfl.data.image_files import check_image_folder, missing_files
+
+MAX_FILES = 2_000_000  # of a folder that are compared with the names of a json
+
+
+class FileSpellings:
+    """Files below a folder, found by names that differ in slashes, percent escapes, Unicode form, case or folder."""
+
+    def __init__(self, root: str) -> None:
+        self._by_name: dict[str, list[str]] = defaultdict(list)
+        self._by_base: dict[str, list[str]] = defaultdict(list)
+        for file in _files_below(root):
+            key = _spelling(file)
+            self._by_name[key].append(file)
+            self._by_base[key.rpartition("/")[2]].append(file)
+
+    def find(self, name: str) -> str | None:
+        """The one file that `name` can mean, relative to the folder; None if there is none, or more than one."""
+        key = _spelling(name)
+        for files in (self._by_name.get(key, []), self._by_base.get(key.rpartition("/")[2], [])):
+            if len(files) > 1:  # only letter case, or the folder, tells them apart
+                files = [file for file in files if unicodedata.normalize("NFC", file) == _cleaned(name)]
+            if len(files) == 1:
+                return files[0]
+        return None
+
+
+def _files_below(root: str) -> Iterable[str]:
+    """Files relative to `root`; links to folders are followed, each folder once."""
+    seen, count = set(), 0
+    for folder, folders, files in os.walk(root, followlinks=True):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        real = os.path.realpath(folder)
+        if real in seen:
+            folders[:] = []
+            continue
+        seen.add(real)
+        for file in files:
+            yield os.path.relpath(os.path.join(folder, file), root).replace(os.sep, "/")
+        if (count := count + len(files)) > MAX_FILES:
+            return
+
+
+def _cleaned(name: str) -> str:
+    """`name` with its slashes, percent escapes and Unicode form as files have them."""
+    return unicodedata.normalize("NFC", unquote(name).replace("\\", "/").removeprefix("./").strip())
+
+
+def _spelling(name: str) -> str:
+    return _cleaned(name).casefold()
+
+
+def check_files(root: str, file_names: Sequence[str] | np.ndarray, path: str) -> None:
+    """Raises `UserError` for missing files: now rather than in the middle of an epoch."""
+    check_image_folder(root, path)
+    missing = missing_files(root, file_names)
+    if not missing:
+        return
+    names = [str(file_names[i]) for i in missing]
+    message = f"{path}: {len(missing)} of its {len(file_names)} images are not in {root}: {list_some(names)}"
+    spellings = FileSpellings(root)
+    found = {name: file for name in names if (file := spellings.find(name))}
+    if not found:
+        raise UserError(f"{message}; add the files or remove these images from the json", code="missing_files")
+    pairs = [f"{format_value(file)} for {format_value(name)}" for name, file in found.items()]
+    raise UserError(
+        f"{message}; but there is {list_some(pairs)}; this writes a json with the names that exist: "
+        f"{fix_names_command(path, root)}",
+        code="missing_files",
+    )
+
+
+def fix_names_command(path: str, root: str) -> str:
+    """The command that writes a json whose file names exist."""
+    fixed = Path(path).with_name(f"{Path(path).stem}_names.json")
+    return shlex.join(["python", "scripts/doctor.py", path, root, "--fix-names", str(fixed)])
+
+
+def write_fixed_names(annotations: str, root: str, out: str) -> tuple[dict[str, str], list[str]]:
+    """Write the json with file names that exist, where those that do not can only mean one file of the folder.
+
+    Returns what was replaced, old name -> new name, and the names that are still missing. Raises `UserError` for a json
+    or folder that cannot be used, and if `out` exists.
+    """
+    if os.path.lexists(out):
+        raise UserError(f"--fix-names {out} exists; choose a new file")
+    tree = read_coco_json(annotations)
+    check_image_folder(root, annotations)
+    spellings = FileSpellings(root)
+    replaced, unknown = {}, []
+    for entry in tree["images"]:
+        name = entry.get("file_name") if isinstance(entry, dict) else None
+        if not isinstance(name, str) or _exists_below(root, name):
+            continue
+        if file := spellings.find(name):
+            replaced[name] = entry["file_name"] = file
+        else:
+            unknown.append(name)
+    write_text(Path(out), json.dumps(tree))
+    return replaced, unknown
+
+
+def _exists_below(root: str, name: str) -> bool:
+    inside = not os.path.isabs(name) and ".." not in name.split("/") and "\0" not in name
+    return inside and os.path.isfile(os.path.join(root, name))

@@ -1,0 +1,90 @@
+"""Names that do not exist, and the files they mean."""
+
+import json
+import shlex
+import subprocess
+import sys
+import unicodedata
+from pathlib import Path
+
+import pytest
+
+from gfl.data.coco import load_coco
+from gfl.data.file_names import FileSpellings, fix_names_command, write_fixed_names
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+
+
+@pytest.fixture
+def files(tmp_path):
+    for name in ("sub/a b.png", "sub/\u00e9.png", "sub/Upper.JPG", "x/same.png", "y/same.png", "100%25.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("name", "file"),
+    [
+        ("sub\\a b.png", "sub/a b.png"),
+        ("sub/a%20b.png", "sub/a b.png"),
+        (unicodedata.normalize("NFD", "sub/\u00e9.png"), "sub/\u00e9.png"),
+        ("SUB/upper.jpg", "sub/Upper.JPG"),
+        ("a b.png", "sub/a b.png"),
+        ("C:\\data\\images\\a b.png", "sub/a b.png"),
+        ("/mnt/../data/a%20b.png", "sub/a b.png"),
+        ("100%.png", "100%25.png"),
+        ("y\\same.png", "y/same.png"),
+        ("same.png", None),  # two of them
+        ("none.png", None),
+        ("", None),
+    ],
+)
+def test_a_file_is_found_by_other_spellings_if_it_is_the_only_one(files, name, file):
+    assert FileSpellings(str(files)).find(name) == file
+
+
+def test_letter_case_tells_files_apart(files):
+    (files / "sub" / "upper.jpg").touch()
+    spellings = FileSpellings(str(files))
+    assert spellings.find("sub\\upper.jpg") == "sub/upper.jpg"
+    assert spellings.find("sub/UPPER.jpg") is None
+
+
+def test_links_in_a_circle_end(files):
+    (files / "sub" / "loop").symlink_to(files, target_is_directory=True)
+    assert FileSpellings(str(files)).find("a b.png") == "sub/a b.png"
+
+
+@pytest.fixture
+def misspelt(coco_set):
+    """Three images: one is found under another spelling, one nowhere, one is right."""
+    made = coco_set([(60, 40)] * 3)
+    made.tree["images"][0]["file_name"] = "elsewhere\\000.PNG"
+    made.tree["images"][1]["file_name"] = "gone.png"
+    return made.save()
+
+
+def test_the_error_names_the_file_and_the_command(misspelt, refusal):
+    message = refusal(misspelt.load)
+    assert "000.png for elsewhere\\000.PNG" in message
+    assert fix_names_command(misspelt.annotations, misspelt.images) in message
+
+
+def test_the_command_writes_a_json_that_loads(misspelt):
+    misspelt.tree["images"].pop(1)
+    misspelt.save()
+    command = shlex.split(fix_names_command(misspelt.annotations, misspelt.images))
+    done = subprocess.run([sys.executable, *command[1:]], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert load_coco(command[-1], misspelt.images).file_names.tolist() == ["000.png", "002.png"]
+    again = subprocess.run([sys.executable, *command[1:]], cwd=ROOT, capture_output=True, text=True)
+    assert again.returncode == 2  # it does not write over a file
+
+
+def test_what_has_no_file_stays_and_is_named(misspelt, tmp_path):
+    replaced, unknown = write_fixed_names(misspelt.annotations, misspelt.images, str(tmp_path / "out.json"))
+    assert replaced == {"elsewhere\\000.PNG": "000.png"}
+    assert unknown == ["gone.png"]
+    names = [entry["file_name"] for entry in json.loads((tmp_path / "out.json").read_text())["images"]]
+    assert names == ["000.png", "gone.png", "002.png"]
