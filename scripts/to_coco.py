@@ -30,6 +30,20 @@ def parse_args() -> argparse.Namespace:
         action="store_true",
         help="corners are edges counted from 0, as many tools write them, instead of VOC's pixels counted from 1",
     )
+    voc.add_argument(
+        "--images", metavar="NAME", default="JPEGImages", help="folder of the images in FOLDER (%(default)s)"
+    )
+    voc.add_argument(
+        "--annotations", metavar="NAME", default="Annotations", help="folder of the xml files in FOLDER (%(default)s)"
+    )
+    voc.add_argument(
+        "--val-share",
+        metavar="SHARE",
+        type=share,
+        help="instead of reading ImageSets/Main, take all images that have an xml and put this share of them, chosen "
+        "at random, into the second of --splits; 0: all into one split",
+    )
+    voc.add_argument("--seed", type=int, default=0, help="of --val-share: the same seed gives the same splits (0)")
     yolo = layouts.add_parser("yolo", help="data.yaml, labels/*.txt beside images/", **style)
     yolo.add_argument("source", metavar="FILE", type=Path, help="the data.yaml")
     yolo.add_argument(
@@ -38,14 +52,30 @@ def parse_args() -> argparse.Namespace:
         type=Path,
         help="the folder that the splits are relative to, instead of the path: in the file",
     )
+    yolo.add_argument(
+        "--labels",
+        choices=("auto", "boxes", "polygons", "obb"),
+        default="auto",
+        help="what a line is: boxes: the first five numbers of each, others (keypoints, confidence) are left out; "
+        "polygons: lines of 7, 9, 11 ... numbers; obb: four corners each; default: decide by the lines",
+    )
     for layout, kind in ((voc, "files of ImageSets/Main"), (yolo, "keys of the data.yaml")):
+        layout.add_argument("--splits", metavar="NAME", nargs="+", help=f"{kind} (default: train val)")
         layout.add_argument(
-            "--splits", metavar="NAME", nargs="+", default=["train", "val"], help=f"{kind} (default: train val)"
-        )
-        layout.add_argument(
-            "--out", metavar="FOLDER", type=Path, required=True, help="where to write instances_<split>.json"
+            "--out",
+            metavar="FOLDER",
+            type=Path,
+            help="where to write instances_<split>.json (default: coco/ in the data set)",
         )
     return parser.parse_args()
+
+
+def share(text: str) -> float:
+    """The argument of --val-share."""
+    value = float(text)
+    if not 0 <= value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not from 0 to below 1")
+    return value
 
 
 ARGS = parse_args() if __name__ == "__main__" else None  # before the heavy imports, so that --help answers at once
@@ -53,29 +83,52 @@ ARGS = parse_args() if __name__ == "__main__" else None  # before the heavy impo
 import os
 import shlex
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
-from gfl.common.errors import run
+from gfl.common.errors import UserError, run
 from gfl.common.progress import progress_bar
 from gfl.tools.prepare.to_coco import Split, coco_tree, write_split
-from gfl.tools.prepare.voc import class_names, read_voc
+from gfl.tools.prepare.voc import VocFolders, class_names, listed_splits, random_splits, read_voc, unlisted_note
 from gfl.tools.prepare.yolo import read_yolo
 
 
 def main(args: argparse.Namespace) -> None:
-    names = tuple(dict.fromkeys(args.splits))
     if args.layout == "voc":
-        splits = [read_voc(args.source, name, zero_based=args.zero_based, progress=progress) for name in names]
+        splits = read_voc_splits(args)
         categories = class_names(splits, args.classes)
     else:
-        splits, categories = read_yolo(args.source, names, root=args.root, progress=progress)
+        splits, categories = read_yolo(
+            args.source, split_names(args), root=args.root, labels=args.labels, progress=progress
+        )
+    out = args.out or (args.source if args.layout == "voc" else args.source.parent) / "coco"
     trees = [coco_tree(split, categories) for split in splits]  # all of them, before any is written
-    files = [args.out / f"instances_{split.name}.json" for split in splits]
+    files = [out / f"instances_{split.name}.json" for split in splits]
     for split, tree, file in zip(splits, trees, files, strict=True):
         write_split(file, tree)
         print_summary(split, file)
     print(f"classes   {len(categories)}: {', '.join(f'{i} {name}' for i, name in enumerate(categories.values(), 1))}")
     print_next_commands({split.name: (file, split.folder) for split, file in zip(splits, files, strict=True)})
+
+
+def split_names(args: argparse.Namespace) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(args.splits or ("train", "val")))
+
+
+def read_voc_splits(args: argparse.Namespace) -> list[Split]:
+    voc = VocFolders(args.source, args.images, args.annotations)
+    if args.val_share is None:
+        members = listed_splits(voc, split_names(args))
+        notes = unlisted_note(voc, members)
+    else:
+        names = split_names(args) if args.splits or args.val_share else ("train",)
+        if len(names) != (2 if args.val_share else 1):
+            raise UserError(
+                f"--val-share {args.val_share:g} makes {2 if args.val_share else 1} splits, but --splits has {len(names)} names; correct one"
+            )
+        members, notes = random_splits(voc, names, args.val_share, args.seed)
+    splits = read_voc(voc, members, zero_based=args.zero_based, progress=progress)
+    return [replace(splits[0], notes=splits[0].notes + notes), *splits[1:]]
 
 
 def progress(images: Sequence[Any]) -> Iterable[Any]:
