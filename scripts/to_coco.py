@@ -80,6 +80,7 @@ def share(text: str) -> float:
 
 ARGS = parse_args() if __name__ == "__main__" else None  # before the heavy imports, so that --help answers at once
 
+import json
 import os
 import shlex
 from collections.abc import Iterable, Sequence
@@ -88,9 +89,12 @@ from typing import Any
 
 from gfl.common.errors import UserError, run
 from gfl.common.progress import progress_bar
+from gfl.common.yaml_file import parse_yaml
 from gfl.tools.prepare.to_coco import Split, coco_tree, write_split
 from gfl.tools.prepare.voc import VocFolders, class_names, listed_splits, random_splits, read_voc, unlisted_note
 from gfl.tools.prepare.yolo import read_yolo
+
+START = Path("data/weights/gfl_r50.pt")  # model.weights of configs/finetune.yaml
 
 
 def main(args: argparse.Namespace) -> None:
@@ -122,10 +126,9 @@ def read_voc_splits(args: argparse.Namespace) -> list[Split]:
         notes = unlisted_note(voc, members)
     else:
         names = split_names(args) if args.splits or args.val_share else ("train",)
-        if len(names) != (2 if args.val_share else 1):
-            raise UserError(
-                f"--val-share {args.val_share:g} makes {2 if args.val_share else 1} splits, but --splits has {len(names)} names; correct one"
-            )
+        wanted = 2 if args.val_share else 1
+        if len(names) != wanted:
+            raise UserError(f"--val-share {args.val_share:g} makes {wanted} splits; name {wanted} with --splits")
         members, notes = random_splits(voc, names, args.val_share, args.seed)
     splits = read_voc(voc, members, zero_based=args.zero_based, progress=progress)
     return [replace(splits[0], notes=splits[0].notes + notes), *splits[1:]]
@@ -147,7 +150,7 @@ def print_summary(split: Split, file: Path) -> None:
 def print_next_commands(written: dict[str, tuple[Path, Path]]) -> None:
     """Print the commands to run next; `written` has the json and the image folder of each split."""
     train = next((name for name in ("train", "trainval") if name in written), None)
-    val = next((name for name in ("val", "test") if name in written), None)
+    val = next((name for name in ("val", "valid", "validation", "test") if name in written), None)
     if not (train and val):
         for file, images in written.values():
             print(f"next: python scripts/doctor.py {quote(file)} {quote(images)}")
@@ -155,17 +158,35 @@ def print_next_commands(written: dict[str, tuple[Path, Path]]) -> None:
     words = {name: " ".join(map(quote, written[name])) for name in (train, val)}
     print(f"next: python scripts/doctor.py {words[train]} --val {words[val]} --config configs/finetune.yaml")
     overrides = [
-        f"data.{role}.{key}={quote(path)}"
+        shlex.quote(f"data.{role}.{key}={yaml_text(relative(path))}")
         for role, name in (("train", train), ("val", val))
         for key, path in zip(("annotations", "images"), written[name], strict=True)
     ]
-    print(f"then: python train.py configs/finetune.yaml {' '.join(overrides)} model.weights=START.pt")
+    if not START.is_file():
+        overrides.append("model.weights=none")
+        print(f"note      no {START}: training starts from an ImageNet backbone; docs/own_data.md has a better start")
+    print(f"then: python train.py configs/finetune.yaml {' '.join(overrides)}")
+
+
+def relative(path: Path) -> str:
+    """The path relative to the current folder if it is below it; never like an option."""
+    below = os.path.relpath(path)
+    text = str(path) if below.startswith("..") else below
+    return f"./{text}" if text.startswith("-") else text
 
 
 def quote(path: Path) -> str:
-    """The path quoted for the shell, relative to the current folder if it is below it."""
-    relative = os.path.relpath(path)
-    return shlex.quote(str(path) if relative.startswith("..") else relative)
+    return shlex.quote(relative(path))
+
+
+def yaml_text(text: str) -> str:
+    """Text as the value of an override, in quotes if YAML would read something else."""
+    try:
+        if parse_yaml(text, "path") == text:
+            return text
+    except UserError:
+        pass
+    return json.dumps(text, ensure_ascii=False)
 
 
 if __name__ == "__main__":

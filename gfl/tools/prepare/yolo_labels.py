@@ -157,7 +157,7 @@ class LineFormat:
                 f"of which takes the box and leaves the keypoints out{polygons}",
                 "keypoints",
             )
-        if line.num_inside < line.count - 2:
+        if line.num_inside < (4 if line.count == 7 else line.count - 2):
             return None  # the error on numbers that are no fractions is clearer
         if line.count % 2 == 0:
             return (

@@ -148,3 +148,52 @@ def test_each_name_needs_one_readable_image_and_an_xml(voc, refusal):
     assert "a.xml" in refusal(read_voc_split, voc)
     (voc / "Annotations" / "a.xml").unlink()
     assert "a.xml" in refusal(read_voc_split, voc)
+
+
+def test_all_faults_of_one_kind_are_reported_at_once(voc, refusal):
+    bad = [voc_object("cat", 1, 1, "x", 5), voc_object("dog", "y", 1, 5, 5)]
+    write(voc / "Annotations" / "a.xml", voc_xml(20, 10, *bad, voc_object("", 1, 1, 5, 5)))
+    write(voc / "Annotations" / "b.xml", voc_xml(21, 10))
+    message = refusal(read_voc_split, voc)
+    for part in ("object 1 (cat)", "2 like this", "a.xml: object 2", "object 3", "21 x 10"):
+        assert part in message
+
+
+@pytest.mark.parametrize(
+    ("encoding", "declared"),
+    [("utf-8-sig", ""), ("utf-16", "UTF-16"), ("gbk", "GBK"), ("shift_jis", "Shift_JIS"), ("latin-1", "ISO-8859-1")],
+)
+def test_an_xml_is_read_in_the_encoding_that_it_declares(voc, encoding, declared):
+    name = "caf\u00e9" if encoding == "latin-1" else "\u732b"
+    declaration = f'<?xml version="1.0" encoding="{declared}"?>\n' if declared else ""
+    text = declaration + voc_xml(20, 10, voc_object(name, 3, 4, 7, 9))
+    (voc / "Annotations" / "a.xml").write_bytes(text.encode(encoding))
+    assert [category["name"] for category in voc_tree(voc)["categories"]] == sorted(["dog", name])
+
+
+def test_names_are_found_under_another_spelling(voc):
+    (voc / "Annotations" / "a.xml").rename(voc / "Annotations" / "A.XML")
+    (voc / "JPEGImages" / "b.png").rename(voc / "JPEGImages" / "B.PNG")
+    (voc / "ImageSets" / "Main" / "train.txt").write_text("a.png\r\nb", encoding="utf-16")
+    assert [image["file_name"] for image in voc_tree(voc)["images"]] == ["B.PNG", "a.png"]
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [
+        "<attributes><attribute><name>rotation</name><value>37.5</value></attribute></attributes>",
+        "<angle>0.5</angle>",
+    ],
+)
+def test_a_rotated_box_gives_a_note(voc, extra):
+    write(voc / "Annotations" / "a.xml", voc_xml(20, 10, voc_object("cat", 3, 4, 7, 9, extra=extra)))
+    (note,) = read_voc_split(voc).notes
+    assert "a.xml: object 1 (cat)" in note
+
+
+def test_a_box_of_centre_and_angle_is_refused_by_name(voc, refusal):
+    rotated = (
+        "<object><name>cat</name><robndbox><cx>5</cx><cy>5</cy><w>4</w><h>2</h><angle>1</angle></robndbox></object>"
+    )
+    write(voc / "Annotations" / "a.xml", voc_xml(20, 10, rotated))
+    assert refusal(read_voc_split, voc).code == "rotated"
