@@ -12,16 +12,18 @@ does the same with `iscrowd`, so they become crowd boxes, which training leaves 
 relative to the detection alone, so a few more detections are ignored than by VOC.)
 """
 
+import contextlib
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 
 from gfl.common.errors import UserError
 from gfl.data.coco import check_file_name
 from gfl.data.image_files import is_image
 from gfl.tools.prepare.faults import Faults
-from gfl.tools.prepare.find_files import Folders, count_note, folder_overview, unknown_files, walk
+from gfl.tools.prepare.find_files import Folders, count_note, folder_overview, spelling_key, unknown_files, walk
 from gfl.tools.prepare.to_coco import BoxAdjustments, ImageRecord, Progress, Split, read_lines
 from gfl.tools.prepare.voc_xml import XmlNotes, annotated_size, parse_xml, read_object
 
@@ -128,7 +130,7 @@ def random_splits(
         if not folder.is_dir():
             raise UserError(f"there is no folder {folder}; {_advice(voc.root)}", code="no_folder")
     xml = _stems(voc.xml_folder, lambda path: path.suffix.lower() == ".xml")
-    images = _stems(voc.image_folder, is_image)
+    images = _as_spelled(_stems(voc.image_folder, is_image), xml)
     both = sorted(xml.keys() & images.keys())
     if len(both) < len(names):
         found = f"{len(both)} images of {voc.image_folder} have an xml of their name in {voc.xml_folder}"
@@ -151,25 +153,45 @@ def _stems(folder: Path, wanted: Callable[[Path], bool]) -> dict[str, Path]:
     return {file.relative_to(folder).with_suffix("").as_posix(): file for file in walk(folder) if wanted(file)}
 
 
+def _as_spelled(files: dict[str, Path], names: Iterable[str]) -> dict[str, Path]:
+    """The files under those of `names` that differ in the letter case or Unicode form of the file's name only."""
+    wanted = {_folder_and_key(name): name for name in names}
+    taken = set(names)
+    return {name if name in taken else wanted.get(_folder_and_key(name), name): path for name, path in files.items()}
+
+
+def _folder_and_key(name: str) -> tuple[str, str]:
+    folder, _, stem = name.rpartition("/")
+    return folder, spelling_key(stem)
+
+
 def unlisted_note(voc: VocFolders, splits: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
     """A sentence on xml files that no list of ImageSets/Main names."""
     listed = {name for names in splits.values() for name in names}
     for path in (voc.root / "ImageSets" / "Main").glob("*.txt"):
-        listed |= {line.split()[0] for _, line in read_lines(path)}
+        with contextlib.suppress(UserError):  # not one of the splits
+            listed |= {name for _, line in read_lines(path) for name in (line, line.split()[0])}
     xml = _stems(voc.xml_folder, lambda path: path.suffix.lower() == ".xml")
     return count_note([xml[name] for name in sorted(xml.keys() - listed)], "xml files are in no list of ImageSets/Main")
 
 
 def _advice(root: Path) -> str:
     """What to do about missing folders or splits, by what is in the folder."""
+    if devkits := sorted(path for level in ("*", "*/*") for path in root.glob(f"{level}/ImageSets/Main")):
+        return f"the data set is in {devkits[0].parent.parent}; give that folder"
     found = folder_overview(root)
     if not found:
         return f"{root} has no xml files or images; give the folder that has them"
     text = ", ".join(f"{name} ({xml} xml, {images} images)" for name, (xml, images) in list(found.items())[:6])
+    complete = [name for name, counts in found.items() if min(counts)]
+    if len(complete) > 1:
+        words = f"--images {quote(complete[0])} --annotations {quote(complete[0])} --val-share 0 --splits train"
+        return f"found are {text}; if each folder is a split, convert one at a time: {words}"
     xml, images = (max(found, key=lambda name: found[name][kind]) for kind in (0, 1))
     if not found[xml][0] or not found[images][1]:
         return f"found are {text}; give the folder that has both xml files and images"
-    return f"found are {text}; divide them with --images {images} --annotations {xml} --val-share 0.2 --seed 0"
+    words = f"--images {quote(images)} --annotations {quote(xml)} --val-share 0.2 --seed 0"
+    return f"found are {text}; divide them with {words}"
 
 
 def _read_image(

@@ -5,6 +5,8 @@ of the image turned upright by its EXIF orientation.
 """
 
 import os
+import re
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -116,8 +118,11 @@ def _source(name: str, value: Any, root: Path, path: Path, folders: Folders, fau
     source.images.sort()
     if not any(_find_labels(image, folders) for image in source.images):
         expected = _label_file(source.images[0])
+        text_files = [file for file in walk(root) if file.suffix.lower() == ".txt" and file not in source.lists]
+        elsewhere = f"; text files are in {text_files[0].parent}" if text_files else ""
         raise UserError(
-            f"{path}: {name}: none of its {len(source.images)} images has labels; there is no {expected}, for one"
+            f"{path}: {name}: none of its {len(source.images)} images has labels; there is no {expected}, for "
+            f"one{elsewhere}; put labels where YOLO expects them, in labels/ beside images/"
         )
     return source
 
@@ -146,9 +151,21 @@ def _listed_images(source: Path, root: Path, folders: Folders, faults: Faults) -
         found = found or next((file for base in bases if (file := folders.find(base, name)) and file.is_file()), None)
         with faults.collect(f"line {line}", "missing_image"):
             if found is None:
-                raise UserError(f"{source} line {line}: there is no image {name!r:.80}; add it or remove the line")
+                raise UserError(f"{source} line {line}: there is no image {name!r:.80}; {_advice(name, source, root)}")
             images.append(Path(os.path.abspath(found)))
     return images
+
+
+def _advice(name: str, source: Path, root: Path) -> str:
+    """What to do about a line: lists made elsewhere begin with folders of that machine."""
+    parts = name.replace("\\", "/").split("/")
+    for start in range(1, len(parts)):
+        rest = "/".join(parts[start:])
+        if (root / rest).is_file() or (source.parent / rest).is_file():
+            prefix = re.sub(r"[][\\.*^$|]", r"\\\g<0>", name[: len(name) - len(rest)])
+            command = shlex.join(["sed", "-i", f"s|^{prefix}||", str(source)])
+            return f"there is {rest!r:.80}; remove the folders before it from the lines: {command}"
+    return "add it or remove the line"
 
 
 def _label_file(image: Path) -> Path:

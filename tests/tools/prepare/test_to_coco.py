@@ -156,8 +156,8 @@ def test_the_printed_commands_run_as_they_are_printed(command, tmp_path, monkeyp
 def test_the_command_divides_a_set_without_splits(command, refusal, tmp_path):
     root = tmp_path / "wild"
     for number in range(10):
-        write_image(root / "photos" / "day" / f"{number:02}.jpg", 20, 10)
-        write(root / "notes" / "day" / f"{number:02}.XML", voc_xml(20, 10, voc_object("cat", 1, 1, 5, 5)))
+        write_image(root / "photos" / "day" / f"{number:02}a.jpg", 20, 10)
+        write(root / "notes" / "day" / f"{number:02}A.XML", voc_xml(20, 10, voc_object("cat", 1, 1, 5, 5)))
     write_image(root / "photos" / "alone.jpg", 20, 10)
     write(root / "notes" / "orphan.xml", voc_xml(20, 10))
     message = refusal(command, "voc", root)
@@ -171,7 +171,7 @@ def test_the_command_divides_a_set_without_splits(command, refusal, tmp_path):
     jsons = [json.loads((root / "coco" / f"instances_{split}.json").read_text()) for split in ("train", "val")]
     names = [[image["file_name"] for image in tree["images"]] for tree in jsons]
     assert [len(files) for files in names] == [8, 2]
-    assert sorted(names[0] + names[1]) == [f"day/{number:02}.jpg" for number in range(10)]
+    assert sorted(names[0] + names[1]) == [f"day/{number:02}a.jpg" for number in range(10)]
     assert command(*words, "--seed", "3") == printed
     assert refusal(command, *words, "--seed", "4").code == "file_exists"
     assert "10 images" in command("voc", root, *words[2:6], "--val-share", "0", "--splits", "all")

@@ -197,3 +197,13 @@ def test_a_box_of_centre_and_angle_is_refused_by_name(voc, refusal):
     )
     write(voc / "Annotations" / "a.xml", voc_xml(20, 10, rotated))
     assert refusal(read_voc_split, voc).code == "rotated"
+
+
+def test_the_error_without_splits_says_where_the_data_set_is(tmp_path, refusal):
+    write_voc(tmp_path / "devkit" / "VOC2007")
+    assert str(tmp_path / "devkit" / "VOC2007") in refusal(read_voc_split, tmp_path)
+    for name in ("train", "valid"):
+        write_image(tmp_path / "export" / name / "a.jpg", 20, 10)
+        write(tmp_path / "export" / name / "a.xml", voc_xml(20, 10))
+    words = "--images train --annotations train --val-share 0 --splits train"
+    assert words in refusal(read_voc_split, tmp_path / "export")

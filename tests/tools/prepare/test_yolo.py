@@ -1,5 +1,7 @@
 """YOLO's layout against boxes worked out by hand, and files that cannot be used."""
 
+import subprocess
+
 import pytest
 from layouts import bboxes, write, write_image, write_yolo, yolo_tree
 
@@ -344,4 +346,15 @@ def test_listed_images_are_found_under_another_spelling(yolo, line):
 def test_text_files_may_begin_with_a_byte_order_mark(yolo, labels, encoding):
     for path in (yolo, labels):
         path.write_text(path.read_text(), encoding=encoding)
+    assert bboxes(yolo_tree(yolo)) == [[5, 3, 10, 4]]
+
+
+@pytest.mark.parametrize("before", ["/content/darknet (1)+2/", "C:\\data\\"])
+def test_the_command_that_repairs_a_list_made_elsewhere_works(yolo, refusal, before):
+    path = write(yolo.parent / "list.txt", f"{before}images/train/a.png\n{before}images/train/b.png\n")
+    write(yolo, "names: [cat, dog]\ntrain: list.txt")
+    message = refusal(read_yolo, yolo, ["train"])
+    command = message[message.index("sed -i") : message.index(" (2 like this")]
+    subprocess.run(command, shell=True, check=True)
+    assert path.read_text() == "images/train/a.png\nimages/train/b.png\n"
     assert bboxes(yolo_tree(yolo)) == [[5, 3, 10, 4]]
