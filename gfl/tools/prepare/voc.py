@@ -155,7 +155,7 @@ def _stems(folder: Path, wanted: Callable[[Path], bool]) -> dict[str, Path]:
 
 def _as_spelled(files: dict[str, Path], names: Iterable[str]) -> dict[str, Path]:
     """The files under those of `names` that differ in the letter case or Unicode form of the file's name only."""
-    wanted = {_folder_and_key(name): name for name in names}
+    wanted = {_folder_and_key(name): name for name in names if name not in files}
     taken = set(names)
     return {name if name in taken else wanted.get(_folder_and_key(name), name): path for name, path in files.items()}
 

@@ -6,7 +6,7 @@ from layouts import bboxes, read_voc_split, voc_object, voc_tree, voc_xml, write
 from gfl.data.coco import load_coco
 from gfl.data.image_files import read_image
 from gfl.tools.prepare.to_coco import coco_tree, write_split
-from gfl.tools.prepare.voc import class_names
+from gfl.tools.prepare.voc import VocFolders, class_names, random_splits
 
 
 @pytest.fixture
@@ -207,3 +207,11 @@ def test_the_error_without_splits_says_where_the_data_set_is(tmp_path, refusal):
         write(tmp_path / "export" / name / "a.xml", voc_xml(20, 10))
     words = "--images train --annotations train --val-share 0 --splits train"
     assert words in refusal(read_voc_split, tmp_path / "export")
+
+
+def test_an_image_is_not_paired_with_the_xml_of_another_letter_case(voc):
+    write_image(voc / "JPEGImages" / "A.png", 20, 10)
+    splits, notes = random_splits(VocFolders(voc), ["all"], 0.0, 0)
+    assert splits == {"all": ["a", "b"]}
+    (note,) = notes
+    assert "A.png" in note
