@@ -30,6 +30,20 @@ def parse_args() -> argparse.Namespace:
         action="store_true",
         help="corners are edges counted from 0, as many tools write them, instead of VOC's pixels counted from 1",
     )
+    voc.add_argument(
+        "--images", metavar="NAME", default="JPEGImages", help="folder of the images in FOLDER (%(default)s)"
+    )
+    voc.add_argument(
+        "--annotations", metavar="NAME", default="Annotations", help="folder of the xml files in FOLDER (%(default)s)"
+    )
+    voc.add_argument(
+        "--val-share",
+        metavar="SHARE",
+        type=share,
+        help="instead of reading ImageSets/Main, take all images that have an xml and put this share of them, chosen "
+        "at random, into the second of --splits; 0: all into one split",
+    )
+    voc.add_argument("--seed", type=int, default=0, help="of --val-share: the same seed gives the same splits (0)")
     yolo = layouts.add_parser("yolo", help="data.yaml, labels/*.txt beside images/", **style)
     yolo.add_argument("source", metavar="FILE", type=Path, help="the data.yaml")
     yolo.add_argument(
@@ -38,44 +52,86 @@ def parse_args() -> argparse.Namespace:
         type=Path,
         help="the folder that the splits are relative to, instead of the path: in the file",
     )
+    yolo.add_argument(
+        "--labels",
+        choices=("auto", "boxes", "polygons", "obb"),
+        default="auto",
+        help="what a line is: boxes: the first five numbers of each, others (keypoints, confidence) are left out; "
+        "polygons: lines of 7, 9, 11 ... numbers; obb: four corners each; default: decide by the lines",
+    )
     for layout, kind in ((voc, "files of ImageSets/Main"), (yolo, "keys of the data.yaml")):
+        layout.add_argument("--splits", metavar="NAME", nargs="+", help=f"{kind} (default: train val)")
         layout.add_argument(
-            "--splits", metavar="NAME", nargs="+", default=["train", "val"], help=f"{kind} (default: train val)"
-        )
-        layout.add_argument(
-            "--out", metavar="FOLDER", type=Path, required=True, help="where to write instances_<split>.json"
+            "--out",
+            metavar="FOLDER",
+            type=Path,
+            help="where to write instances_<split>.json (default: coco/ in the data set)",
         )
     return parser.parse_args()
 
 
+def share(text: str) -> float:
+    """The argument of --val-share."""
+    value = float(text)
+    if not 0 <= value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not from 0 to below 1")
+    return value
+
+
 ARGS = parse_args() if __name__ == "__main__" else None  # before the heavy imports, so that --help answers at once
 
+import json
 import os
 import shlex
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
-from gfl.common.errors import run
+from gfl.common.errors import UserError, run
 from gfl.common.progress import progress_bar
+from gfl.common.yaml_file import parse_yaml
 from gfl.tools.prepare.to_coco import Split, coco_tree, write_split
-from gfl.tools.prepare.voc import class_names, read_voc
+from gfl.tools.prepare.voc import VocFolders, class_names, listed_splits, random_splits, read_voc, unlisted_note
 from gfl.tools.prepare.yolo import read_yolo
+
+START = Path("data/weights/gfl_r50.pt")  # model.weights of configs/finetune.yaml
 
 
 def main(args: argparse.Namespace) -> None:
-    names = tuple(dict.fromkeys(args.splits))
     if args.layout == "voc":
-        splits = [read_voc(args.source, name, zero_based=args.zero_based, progress=progress) for name in names]
+        splits = read_voc_splits(args)
         categories = class_names(splits, args.classes)
     else:
-        splits, categories = read_yolo(args.source, names, root=args.root, progress=progress)
+        splits, categories = read_yolo(
+            args.source, split_names(args), root=args.root, labels=args.labels, progress=progress
+        )
+    out = args.out or (args.source if args.layout == "voc" else args.source.parent) / "coco"
     trees = [coco_tree(split, categories) for split in splits]  # all of them, before any is written
-    files = [args.out / f"instances_{split.name}.json" for split in splits]
+    files = [out / f"instances_{split.name}.json" for split in splits]
     for split, tree, file in zip(splits, trees, files, strict=True):
         write_split(file, tree)
         print_summary(split, file)
     print(f"classes   {len(categories)}: {', '.join(f'{i} {name}' for i, name in enumerate(categories.values(), 1))}")
     print_next_commands({split.name: (file, split.folder) for split, file in zip(splits, files, strict=True)})
+
+
+def split_names(args: argparse.Namespace) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(args.splits or ("train", "val")))
+
+
+def read_voc_splits(args: argparse.Namespace) -> list[Split]:
+    voc = VocFolders(args.source, args.images, args.annotations)
+    if args.val_share is None:
+        members = listed_splits(voc, split_names(args))
+        notes = unlisted_note(voc, members)
+    else:
+        names = split_names(args) if args.splits or args.val_share else ("train",)
+        wanted = 2 if args.val_share else 1
+        if len(names) != wanted:
+            raise UserError(f"--val-share {args.val_share:g} makes {wanted} splits; name {wanted} with --splits")
+        members, notes = random_splits(voc, names, args.val_share, args.seed)
+    splits = read_voc(voc, members, zero_based=args.zero_based, progress=progress)
+    return [replace(splits[0], notes=splits[0].notes + notes), *splits[1:]]
 
 
 def progress(images: Sequence[Any]) -> Iterable[Any]:
@@ -94,7 +150,7 @@ def print_summary(split: Split, file: Path) -> None:
 def print_next_commands(written: dict[str, tuple[Path, Path]]) -> None:
     """Print the commands to run next; `written` has the json and the image folder of each split."""
     train = next((name for name in ("train", "trainval") if name in written), None)
-    val = next((name for name in ("val", "test") if name in written), None)
+    val = next((name for name in ("val", "valid", "validation", "test") if name in written), None)
     if not (train and val):
         for file, images in written.values():
             print(f"next: python scripts/doctor.py {quote(file)} {quote(images)}")
@@ -102,17 +158,35 @@ def print_next_commands(written: dict[str, tuple[Path, Path]]) -> None:
     words = {name: " ".join(map(quote, written[name])) for name in (train, val)}
     print(f"next: python scripts/doctor.py {words[train]} --val {words[val]} --config configs/finetune.yaml")
     overrides = [
-        f"data.{role}.{key}={quote(path)}"
+        shlex.quote(f"data.{role}.{key}={yaml_text(relative(path))}")
         for role, name in (("train", train), ("val", val))
         for key, path in zip(("annotations", "images"), written[name], strict=True)
     ]
-    print(f"then: python train.py configs/finetune.yaml {' '.join(overrides)} model.weights=START.pt")
+    if not START.is_file():
+        overrides.append("model.weights=none")
+        print(f"note      no {START}: training starts from an ImageNet backbone; docs/own_data.md has a better start")
+    print(f"then: python train.py configs/finetune.yaml {' '.join(overrides)}")
+
+
+def relative(path: Path) -> str:
+    """The path relative to the current folder if it is below it; never like an option."""
+    below = os.path.relpath(path)
+    text = str(path) if below.startswith("..") else below
+    return f"./{text}" if text.startswith("-") else text
 
 
 def quote(path: Path) -> str:
-    """The path quoted for the shell, relative to the current folder if it is below it."""
-    relative = os.path.relpath(path)
-    return shlex.quote(str(path) if relative.startswith("..") else relative)
+    return shlex.quote(relative(path))
+
+
+def yaml_text(text: str) -> str:
+    """Text as the value of an override, in quotes if YAML would read something else."""
+    try:
+        if parse_yaml(text, "path") == text:
+            return text
+    except UserError:
+        pass
+    return json.dumps(text, ensure_ascii=False)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """How values and names from user input appear in messages: on one line, of moderate length, printable."""
 
+import codecs
 import itertools
 import reprlib
 import unicodedata
@@ -11,6 +12,16 @@ from typing import Any
 def is_text(value: str) -> bool:
     """Whether it can be printed and written: no control characters and no surrogates."""
     return not any(unicodedata.category(character) in ("Cc", "Cs") for character in value)
+
+
+def decode_text(data: bytes) -> str:
+    """The content of a text file: UTF-8, or UTF-16 with a byte order mark; raises `UnicodeDecodeError` for any other.
+
+    A byte order mark, which some editors write, is left out.
+    """
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return data.decode("utf-16")
+    return data.decode("utf-8-sig")
 
 
 def printable(text: str) -> str:

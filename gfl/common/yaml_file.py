@@ -10,13 +10,13 @@ import yaml
 
 from gfl.common.dataclass_from_dict import check_plain
 from gfl.common.errors import UserError
-from gfl.common.text import describe, format_value, is_text, short_repr
+from gfl.common.text import decode_text, describe, format_value, is_text, short_repr
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
     """A YAML file that holds a mapping, or nothing; raises `UserError` naming the file for any other."""
     try:
-        tree = parse_yaml(path.read_text(encoding="utf-8"), str(path))
+        tree = parse_yaml(decode_text(path.read_bytes()), str(path))
     except OSError as error:
         raise UserError(f"cannot read config {format_value(path, 300)}: {error.strerror}") from None
     except UnicodeDecodeError as error:

@@ -20,6 +20,13 @@ def read(path):
     return read_with_bases(path, lambda tree, source: None)
 
 
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_a_byte_order_mark_is_left_out(write, encoding):
+    path = write("")
+    path.write_text("seed: 1\n", encoding=encoding)
+    assert read_yaml(path) == {"seed": 1}
+
+
 def test_an_empty_file_is_an_empty_mapping(write):
     assert read_yaml(write("")) == {}
 

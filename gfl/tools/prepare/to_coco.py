@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,8 +10,10 @@ from typing import Any, NamedTuple
 
 from gfl.common.errors import UserError
 from gfl.common.files import write_json
+from gfl.common.text import decode_text
 from gfl.data.annotation_marks import clip_corners
 
+LINE_END = re.compile(r"\r\n|\r|\n")
 ROUNDING = 0.5  # pixels by which a coordinate may lie outside the image without a note
 
 Progress = Callable[[Sequence[Any]], Iterable[Any]]  # iterates over a sequence and may show a progress bar
@@ -54,7 +57,7 @@ def parse_number(text: str | None, where: str, what: str) -> float:
     except ValueError:
         value = math.nan
     if not math.isfinite(value):
-        raise UserError(f"{where}: {what} must be a number, not {text!r:.80}")
+        raise UserError(f"{where}: {what} must be a number, not {text!r:.80}", code="not_number")
     return value
 
 
@@ -137,9 +140,9 @@ def write_split(path: Path, tree: dict[str, Any]) -> None:
 def read_lines(path: Path) -> list[tuple[int, str]]:
     """(number from 1, text) of the non-blank lines of a text file; raises `UserError` if it cannot be read."""
     try:
-        text = path.read_text(encoding="utf-8-sig")  # some editors write a byte order mark
+        text = decode_text(path.read_bytes())
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from None
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not a text file: {error}") from None
-    return [(number, line.strip()) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
+    return [(number, line.strip()) for number, line in enumerate(LINE_END.split(text), 1) if line.strip()]

@@ -1,5 +1,8 @@
 """Pascal VOC's layout: Annotations/*.xml, JPEGImages/, ImageSets/Main/<split>.txt.
 
+Other tools write one xml per image, but choose other folders and no splits: then the folders are given, and
+`random_splits` divides the images.
+
 The devkit's corners count pixels from 1, and the far one is the last pixel of the box: a box over a whole image of
 W x H is (1, 1, W, H). As edges, which COCO-format json has, that is (0, 0, W, H): 1 is taken off the near corner only.
 Many other tools write edges into the same tags; `zero_based` takes theirs as they are.
@@ -7,43 +10,63 @@ Many other tools write edges into the same tags; `zero_based` takes theirs as th
 VOC's evaluation neither requires objects marked `difficult` to be found nor counts their detections as wrong. COCO's
 does the same with `iscrowd`, so they become crowd boxes, which training leaves out. (The overlap with a crowd box is
 relative to the detection alone, so a few more detections are ignored than by VOC.)
-
-Files are read by the standard library's parser: it never opens external entities, and expat from 2.4.1 on, which Python
-3.10 and later bring, limits the expansion of entities.
 """
 
-from collections.abc import Sequence
+import contextlib
+import random
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from xml.etree import ElementTree
+from shlex import quote
 
 from gfl.common.errors import UserError
-from gfl.data.image_files import IMAGE_SUFFIXES, check_file_name, image_sizes
-from gfl.tools.prepare.to_coco import (
-    Box,
-    BoxAdjustments,
-    ImageRecord,
-    Progress,
-    Split,
-    clip_box,
-    parse_number,
-    read_lines,
-)
-
-SIZE, CORNERS = ("width", "height"), ("xmin", "ymin", "xmax", "ymax")
+from gfl.data.image_files import check_file_name, is_image
+from gfl.tools.prepare.faults import Faults
+from gfl.tools.prepare.find_files import Folders, count_note, folder_overview, spelling_key, unknown_files, walk
+from gfl.tools.prepare.to_coco import BoxAdjustments, ImageRecord, Progress, Split, read_lines
+from gfl.tools.prepare.voc_xml import XmlNotes, annotated_size, parse_xml, read_object
 
 
-def read_voc(root: Path, split: str, *, zero_based: bool = False, progress: Progress = iter) -> Split:
-    """The images that ImageSets/Main/<split>.txt lists; a box's category is its class name.
+@dataclass(frozen=True)
+class VocFolders:
+    """Where a data set has its files."""
 
-    Raises `UserError` that names the file, and the line or object, if anything cannot be used.
+    root: Path
+    images: str = "JPEGImages"  # relative to the root
+    annotations: str = "Annotations"
+
+    @property
+    def image_folder(self) -> Path:
+        return self.root / self.images
+
+    @property
+    def xml_folder(self) -> Path:
+        return self.root / self.annotations
+
+
+def read_voc(
+    voc: VocFolders,
+    splits: Mapping[str, Sequence[str]],
+    *,
+    zero_based: bool = False,
+    progress: Progress = iter,
+) -> list[Split]:
+    """The images of some splits, name -> image names without suffix; a box's category is its class name.
+
+    Raises `UserError` that names the files, and the objects, that cannot be used: all of one kind at once.
     """
-    names = _read_image_names(root / "ImageSets" / "Main" / f"{split}.txt")
-    adjustments = BoxAdjustments()
-    images = [_read_image(root, name, zero_based, adjustments) for name in progress(sorted(names))]
-    notes = adjustments.notes()
-    if adjustments.clipped and not zero_based:
-        notes += ("if they have corners at 0, these files may count from 0: then convert with --zero-based",)
-    return Split(split, root / "JPEGImages", sorted(images), notes)
+    faults, folders, result = Faults(), Folders(), []
+    for split, names in splits.items():
+        adjustments, xml_notes, images = BoxAdjustments(), XmlNotes(), []
+        for name in progress(sorted(names)):
+            with faults.collect(f"{name}.xml", "xml"):
+                images.append(_read_image(voc, name, zero_based, folders, faults, adjustments, xml_notes))
+        notes = adjustments.notes()
+        if adjustments.clipped and not zero_based:
+            notes += ("if they have corners at 0, these files may count from 0: then convert with --zero-based",)
+        result.append(Split(split, voc.image_folder, sorted(images), notes + xml_notes.notes()))
+    faults.raise_if_any()
+    return result
 
 
 def class_names(splits: Sequence[Split], wanted: Sequence[str] | None = None) -> dict[str, str]:
@@ -60,74 +83,138 @@ def class_names(splits: Sequence[Split], wanted: Sequence[str] | None = None) ->
     return {name: name for name in names}
 
 
-def _read_image_names(path: Path) -> list[str]:
-    """Image names of a split file, one a line."""
+def listed_splits(voc: VocFolders, names: Sequence[str]) -> dict[str, list[str]]:
+    """Image names of the splits that ImageSets/Main/<split>.txt lists, one a line.
+
+    Raises `UserError` that names the lines that cannot be used, or what the folder has instead of these files.
+    """
+    folder = voc.root / "ImageSets" / "Main"
+    if not folder.is_dir():
+        raise UserError(f"there is no {folder / names[0]}.txt; {_advice(voc.root)}", code="no_splits")
+    faults = Faults()
+    splits = {}
+    for name in names:
+        path = folder / f"{name}.txt"
+        with faults.collect(path, "split"):
+            splits[name] = _read_image_names(path, faults)
+    faults.raise_if_any()
+    return splits
+
+
+def _read_image_names(path: Path, faults: Faults) -> list[str]:
     lines: dict[str, int] = {}
     for line, name in read_lines(path):
-        check_file_name(name, f"{path} line {line}")
-        if name in lines:
-            raise UserError(f"{path} line {line}: {name!r:.80} is also in line {lines[name]}; remove one")
-        lines[name] = line
+        name = name.rsplit(".", 1)[0] if is_image(name) else name
+        with faults.collect(f"line {line}", "repeated"):
+            check_file_name(name, f"{path} line {line}")
+            if name in lines:
+                raise UserError(f"{path} line {line}: {name!r:.80} is also in line {lines[name]}; remove one")
+            lines[name] = line
     if not lines:
         raise UserError(f"{path} lists no images")
     return list(lines)
 
 
-def _read_image(root: Path, name: str, zero_based: bool, adjustments: BoxAdjustments) -> ImageRecord:
-    xml = root / "Annotations" / f"{name}.xml"
-    node = _parse(xml)
-    folder = root / "JPEGImages"
-    found = [path for path in _candidates(folder, name) if path.is_file()]
+def random_splits(
+    voc: VocFolders, names: Sequence[str], val_share: float, seed: int
+) -> tuple[dict[str, list[str]], tuple[str, ...]]:
+    """All images that have an xml, divided at random, and notes on files that have no counterpart.
+
+    Args:
+        names: of the training and the validation split; of one split if `val_share` is 0.
+        val_share: of the images in the validation split, at least one.
+        seed: the same seed and file names give the same splits.
+    """
+    for folder in (voc.xml_folder, voc.image_folder):
+        if not folder.is_dir():
+            raise UserError(f"there is no folder {folder}; {_advice(voc.root)}", code="no_folder")
+    xml = _stems(voc.xml_folder, lambda path: path.suffix.lower() == ".xml")
+    images = _as_spelled(_stems(voc.image_folder, is_image), xml)
+    both = sorted(xml.keys() & images.keys())
+    if len(both) < len(names):
+        found = f"{len(both)} images of {voc.image_folder} have an xml of their name in {voc.xml_folder}"
+        raise UserError(f"{found}; {_advice(voc.root)}", code="no_pairs")
+    notes = (
+        *count_note([xml[name] for name in sorted(xml.keys() - images.keys())], "xml files have no image"),
+        *count_note([images[name] for name in sorted(images.keys() - xml.keys())], "images have no xml"),
+        *count_note(unknown_files(voc.image_folder), "files beside the images have no suffix of an image"),
+    )
+    notes = tuple(f"{note}; left out" for note in notes)
+    if len(names) == 1:
+        return {names[0]: both}, notes
+    num_val = min(max(round(val_share * len(both)), 1), len(both) - 1)
+    val = set(random.Random(seed).sample(both, num_val))
+    return {names[0]: [name for name in both if name not in val], names[1]: sorted(val)}, notes
+
+
+def _stems(folder: Path, wanted: Callable[[Path], bool]) -> dict[str, Path]:
+    """Files below a folder by their relative name without suffix."""
+    return {file.relative_to(folder).with_suffix("").as_posix(): file for file in walk(folder) if wanted(file)}
+
+
+def _as_spelled(files: dict[str, Path], names: Iterable[str]) -> dict[str, Path]:
+    """The files under those of `names` that differ in the letter case or Unicode form of the file's name only."""
+    wanted = {_folder_and_key(name): name for name in names if name not in files}
+    taken = set(names)
+    return {name if name in taken else wanted.get(_folder_and_key(name), name): path for name, path in files.items()}
+
+
+def _folder_and_key(name: str) -> tuple[str, str]:
+    folder, _, stem = name.rpartition("/")
+    return folder, spelling_key(stem)
+
+
+def unlisted_note(voc: VocFolders, splits: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
+    """A sentence on xml files that no list of ImageSets/Main names."""
+    listed = {name for names in splits.values() for name in names}
+    for path in (voc.root / "ImageSets" / "Main").glob("*.txt"):
+        with contextlib.suppress(UserError):  # not one of the splits
+            listed |= {name for _, line in read_lines(path) for name in (line, line.split()[0])}
+    xml = _stems(voc.xml_folder, lambda path: path.suffix.lower() == ".xml")
+    return count_note([xml[name] for name in sorted(xml.keys() - listed)], "xml files are in no list of ImageSets/Main")
+
+
+def _advice(root: Path) -> str:
+    """What to do about missing folders or splits, by what is in the folder."""
+    if devkits := sorted(path for level in ("*", "*/*") for path in root.glob(f"{level}/ImageSets/Main")):
+        return f"the data set is in {devkits[0].parent.parent}; give that folder"
+    found = folder_overview(root)
+    if not found:
+        return f"{root} has no xml files or images; give the folder that has them"
+    text = ", ".join(f"{name} ({xml} xml, {images} images)" for name, (xml, images) in list(found.items())[:6])
+    complete = [name for name, counts in found.items() if min(counts)]
+    if len(complete) > 1:
+        words = f"--images {quote(complete[0])} --annotations {quote(complete[0])} --val-share 0 --splits train"
+        return f"found are {text}; if each folder is a split, convert one at a time: {words}"
+    xml, images = (max(found, key=lambda name: found[name][kind]) for kind in (0, 1))
+    if not found[xml][0] or not found[images][1]:
+        return f"found are {text}; give the folder that has both xml files and images"
+    words = f"--images {quote(images)} --annotations {quote(xml)} --val-share 0.2 --seed 0"
+    return f"found are {text}; divide them with {words}"
+
+
+def _read_image(
+    voc: VocFolders,
+    name: str,
+    zero_based: bool,
+    folders: Folders,
+    faults: Faults,
+    adjustments: BoxAdjustments,
+    xml_notes: XmlNotes,
+) -> ImageRecord:
+    xml = voc.xml_folder / f"{name}.xml"
+    xml = folders.same_name(xml) or xml
+    node = parse_xml(xml)
+    found = folders.images_of(voc.image_folder / name)
     if len(found) != 1:
         # <filename> is not used: it is often the name from before the files were renamed
         what = f"both {found[0].name} and {found[1].name}" if found else f"no {name}.jpg, or with another suffix,"
-        raise UserError(f"{xml}: there is {what} in {folder}; it needs exactly one image")
-    size = _annotated_size(node, xml, found[0])
-    boxes = [
-        box
-        for position, entry in enumerate(node.iterfind("object"), 1)
-        for box in _read_object(entry, f"{xml}: object {position}", size, zero_based, adjustments)
-    ]
-    return ImageRecord(found[0].relative_to(folder).as_posix(), *size, boxes)
-
-
-def _candidates(folder: Path, name: str) -> list[Path]:
-    return [folder / (name + form) for suffix in IMAGE_SUFFIXES for form in (suffix, suffix.upper())]
-
-
-def _parse(path: Path) -> ElementTree.Element:
-    try:
-        node = ElementTree.fromstring(path.read_bytes())
-    except (OSError, RecursionError) as error:
-        raise UserError(f"cannot read {path}: {getattr(error, 'strerror', error)}") from None
-    except (ElementTree.ParseError, LookupError, ValueError) as error:  # the last two: unknown encodings
-        raise UserError(f"{path}: not xml: {error}") from None
-    if node.tag != "annotation":
-        raise UserError(f"{path}: not a VOC annotation: it begins with <{node.tag}> instead of <annotation>")
-    return node
-
-
-def _annotated_size(node: ElementTree.Element, xml: Path, image: Path) -> tuple[int, int]:
-    """The image's (width, height), upright or as stored, whichever the annotations were made on."""
-    width, height = (parse_number(node.findtext(f"size/{tag}"), str(xml), f"<size> <{tag}>") for tag in SIZE)
-    sizes = image_sizes(image)
-    for size in sizes:
-        if (width, height) == size:
-            return size
-    raise UserError(
-        f"{xml}: <size> says {width:g} x {height:g}, but {image} is {sizes[0][0]} x {sizes[0][1]}; its boxes may not "
-        "fit; correct the <size> or the image"
-    )
-
-
-def _read_object(
-    node: ElementTree.Element, where: str, size: tuple[int, int], zero_based: bool, adjustments: BoxAdjustments
-) -> list[Box]:
-    name = (node.findtext("name") or "").strip()
-    if not name or not name.isprintable():
-        raise UserError(f"{where}: <name> must be a class name, not {name!r:.80}")
-    where = f"{where} ({name})"
-    x1, y1, x2, y2 = (parse_number(node.findtext(f"bndbox/{tag}"), where, f"<{tag}>") for tag in CORNERS)
-    first = 0 if zero_based else 1
-    difficult = parse_number(node.findtext("difficult", "0"), where, "<difficult>") != 0
-    return clip_box(name, (x1 - first, y1 - first, x2, y2), size, where, adjustments, crowd=difficult)
+        raise UserError(
+            f"{xml}: there is {what} in {voc.image_folder}; it needs exactly one image", code="number_of_images"
+        )
+    size = annotated_size(node, xml, found[0])
+    boxes = []
+    for position, entry in enumerate(node.iterfind("object"), 1):
+        with faults.collect(f"{name}.xml: object {position}", "object"):
+            boxes += read_object(entry, f"{xml}: object {position}", size, zero_based, adjustments, xml_notes)
+    return ImageRecord(found[0].relative_to(voc.image_folder).as_posix(), *size, boxes)

@@ -1,52 +1,75 @@
 """YOLO's layout: data.yaml with class names and splits; labels/*.txt beside images/, one object a line.
 
-A line is ``class cx cy w h``, or ``class x1 y1 x2 y2 x3 y3 ...`` for a polygon, of which the bounding box is taken; all
-but the class are fractions of the image, turned upright by its EXIF orientation. The count of numbers tells whether a
-line is a box or a polygon, so one file may have both. An empty or missing file is an image without objects.
+What a line is, `yolo_labels` decides. An empty or missing label file is an image without objects. Boxes are fractions
+of the image turned upright by its EXIF orientation.
 """
 
-import glob
 import os
+import re
+import shlex
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from gfl.common.errors import UserError
 from gfl.common.yaml_file import read_yaml
 from gfl.data.coco_json import duplicates
 from gfl.data.image_files import image_sizes, is_image
-from gfl.tools.prepare.to_coco import (
-    BoxAdjustments,
-    ImageRecord,
-    Progress,
-    Split,
-    clip_box,
-    parse_number,
-    read_lines,
-)
+from gfl.tools.prepare.faults import Faults
+from gfl.tools.prepare.find_files import Folders, count_note, unknown_files, walk
+from gfl.tools.prepare.to_coco import BoxAdjustments, ImageRecord, Progress, Split, clip_box, read_lines
+from gfl.tools.prepare.yolo_labels import BOX, LabelLine, LineFormat, decide, keypoint_numbers, parse_line
 
-SLACK = 0.01  # a fraction may lie outside [0, 1] by this much: tools round; boxes are clipped
+NOT_LABELS = ("classes.txt", "notes.txt")  # text files that tools leave among the labels
+
+
+class LabelledImage(NamedTuple):
+    """One image and the lines of its label file."""
+
+    path: Path
+    size: tuple[int, int]  # (width, height)
+    labels: Path | None  # None if there is no label file
+    lines: list[LabelLine]
+
+
+@dataclass
+class Source:
+    """The files of one split."""
+
+    name: str
+    folders: list[Path] = field(default_factory=list)  # whose images are all taken
+    lists: list[Path] = field(default_factory=list)  # text files that name images
+    images: list[Path] = field(default_factory=list)
 
 
 def read_yolo(
-    path: Path, splits: Sequence[str], *, root: Path | None = None, progress: Progress = iter
+    path: Path, splits: Sequence[str], *, root: Path | None = None, labels: str = "auto", progress: Progress = iter
 ) -> tuple[list[Split], dict[int, str]]:
     """Some splits of a data.yaml, and its class names by index; the index is a box's category.
 
     Args:
         splits: keys of the file, such as train.
         root: the folder that the splits are relative to, instead of the `path` in the file.
+        labels: how lines that are not boxes are read, one of `yolo_labels.LABELS`.
 
-    Raises `UserError` that names the file, and the line or key, if anything cannot be used.
+    Raises `UserError` that names the files, and the lines or keys, that cannot be used: all of one kind at once.
     """
     tree = read_yaml(path)
-    if "kpt_shape" in tree:
-        raise UserError(f"{path}: kpt_shape: labels with keypoints are not supported; use boxes or polygons")
+    keypoints = keypoint_numbers(tree, str(path))
     names = _class_names(tree, path)
     root = _root(tree, path) if root is None else root
     if missing := [name for name in splits if not tree.get(name)]:
         raise UserError(f"{path}: it has no {missing[0]}; name the keys to convert with --splits")
-    return [_read_split(name, tree[name], root, path, len(names), progress) for name in splits], names
+    faults, folders = Faults(), Folders()
+    sources = [_source(name, tree[name], root, path, folders, faults) for name in splits]
+    faults.raise_if_any()
+    parts = [[_read_image(image, len(names), folders, faults) for image in progress(found.images)] for found in sources]
+    images = [[image for image in part if image is not None] for part in parts]
+    line_format = decide([line for part in images for image in part for line in image.lines], labels, keypoints)
+    found = [_split(*pair, line_format, folders, faults) for pair in zip(sources, images, strict=True)]
+    faults.raise_if_any()
+    return found, names
 
 
 def _class_names(tree: dict[str, Any], path: Path) -> dict[int, str]:
@@ -74,80 +97,179 @@ def _root(tree: dict[str, Any], path: Path) -> Path:
     return root
 
 
-def _read_split(name: str, value: Any, root: Path, path: Path, num_classes: int, progress: Progress) -> Split:
+def _source(name: str, value: Any, root: Path, path: Path, folders: Folders, faults: Faults) -> Source:
     entries = value if isinstance(value, list) else [value]
     if not all(isinstance(entry, str) for entry in entries):
         raise UserError(f"{path}: {name} must be a folder, a text file, or a list of them, not {value!r:.80}")
-    images = [image for entry in entries for image in _images(_resolve(entry, root, f"{path}: {name}"), root)]
-    if not images:
-        raise UserError(f"{path}: {name}: no images in {', '.join(entries)}")
-    if repeated := duplicates(images):
+    source = Source(name)
+    for entry in entries:
+        place = _resolve(entry, root, f"{path}: {name}", folders)
+        if place.is_dir():
+            source.folders.append(place)
+            source.images += [Path(os.path.abspath(file)) for file in walk(place) if is_image(file)]
+        else:
+            source.lists.append(place)
+            source.images += _listed_images(place, root, folders, faults)
+    faults.raise_if_any()
+    if not source.images:
+        raise UserError(f"{path}: {name}: no images in {', '.join(entries)}{_other_files(source)}")
+    if repeated := duplicates(source.images):
         raise UserError(f"{path}: {name}: image {repeated[0]} is listed more than once; keep one entry")
-    if not any(_label_file(image).is_file() for image in images):
-        expected = _label_file(images[0])
-        raise UserError(f"{path}: {name}: none of its {len(images)} images has labels; there is no {expected}, for one")
-    folder = Path(os.path.commonpath([image.parent for image in images]))
-    adjustments = BoxAdjustments()
-    records = [_read_image(image, folder, num_classes, adjustments) for image in progress(sorted(images))]
-    return Split(name, folder, sorted(records), adjustments.notes())
+    source.images.sort()
+    if not any(_find_labels(image, folders) for image in source.images):
+        expected = _label_file(source.images[0])
+        text_files = [file for file in walk(root) if file.suffix.lower() == ".txt" and file not in source.lists]
+        elsewhere = f"; text files are in {text_files[0].parent}" if text_files else ""
+        raise UserError(
+            f"{path}: {name}: none of its {len(source.images)} images has labels; there is no {expected}, for "
+            f"one{elsewhere}; put labels where YOLO expects them, in labels/ beside images/"
+        )
+    return source
 
 
-def _resolve(entry: str, root: Path, where: str) -> Path:
+def _other_files(source: Source) -> str:
+    others = [file for folder in source.folders for file in unknown_files(folder)]
+    return f"; {len(others)} files of other suffixes, the first: {others[0]}" if others else ""
+
+
+def _resolve(entry: str, root: Path, where: str, folders: Folders) -> Path:
     # Exports of some services say ../train/images although train/ is beside the file.
     for candidate in (entry, entry.removeprefix("../")):
-        if (found := root / candidate).exists():
-            return found
+        if (root / candidate).exists():
+            return root / candidate
+    if found := folders.find(root, entry):
+        return found
     raise UserError(f"{where}: there is no {root / entry}; correct it, or give the data set's folder with --root")
 
 
-def _images(source: Path, root: Path) -> list[Path]:
-    """Absolute paths of the images in a folder and below, or listed in a text file."""
-    if source.is_dir():
-        found = glob.glob(f"{glob.escape(str(source))}/**/*", recursive=True)  # follows links and skips hidden files
-        return [Path(os.path.abspath(name)) for name in found if is_image(name)]
+def _listed_images(source: Path, root: Path, folders: Folders, faults: Faults) -> list[Path]:
+    """Absolute paths of the images that a text file names, relative to itself or to the data set."""
     images = []
     for line, name in read_lines(source):
-        # Lines are relative to the list file or to the data set.
-        found = [path for path in (source.parent / name, root / name) if path.is_file()]
-        if not found:
-            raise UserError(f"{source} line {line}: there is no image {name!r:.80}; add it or remove the line")
-        images.append(Path(os.path.abspath(found[0])))
+        bases = (source.parent, root)
+        found = next((base / name for base in bases if (base / name).is_file()), None)
+        found = found or next((file for base in bases if (file := folders.find(base, name)) and file.is_file()), None)
+        with faults.collect(f"line {line}", "missing_image"):
+            if found is None:
+                raise UserError(f"{source} line {line}: there is no image {name!r:.80}; {_advice(name, source, root)}")
+            images.append(Path(os.path.abspath(found)))
     return images
+
+
+def _advice(name: str, source: Path, root: Path) -> str:
+    """What to do about a line: lists made elsewhere begin with folders of that machine."""
+    parts = name.replace("\\", "/").split("/")
+    for start in range(1, len(parts)):
+        rest = "/".join(parts[start:])
+        if (root / rest).is_file() or (source.parent / rest).is_file():
+            prefix = re.sub(r"[][\\.*^$|]", r"\\\g<0>", name[: len(name) - len(rest)])
+            command = shlex.join(["sed", "-i", f"s|^{prefix}||", str(source)])
+            return f"there is {rest!r:.80}; remove the folders before it from the lines: {command}"
+    return "add it or remove the line"
 
 
 def _label_file(image: Path) -> Path:
     """The path with its last folder ``images`` replaced by ``labels``; beside the image if there is none."""
-    parts = list(image.with_suffix(".txt").parts)
+    return _replace_last(image.with_suffix(".txt"), "images", "labels")
+
+
+def _replace_last(path: Path, old: str, new: str) -> Path:
+    parts = list(path.parts)
     for position in reversed(range(len(parts) - 1)):
-        if parts[position] == "images":
-            parts[position] = "labels"
+        if parts[position] == old:
+            parts[position] = new
             break
     return Path(*parts)
 
 
-def _read_image(image: Path, folder: Path, num_classes: int, adjustments: BoxAdjustments) -> ImageRecord:
-    size, _ = image_sizes(image)
-    labels = _label_file(image)
-    boxes = []
-    for line, text in read_lines(labels) if os.path.lexists(labels) else []:
-        where = f"{labels} line {line}"
-        index, corners = _read_object(text.split(), where, num_classes)
-        pixels = [value * size[axis % 2] for axis, value in enumerate(corners)]
-        boxes += clip_box(index, pixels, size, where, adjustments)
-    return ImageRecord(image.relative_to(folder).as_posix(), *size, boxes)
+def _find_labels(image: Path, folders: Folders) -> Path | None:
+    """The label file of an image, whose name may differ in letter case and Unicode form, or None."""
+    expected = _label_file(image)
+    found = folders.same_name(expected)
+    if found is None or found.stem == expected.stem:
+        return found
+    belongs_to_another = any(other.stem == found.stem for other in folders.images_of(image.with_name(found.stem)))
+    return None if belongs_to_another else found
 
 
-def _read_object(words: Sequence[str], where: str, num_classes: int) -> tuple[int, tuple[float, float, float, float]]:
-    """Class index and x1, y1, x2, y2 as fractions of the image."""
-    if len(words) != 5 and (len(words) < 7 or len(words) % 2 == 0):
-        raise UserError(f"{where}: {len(words)} numbers; write class cx cy w h, or class and at least 3 points x y")
-    index, *values = (parse_number(word, where, "each value") for word in words)
-    if index not in range(num_classes):
-        raise UserError(f"{where}: class {words[0]} is not one of the {num_classes} in names, which count from 0")
-    for word, value in zip(words[1:], values, strict=True):
-        if not -SLACK <= value <= 1 + SLACK:
-            raise UserError(f"{where}: {word} is not in [0, 1]; coordinates are fractions of the image, not pixels")
-    if len(values) == 4:
-        x, y, width, height = values
-        return int(index), (x - width / 2, y - height / 2, x + width / 2, y + height / 2)
-    return int(index), (min(values[::2]), min(values[1::2]), max(values[::2]), max(values[1::2]))
+def _read_image(image: Path, num_classes: int, folders: Folders, faults: Faults) -> LabelledImage | None:
+    """None if the image cannot be used; lines that cannot be read are left out. Either is a fault."""
+    labels, lines = _find_labels(image, folders), []
+    size = None
+    with faults.collect(image, "image"):
+        size, _ = image_sizes(image)
+    with faults.collect(labels, "label_file"):
+        for number, text in read_lines(labels) if labels else []:
+            where = f"{labels} line {number}"
+            with faults.collect(_short(labels, number), "not_number"):
+                lines.append(parse_line(number, text.split(), where, num_classes))
+    return size and LabelledImage(image, size, labels, lines)
+
+
+def _short(labels: Path, line: int) -> str:
+    return f"{labels.parent.name}/{labels.name} line {line}"
+
+
+def _split(
+    source: Source, images: Sequence[LabelledImage], line_format: LineFormat, folders: Folders, faults: Faults
+) -> Split:
+    folder = Path(os.path.commonpath([image.parent for image in source.images]))
+    adjustments, records = BoxAdjustments(), []
+    for image in images:
+        boxes = []
+        for line in image.lines:
+            where = f"{image.labels} line {line.number}"
+            with faults.collect(_short(image.labels, line.number), "label"):
+                corners = line_format.convert(line, where)
+                pixels = [value * image.size[axis % 2] for axis, value in enumerate(corners)]
+                boxes += clip_box(line.index, pixels, image.size, where, adjustments)
+        records.append(ImageRecord(image.path.relative_to(folder).as_posix(), *image.size, boxes))
+    notes = adjustments.notes() + _corner_advice(images, adjustments) + line_format.notes(_places(images))
+    return Split(source.name, folder, sorted(records), notes + _file_notes(source, images, folders))
+
+
+def _places(images: Sequence[LabelledImage]) -> list[tuple[str, LabelLine]]:
+    return [(f"{image.labels} line {line.number}", line) for image in images for line in image.lines]
+
+
+def _corner_advice(images: Sequence[LabelledImage], adjustments: BoxAdjustments) -> tuple[str, ...]:
+    """A sentence if the boxes read as well, and better, as corners."""
+    boxes = [line.first for image in images for line in image.lines if line.count == BOX]
+    as_corners = all(x1 < x2 and y1 < y2 for x1, y1, x2, y2 in boxes)
+    if not adjustments.clipped or 2 * len(adjustments.clipped) < len(boxes) or not as_corners:
+        return ()
+    return ("every line also reads as x1 y1 x2 y2; if these are corners, rewrite them as cx cy w h",)
+
+
+def _file_notes(source: Source, images: Sequence[LabelledImage], folders: Folders) -> tuple[str, ...]:
+    """Sentences on files that have no counterpart, or that were not recognised."""
+    without = [image.path for image in images if image.labels is None]
+    renamed = [image.labels for image in images if image.labels and image.labels != _label_file(image.path)]
+    used = [image.labels for image in images if image.labels]
+    return (
+        *count_note(without, "images have no label file and count as images without objects"),
+        *count_note(_orphans(source, set(used), folders), "label files have no image and were left out"),
+        *count_note(renamed, "label files have another spelling than their image and were taken"),
+        *count_note(duplicates(used), "label files belong to several images, which differ in their suffix only"),
+        *count_note(
+            [file for folder in source.folders for file in unknown_files(folder)],
+            "files beside the images have no suffix of an image and were left out",
+        ),
+    )
+
+
+def _orphans(source: Source, used: set[Path], folders: Folders) -> list[Path]:
+    """Label files of the split's folders that have no image on the disk."""
+    trees = [_label_file(Path(os.path.abspath(folder)) / "x.txt").parent for folder in source.folders]
+    files = [file for tree in trees for file in walk(tree)]
+    files += [folder / name for folder in {path.parent for path in used} for name in folders.names(folder)]
+    lists = {Path(os.path.abspath(file)) for file in source.lists}
+    return sorted(
+        file
+        for file in set(files) - used - lists
+        if file.suffix.lower() == ".txt"
+        and file.name.lower() not in NOT_LABELS
+        and not file.name.lower().startswith("readme")
+        and not folders.images_of(_replace_last(file.with_suffix(""), "labels", "images"))
+        and not folders.images_of(file.with_suffix(""))
+    )

@@ -4,7 +4,7 @@ from PIL import Image
 
 from gfl.data.orientation import ORIENTATION
 from gfl.tools.prepare.to_coco import coco_tree
-from gfl.tools.prepare.voc import class_names, read_voc
+from gfl.tools.prepare.voc import VocFolders, class_names, listed_splits, read_voc
 from gfl.tools.prepare.yolo import read_yolo
 
 
@@ -50,8 +50,15 @@ def write_yolo(root):
     return write(root / "data.yaml", "names: [cat, dog]\ntrain: images/train\nval: images/train\n")
 
 
+def read_voc_split(root, name="train", **settings):
+    """One of the splits that ImageSets/Main lists."""
+    voc = VocFolders(root)
+    (split,) = read_voc(voc, listed_splits(voc, [name]), **settings)
+    return split
+
+
 def voc_tree(root, **settings):
-    split = read_voc(root, "train", **settings)
+    split = read_voc_split(root, **settings)
     return coco_tree(split, class_names([split]))
 
 

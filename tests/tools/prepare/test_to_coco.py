@@ -1,10 +1,12 @@
 """From COCO-format json to other layouts and back, and the command."""
 
 import json
+import shlex
 import sys
 
 import numpy as np
 import pytest
+import torch
 from layouts import (
     voc_object,
     voc_tree,
@@ -15,9 +17,12 @@ from layouts import (
     write_yolo,
     yolo_tree,
 )
+from printed_commands import WORDS, printed_commands, run_as_printed, write_checkout
 
+from gfl.config import load_config
 from gfl.data.coco import image_path, load_coco
 from gfl.data.image_files import read_image
+from gfl.data.loader import load_training_data
 from gfl.tools.prepare.to_coco import write_split
 
 
@@ -135,3 +140,39 @@ def test_the_command_writes_all_splits_or_none(command, refusal, tmp_path):
     assert "val.txt" in refusal(command, "voc", voc, "--out", out)  # although train can be read
     assert "none.yaml" in refusal(command, "yolo", tmp_path / "none.yaml", "--out", out)
     assert not out.exists()
+
+
+def test_the_printed_commands_run_as_they_are_printed(command, tmp_path, monkeypatch):
+    """The check does; tests/robustness/test_printed_commands.py also trains."""
+    write_checkout(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    check, train = printed_commands(command(*WORDS))
+    assert run_as_printed(check, tmp_path).returncode in (0, 1)  # it may warn
+    _, _, path, *overrides = shlex.split(train)
+    data = load_training_data(load_config(path, overrides), torch.device("cpu"))
+    assert (len(data.train), len(data.val)) == (2, 1)
+
+
+def test_the_command_divides_a_set_without_splits(command, refusal, tmp_path):
+    root = tmp_path / "wild"
+    for number in range(10):
+        write_image(root / "photos" / "day" / f"{number:02}a.jpg", 20, 10)
+        write(root / "notes" / "day" / f"{number:02}A.XML", voc_xml(20, 10, voc_object("cat", 1, 1, 5, 5)))
+    write_image(root / "photos" / "alone.jpg", 20, 10)
+    write(root / "notes" / "orphan.xml", voc_xml(20, 10))
+    message = refusal(command, "voc", root)
+    assert message.code == "no_splits"
+    flags = ["--images", "photos/day", "--annotations", "notes/day", "--val-share", "0.2", "--seed", "0"]
+    assert " ".join(flags) in message
+    assert refusal(command, "voc", root, "--val-share", "0.2").code == "no_folder"
+    words = ["voc", root, "--images", "photos", "--annotations", "notes", "--val-share", "0.2"]
+    printed = command(*words, "--seed", "3")
+    assert all(str(root / name) in printed for name in ("photos/alone.jpg", "notes/orphan.xml"))
+    jsons = [json.loads((root / "coco" / f"instances_{split}.json").read_text()) for split in ("train", "val")]
+    names = [[image["file_name"] for image in tree["images"]] for tree in jsons]
+    assert [len(files) for files in names] == [8, 2]
+    assert sorted(names[0] + names[1]) == [f"day/{number:02}a.jpg" for number in range(10)]
+    assert command(*words, "--seed", "3") == printed
+    assert refusal(command, *words, "--seed", "4").code == "file_exists"
+    assert "10 images" in command("voc", root, *words[2:6], "--val-share", "0", "--splits", "all")
+    assert "--splits" in refusal(command, *words, "--splits", "all")

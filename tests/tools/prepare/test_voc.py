@@ -1,12 +1,12 @@
 """Pascal VOC's layout against boxes worked out by hand, and files that cannot be used."""
 
 import pytest
-from layouts import bboxes, voc_object, voc_tree, voc_xml, write, write_image, write_voc
+from layouts import bboxes, read_voc_split, voc_object, voc_tree, voc_xml, write, write_image, write_voc
 
 from gfl.data.coco import load_coco
 from gfl.data.image_files import read_image
 from gfl.tools.prepare.to_coco import coco_tree, write_split
-from gfl.tools.prepare.voc import class_names, read_voc
+from gfl.tools.prepare.voc import VocFolders, class_names, random_splits
 
 
 @pytest.fixture
@@ -30,7 +30,7 @@ def test_corners_count_pixels_from_one(voc):
 def test_zero_based_corners_are_edges(voc):
     path = write(voc / "Annotations" / "b.xml", voc_xml(20, 10, voc_object("dog", 0, 0, 20, 10)))
     assert bboxes(voc_tree(voc, zero_based=True)) == [[3, 4, 4, 5], [0, 0, 20, 10]]
-    clipped, advice = read_voc(voc, "train").notes
+    clipped, advice = read_voc_split(voc).notes
     assert f"{path}: object 1 (dog)" in clipped
     assert "--zero-based" in advice
 
@@ -53,12 +53,12 @@ def test_images_without_objects_fractions_parts_and_other_suffixes_are_accepted(
 
 
 def test_classes_are_those_that_occur_or_the_given_ones(voc, refusal):
-    split = read_voc(voc, "train")
+    split = read_voc_split(voc)
     assert list(class_names([split], ["dog", "bird", "cat"])) == ["dog", "bird", "cat"]
     assert "'cat'" in refusal(class_names, [split], ["dog"])
     for name in "ab":
         write(voc / "Annotations" / f"{name}.xml", voc_xml(20, 10))
-    assert "--classes" in refusal(class_names, [read_voc(voc, "train")])
+    assert "--classes" in refusal(class_names, [read_voc_split(voc)])
 
 
 @pytest.mark.parametrize("size", [(20, 10), (10, 20)])
@@ -77,7 +77,7 @@ def test_the_size_decides_which_orientation_was_annotated(voc, size):
 def test_a_box_of_which_nothing_is_left_is_dropped_with_a_note(voc, corners):
     objects = voc_object("cat", 3, 4, 7, 9), voc_object("cat", *corners)
     path = write(voc / "Annotations" / "a.xml", voc_xml(20, 10, *objects))
-    split = read_voc(voc, "train")
+    split = read_voc_split(voc)
     assert bboxes(coco_tree(split, class_names([split]))) == [[2, 3, 5, 6], [0, 0, 20, 10]]
     (note,) = split.notes
     assert note.startswith("1 boxes")
@@ -114,7 +114,7 @@ EXTERNAL = '<!DOCTYPE a [<!ENTITY e SYSTEM "file:///etc/hostname">]><annotation>
 )
 def test_an_unusable_xml_is_named(voc, refusal, content, named):
     path = write(voc / "Annotations" / "a.xml", content)
-    message = refusal(read_voc, voc, "train")
+    message = refusal(read_voc_split, voc)
     assert str(path) in message
     assert named in message
 
@@ -131,20 +131,87 @@ def test_an_unusable_xml_is_named(voc, refusal, content, named):
 )
 def test_an_unusable_split_file_is_named(voc, refusal, lines, named):
     write(voc / "ImageSets" / "Main" / "train.txt", lines)
-    assert named in refusal(read_voc, voc, "train")
-    assert "test.txt" in refusal(read_voc, voc, "test")
+    assert named in refusal(read_voc_split, voc)
+    assert "test.txt" in refusal(read_voc_split, voc, "test")
 
 
 def test_each_name_needs_one_readable_image_and_an_xml(voc, refusal):
     image = voc / "JPEGImages" / "a.png"
     write_image(voc / "JPEGImages" / "a.jpg", 20, 10)
-    assert "a.jpg and a.png" in refusal(read_voc, voc, "train")
+    assert "a.jpg and a.png" in refusal(read_voc_split, voc)
     (voc / "JPEGImages" / "a.jpg").unlink()
     image.write_bytes(image.read_bytes()[:10])
-    message = refusal(read_voc, voc, "train")
+    message = refusal(read_voc_split, voc)
     assert str(image) in message
     assert message.code == "truncated"
     image.unlink()
-    assert "a.xml" in refusal(read_voc, voc, "train")
+    assert "a.xml" in refusal(read_voc_split, voc)
     (voc / "Annotations" / "a.xml").unlink()
-    assert "a.xml" in refusal(read_voc, voc, "train")
+    assert "a.xml" in refusal(read_voc_split, voc)
+
+
+def test_all_faults_of_one_kind_are_reported_at_once(voc, refusal):
+    bad = [voc_object("cat", 1, 1, "x", 5), voc_object("dog", "y", 1, 5, 5)]
+    write(voc / "Annotations" / "a.xml", voc_xml(20, 10, *bad, voc_object("", 1, 1, 5, 5)))
+    write(voc / "Annotations" / "b.xml", voc_xml(21, 10))
+    message = refusal(read_voc_split, voc)
+    for part in ("object 1 (cat)", "2 like this", "a.xml: object 2", "object 3", "21 x 10"):
+        assert part in message
+
+
+@pytest.mark.parametrize(
+    ("encoding", "declared"),
+    [("utf-8-sig", ""), ("utf-16", "UTF-16"), ("gbk", "GBK"), ("shift_jis", "Shift_JIS"), ("latin-1", "ISO-8859-1")],
+)
+def test_an_xml_is_read_in_the_encoding_that_it_declares(voc, encoding, declared):
+    name = "caf\u00e9" if encoding == "latin-1" else "\u732b"
+    declaration = f'<?xml version="1.0" encoding="{declared}"?>\n' if declared else ""
+    text = declaration + voc_xml(20, 10, voc_object(name, 3, 4, 7, 9))
+    (voc / "Annotations" / "a.xml").write_bytes(text.encode(encoding))
+    assert [category["name"] for category in voc_tree(voc)["categories"]] == sorted(["dog", name])
+
+
+def test_names_are_found_under_another_spelling(voc):
+    (voc / "Annotations" / "a.xml").rename(voc / "Annotations" / "A.XML")
+    (voc / "JPEGImages" / "b.png").rename(voc / "JPEGImages" / "B.PNG")
+    (voc / "ImageSets" / "Main" / "train.txt").write_text("a.png\r\nb", encoding="utf-16")
+    assert [image["file_name"] for image in voc_tree(voc)["images"]] == ["B.PNG", "a.png"]
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [
+        "<attributes><attribute><name>rotation</name><value>37.5</value></attribute></attributes>",
+        "<angle>0.5</angle>",
+    ],
+)
+def test_a_rotated_box_gives_a_note(voc, extra):
+    write(voc / "Annotations" / "a.xml", voc_xml(20, 10, voc_object("cat", 3, 4, 7, 9, extra=extra)))
+    (note,) = read_voc_split(voc).notes
+    assert "a.xml: object 1 (cat)" in note
+
+
+def test_a_box_of_centre_and_angle_is_refused_by_name(voc, refusal):
+    rotated = (
+        "<object><name>cat</name><robndbox><cx>5</cx><cy>5</cy><w>4</w><h>2</h><angle>1</angle></robndbox></object>"
+    )
+    write(voc / "Annotations" / "a.xml", voc_xml(20, 10, rotated))
+    assert refusal(read_voc_split, voc).code == "rotated"
+
+
+def test_the_error_without_splits_says_where_the_data_set_is(tmp_path, refusal):
+    write_voc(tmp_path / "devkit" / "VOC2007")
+    assert str(tmp_path / "devkit" / "VOC2007") in refusal(read_voc_split, tmp_path)
+    for name in ("train", "valid"):
+        write_image(tmp_path / "export" / name / "a.jpg", 20, 10)
+        write(tmp_path / "export" / name / "a.xml", voc_xml(20, 10))
+    words = "--images train --annotations train --val-share 0 --splits train"
+    assert words in refusal(read_voc_split, tmp_path / "export")
+
+
+def test_an_image_is_not_paired_with_the_xml_of_another_letter_case(voc):
+    write_image(voc / "JPEGImages" / "A.png", 20, 10)
+    splits, notes = random_splits(VocFolders(voc), ["all"], 0.0, 0)
+    assert splits == {"all": ["a", "b"]}
+    (note,) = notes
+    assert "A.png" in note

@@ -1,5 +1,7 @@
 """YOLO's layout against boxes worked out by hand, and files that cannot be used."""
 
+import subprocess
+
 import pytest
 from layouts import bboxes, write, write_image, write_yolo, yolo_tree
 
@@ -56,7 +58,7 @@ def test_a_box_that_is_clipped_or_dropped_gives_a_note(yolo, labels, line, num_b
     write(labels, f"0 0.9 0.5 0.201 0.5\n{line}\n")  # the first one is outside by a rounding error
     (split,), names = read_yolo(yolo, ["train"])
     assert len(bboxes(coco_tree(split, names))) == num_boxes
-    (note,) = split.notes
+    note, _ = split.notes  # the other is on b, which has no label file
     assert note.startswith("1 boxes")
     assert note.endswith(f"{labels} line 2")
 
@@ -187,7 +189,7 @@ def test_a_label_file_that_cannot_be_read_is_named(yolo, labels, refusal):
         ("names: [cat, dog]\ntrain: labels", "no images in labels"),
         ("names: [cat, dog]\ntrain: [images, images/train]", "a.png is listed"),
         ("names: [cat, dog]\ntrain: list.txt", "list.txt line 2: there is no image 'images/none.png'"),
-        ("names: [cat]\nkpt_shape: [17, 3]\ntrain: images", "kpt_shape"),
+        ("names: [cat, dog]\nkpt_shape: 17\ntrain: images", "kpt_shape"),
     ],
 )
 def test_an_unusable_data_yaml_is_named(yolo, refusal, text, named):
@@ -201,3 +203,158 @@ def test_an_unusable_data_yaml_is_named(yolo, refusal, text, named):
 def test_a_split_without_any_label_file_is_refused(yolo, labels, refusal):
     (yolo.parent / "labels").rename(yolo.parent / "Labels")
     assert str(labels) in refusal(read_yolo, yolo, ["train"])
+
+
+# What a line is
+
+POSE = "0 .5 .5 .2 .4 .45 .4 2 .5 .5 2 .55 .6 1"
+POSE_FLAT = "0 .5 .5 .2 .4 .45 .4 .5 .5 .55 .6"
+POLYGON = "0 0.1 0.2 0.4 0.2 0.4 0.5 0.25 0.35 0.1 0.5"
+CORNERS = "0 0.1 0.2 0.4 0.2 0.4 0.5 0.1 0.5"
+
+
+@pytest.mark.parametrize(
+    ("lines", "code", "named"),
+    [
+        (["0 .5 .5 .2 .4 .98"], "prediction", "confidence"),
+        (["0 .5 .5 .2 .4 17"], "prediction", "track id"),
+        (["0 .5 .5 .2 .4 -1.2"], "prediction", "angle"),
+        (["0 .5 .5 .2 .4 .98 1"], "prediction", "--labels"),
+        (["0 .5 .5 .2 .4 .98 17", "0 .2 .2 .1 .1 .5 3"], "prediction", "--labels"),
+        (["0 .5 .5 .2 .4 3 .98"], "prediction", "--labels"),
+        (["0 .5 .5 .2 .4 .98 .87"], "prediction", "--labels"),
+        ([f"{CORNERS} .98 1", f"{CORNERS} .9 2"], "prediction", "--labels"),
+        ([f"{POLYGON} .98"], "prediction", "confidence"),
+        ([POSE], "keypoints", "--labels boxes"),
+        ([POSE, "0 .5 .5 .2 .4"], "keypoints", "kpt_shape"),
+        ([POSE_FLAT], "keypoints", "kpt_shape"),
+        (["0 10 20 40 20 40 50"], "not_fraction", "10"),
+        (["10 20 40 20 40 50 10 50 plane 0"], "not_yolo", "DOTA"),
+    ],
+)
+def test_a_line_that_may_be_something_else_is_refused(yolo, labels, refusal, lines, code, named):
+    write(labels, "\n".join(lines))
+    message = refusal(read_yolo, yolo, ["train"])
+    assert message.startswith(f"{labels} line 1: ")
+    assert message.code == code
+    assert named in message
+
+
+@pytest.mark.parametrize(
+    ("lines", "labels_option", "bbox", "num_notes"),
+    [
+        (["0 .5 .5 .2 .4 .98 1"], "boxes", [8, 3, 4, 4], 1),
+        (["0 .5 .5 .2 .4 .98"], "boxes", [8, 3, 4, 4], 1),
+        ([POSE], "boxes", [8, 3, 4, 4], 1),
+        (["0 .1 .2 .4 .9 .3 1"], "polygons", [2, 2, 6, 8], 0),
+        ([POSE_FLAT], "polygons", [4, 4, 7, 2], 0),
+        ([CORNERS], "obb", [2, 2, 6, 3], 1),
+        ([CORNERS], "auto", [2, 2, 6, 3], 1),  # may be oriented
+        ([CORNERS, POLYGON], "auto", [2, 2, 6, 3], 0),  # is a polygon
+        (["0 .1 .2 .4 .9 .3 1", POLYGON], "auto", [2, 2, 6, 8], 1),  # a triangle
+        (["0 0.1 0.2 0.4 0.9 0.3 0.5"], "auto", [2, 2, 6, 7], 1),
+        ([POLYGON, "0 .5 .5 .2 .4"], "auto", [2, 2, 6, 3], 0),
+    ],
+)
+def test_an_option_or_the_other_lines_decide(yolo, labels, lines, labels_option, bbox, num_notes):
+    write(labels, "\n".join(lines))
+    (split,), names = read_yolo(yolo, ["train"], labels=labels_option)
+    assert bboxes(coco_tree(split, names))[0] == pytest.approx(bbox)
+    notes = [note for note in split.notes if f"{labels} line 1" in note]
+    assert len(notes) == num_notes
+
+
+@pytest.mark.parametrize(("labels_option", "line"), [("obb", "0 .5 .5 .2 .4"), ("polygons", "0 .5 .5 .2 .4 .9")])
+def test_the_option_holds_for_every_line(yolo, labels, refusal, labels_option, line):
+    write(labels, f"{CORNERS}\n{line}\n")
+    assert refusal(read_yolo, yolo, ["train"], labels=labels_option).startswith(f"{labels} line 2: ")
+
+
+def test_kpt_shape_makes_boxes_of_keypoints(yolo, labels, refusal):
+    write(yolo, "names: [cat]\nkpt_shape: [3, 3]\ntrain: images/train")
+    write(labels, f"{POSE}\n0 .5 .5 .2 .2\n")
+    assert bboxes(yolo_tree(yolo)) == [pytest.approx([8, 3, 4, 4]), pytest.approx([8, 4, 4, 2])]
+    write(labels, POSE_FLAT)
+    assert "14" in refusal(read_yolo, yolo, ["train"])
+
+
+def test_lines_of_all_splits_decide(yolo, labels):
+    write_image(yolo.parent / "images" / "val" / "c.png", 20, 10)
+    write(yolo.parent / "labels" / "val" / "c.txt", POLYGON)
+    write(labels, CORNERS)
+    write(yolo, "names: [cat, dog]\ntrain: images/train\nval: images/val")
+    (train, _), _ = read_yolo(yolo, ["train", "val"])
+    assert not any("line 1" in note for note in train.notes)
+
+
+def test_all_faults_of_one_kind_are_reported_at_once(yolo, labels, refusal):
+    write(labels, "7 .5 .5 .2 .4\n0 .5 .5 .2 .4 .9\n8 .5 .5 .2 .4\n9 .5 .5 .2 .4\n")
+    (yolo.parent / "images" / "train" / "b.png").write_bytes(b"no image")
+    message = refusal(read_yolo, yolo, ["train"])
+    for part in ("line 1: class 7", "3 like this", "a.txt line 3, train/a.txt line 4", "line 2: 6 numbers", "b.png"):
+        assert part in message
+
+
+# Files without a counterpart, and other spellings
+
+
+def test_files_without_a_counterpart_give_notes(yolo, labels):
+    for name in ("orphan.txt", "ORPHAN.TXT", "sub/orphan.txt"):
+        write(labels.parent / name, "0 .5 .5 .2 .4\n")
+    for name in ("classes.txt", "README.roboflow.txt"):
+        write(labels.parent / name, "cat\n")
+    write(yolo.parent / "images" / "train" / "clip.mp4", "")
+    (split,), _ = read_yolo(yolo, ["train"])
+    without, orphans, unknown = split.notes
+    assert without.startswith("1 images")
+    assert without.endswith("b.png")
+    assert orphans.startswith("3 label files")
+    assert unknown.endswith("clip.mp4")
+
+
+def test_labels_of_images_in_no_list_are_no_orphans(yolo, labels):
+    write(labels.with_name("b.txt"), "0 .5 .5 .2 .4\n")
+    write(labels.with_name("orphan.txt"), "0 .5 .5 .2 .4\n")
+    write(yolo.parent / "list.txt", "images/train/a.png\n")
+    write(yolo, "names: [cat, dog]\ntrain: list.txt")
+    (split,), _ = read_yolo(yolo, ["train"])
+    (note,) = split.notes
+    assert note.endswith("orphan.txt")
+
+
+@pytest.mark.parametrize("name", ["a.TXT", "A.txt"])
+def test_labels_are_found_under_another_spelling(yolo, labels, name):
+    labels.rename(labels.with_name(name))
+    (split,), names = read_yolo(yolo, ["train"])
+    assert bboxes(coco_tree(split, names)) == [[5, 3, 10, 4]]
+    assert any(note.endswith(name) for note in split.notes)
+
+
+def test_labels_of_an_image_are_not_taken_for_one_of_another_letter_case(yolo):
+    write_image(yolo.parent / "images" / "train" / "A.png", 20, 10)
+    assert len(yolo_tree(yolo)["annotations"]) == 1
+
+
+@pytest.mark.parametrize("line", ["images\\train\\a.png", "images/train/%61.png", "Images/Train/A.PNG"])
+def test_listed_images_are_found_under_another_spelling(yolo, line):
+    write(yolo.parent / "list.txt", f"{line}\n")
+    write(yolo, "names: [cat, dog]\ntrain: list.txt")
+    assert bboxes(yolo_tree(yolo)) == [[5, 3, 10, 4]]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_text_files_may_begin_with_a_byte_order_mark(yolo, labels, encoding):
+    for path in (yolo, labels):
+        path.write_text(path.read_text(), encoding=encoding)
+    assert bboxes(yolo_tree(yolo)) == [[5, 3, 10, 4]]
+
+
+@pytest.mark.parametrize("before", ["/content/darknet (1)+2/", "C:\\data\\"])
+def test_the_command_that_repairs_a_list_made_elsewhere_works(yolo, refusal, before):
+    path = write(yolo.parent / "list.txt", f"{before}images/train/a.png\n{before}images/train/b.png\n")
+    write(yolo, "names: [cat, dog]\ntrain: list.txt")
+    message = refusal(read_yolo, yolo, ["train"])
+    command = message[message.index("sed -i") : message.index(" (2 like this")]
+    subprocess.run(command, shell=True, check=True)
+    assert path.read_text() == "images/train/a.png\nimages/train/b.png\n"
+    assert bboxes(yolo_tree(yolo)) == [[5, 3, 10, 4]]
