@@ -117,6 +117,23 @@ def test_weights_of_another_architecture_leave_the_backbone_unchanged(resnet18_s
     assert backbone.conv1.weight.equal(before)
 
 
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "backbone."])
+def test_names_of_another_codebase_come_with_the_command_that_converts_them(resnet18_state, save, refusal, prefix):
+    path = save({prefix + name: tensor for name, tensor in resnet18_state.items()})
+    message = refusal(load_backbone_weights, Backbone("resnet18"), "resnet18", path)
+    assert f"python scripts/convert_checkpoint.py {path} " in message
+    assert len(message) < 600
+
+
+def test_weights_that_are_not_finite_are_refused_by_name(resnet18_state, save, refusal):
+    broken = {"layer4.1.bn2.bias": torch.full((512,), torch.nan), "bn1.running_var": torch.full((64,), torch.inf)}
+    backbone = Backbone("resnet18")
+    message = refusal(load_backbone_weights, backbone, "resnet18", save(resnet18_state | broken))
+    assert message.code == "not_finite"
+    assert all(name in message for name in broken)
+    assert backbone.bn1.running_var.isfinite().all()
+
+
 class Payload:
     """A pickle that would run code when it is loaded."""
 
