@@ -1,6 +1,7 @@
 """Download COCO 2017, check it and unpack it where the configs look for it."""
 
 import argparse
+import shlex
 from pathlib import Path
 
 PARTS = ("train", "val", "annotations", "test")
@@ -42,12 +43,9 @@ def main(args: argparse.Namespace) -> None:
     for part in dict.fromkeys(args.what or PARTS[:3]):
         get(COCO[part], folder, args.server or COCO_SERVER)
     command = "python train.py configs/gfl_r50_fpn_1x_coco.yaml"
-    is_default = folder.resolve() == Path("data/coco").resolve()
-    print(
-        f"next: {command}"
-        if is_default
-        else f"next: link data/coco to {folder}, where the configs expect it, then {command}"
-    )
+    if folder.resolve() != Path("data/coco").resolve():  # where the configs expect it
+        command = f"ln -s {shlex.quote(str(folder.resolve()))} data/coco && {command}"
+    print(f"next: {command}")
 
 
 def get(archive: Archive, folder: Path, server: str) -> None:

@@ -49,6 +49,8 @@ def main(args: argparse.Namespace) -> None:
         try:
             image = read_image(path, bit_depth=detector.config.data.bit_depth)
         except UserError as error:  # one bad file does not stop the others
+            if len(paths) == 1:
+                raise
             print(f"skipped: {error}", file=sys.stderr)
             failed += 1
             continue

@@ -1,0 +1,79 @@
+"""Every `next:` command runs as it is printed, also for folders with spaces and images in sub-folders."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+
+import pytest
+from command_line import ENVIRONMENT, ROOT, Project, refuse, succeed
+
+pytestmark = pytest.mark.robustness
+SMALL = "optim.epochs=1 optim.batch=4 optim.amp=none data.workers=0 data.short_side=64 data.long_side=64"
+
+
+def next_commands(printed):
+    return re.findall(r"^next: (.+)$", printed, flags=re.MULTILINE)
+
+
+def run_printed(command, *, accepted=(0,)):
+    """Run a printed command in a shell; `python` is the interpreter of the tests."""
+    assert command.startswith("python ")
+    line = sys.executable + command.removeprefix("python")
+    done = subprocess.run(line, shell=True, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
+    assert done.returncode in accepted, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    return Project(tmp_path_factory.mktemp("a project"), train=4, val=2, epochs=1)
+
+
+def test_from_the_data_to_pictures(project, tmp_path):
+    """make_shapes names train, train names eval, eval names predict."""
+    printed = succeed("scripts/make_shapes.py", "--out", project.shapes, "--train", 4, "--val", 2)
+    (train,) = next_commands(printed)
+    run = tmp_path / "a run"
+    (evaluate,) = next_commands(run_printed(f"{train} {SMALL} 'run_dir={run}'"))
+    (predict,) = next_commands(run_printed(evaluate))
+    run_printed(predict)
+    assert len(json.loads((run / "pictures" / "predictions.json").read_text())) == 2
+
+    images = tmp_path / "more images"
+    tree = project.annotations("val")
+    for entry in tree["images"]:
+        (images / "sub").mkdir(parents=True, exist_ok=True)
+        shutil.copy(project.shapes / "val" / entry["file_name"], images / "sub")
+        entry["file_name"] = f"sub/{entry['file_name']}"
+    (tmp_path / "more.json").write_text(json.dumps(tree))
+    printed = succeed("eval.py", run, "--data", tmp_path / "more.json", images, "--out", images / "results")
+    (predict,) = next_commands(printed)
+    for _ in range(2):  # the second time without the pictures of the first
+        run_printed(predict)
+        written = json.loads((images / "results" / "pictures" / "predictions.json").read_text())
+        assert len(written) == 2
+
+    video = tmp_path / "a.mp4"
+    video.write_bytes(b"\0\0\0\x20ftypisom\0\0\2\0isomiso2avc1mp41" + bytes(64))
+    picture = images / tree["images"][0]["file_name"]
+    assert "video" in refuse("scripts/predict.py", run, video, "-o", tmp_path / "out")
+    assert picture.name in succeed("scripts/predict.py", run, picture, images / "sub", "-o", tmp_path / "out")
+
+
+def test_converted_annotations_are_checked(project, tmp_path):
+    folder = tmp_path / "a set"
+    for split in ("train", "val"):
+        (folder / "images").mkdir(parents=True, exist_ok=True)
+        (folder / "labels" / split).mkdir(parents=True)
+        shutil.copytree(project.shapes / split, folder / "images" / split)
+        for image in (folder / "images" / split).iterdir():
+            (folder / "labels" / split / f"{image.stem}.txt").write_text("0 .5 .5 .2 .4\n")
+    (folder / "data.yaml").write_text("path: .\ntrain: images/train\nval: images/val\nnames: [thing]\n")
+    for splits in (["train", "val"], ["train"]):
+        printed = succeed(
+            "scripts/to_coco.py", "yolo", folder / "data.yaml", "--out", folder / "coco", "--splits", *splits
+        )
+        (check,) = next_commands(printed)
+        run_printed(check, accepted=(0, 1))
