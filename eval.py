@@ -43,7 +43,7 @@ from gfl.common.files import output_folder, write_json
 from gfl.common.progress import progress_bar
 from gfl.data.coco import CocoData, load_coco
 from gfl.data.loader import build_eval_loader
-from gfl.evaluation.coco_eval import Result, coco_metrics, format_metrics, run_detector
+from gfl.evaluation.coco_eval import Result, coco_metrics, crowded_findings, format_metrics, run_detector
 from gfl.evaluation.inference import Detector
 
 
@@ -67,7 +67,7 @@ def main(args: argparse.Namespace) -> None:
         if not data.has_annotations:
             print("the json has no annotations: no metrics; submit detections.json to the evaluation server")
             return
-        metrics = coco_metrics(data, results)
+        metrics = coco_metrics(data, results, max_detections=detector.config.eval.max_detections)
         write_json(out / "metrics.json", metrics)
         print(f"\n{format_metrics(metrics)}\n\nmetrics: {out / 'metrics.json'}")
         print(f"next: python scripts/predict.py {args.checkpoint} {data.root} -o {out / 'pictures'}")
@@ -95,7 +95,8 @@ def detect_split(detector: Detector, data: CocoData, device: torch.device) -> li
             f"{detector.checkpoint} on {data.annotations}: {len(data)} images, {len(data.labels)} boxes, "
             f"{world} x {device.type}"
         )
-        for note in data.notes:
+        crowded = crowded_findings(data, config.eval)
+        for note in [*data.notes, *(finding.note() for finding in crowded)]:
             print(f"note: {note}")
     with progress_bar(total=len(loader), unit="batch", enabled=rank == 0) as bar:
         return run_detector(detector.model.to(device), loader, data, config.eval, device, on_batch=bar.update)

@@ -173,22 +173,19 @@ def evaluate(
 ) -> dict | None:
     """COCO metrics of the validation split, which are logged; None on all processes but the main one."""
     distributed.share_buffers(model)  # the statistics of trained BatchNorms differ between processes
-    loader = interruptible_batches(data, config.eval.batch, stop_if_requested)
+    loader = interruptible_batches(data, stop_if_requested)
     results = run_detector(model, loader, data.val, config.eval, device)
     if results is None:
         return None
-    metrics = coco_metrics(data.val, results)
+    metrics = coco_metrics(data.val, results, max_detections=config.eval.max_detections)
     log.evaluation(metrics, draw_samples(data.val, results, config.log.images))
     return metrics
 
 
-def interruptible_batches(
-    data: TrainingData, batch_size: int, stop_if_requested: Callable[[], None]
-) -> Iterator[Batch]:
+def interruptible_batches(data: TrainingData, stop_if_requested: Callable[[], None]) -> Iterator[Batch]:
     """Batches of the validation split; a process whose share ends earlier still takes part in the last round."""
-    share = -(-len(data.val) // distributed.world_size())
-    rounds, iterator = -(-share // batch_size), batches(data.val_loader)
-    for _ in range(rounds):
+    iterator = batches(data.val_loader)
+    for _ in range(data.val_loader.batch_sampler.rounds):
         yield from islice(iterator, 1)
         stop_if_requested()
 

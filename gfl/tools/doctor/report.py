@@ -13,6 +13,7 @@ from gfl.common.text import printable
 from gfl.config import Config, config_to_dict
 from gfl.data.coco import CocoData, read_coco_json
 from gfl.data.image_files import check_image_folder
+from gfl.evaluation.coco_eval import crowded_findings
 from gfl.tools.doctor.annotations import check_annotations, compare_categories
 from gfl.tools.doctor.images import InspectedImage, image_findings, inspect_images, shared_image_findings
 from gfl.training.data_fit import MAX_OBJECTS_ON_DEMAND, class_counts, class_findings, fit_findings, fit_statistics
@@ -47,7 +48,7 @@ def check_dataset(
         images = _inspect(data, split, progress) if data else {}
         if data:
             findings[split] += class_findings(data, split) if len(data.labels) else []
-            findings[split] += image_findings(data, images)
+            findings[split] += image_findings(data, images) + crowded_findings(data, config.eval)
         splits[split] = data, images
     if val:
         findings["val"] += _compare(splits["train"], splits["val"])
