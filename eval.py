@@ -4,6 +4,8 @@ import argparse
 import re
 import signal
 
+from gfl.common.progress import announce, print_lines, progress_bar
+
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
@@ -31,6 +33,7 @@ def parse_args() -> argparse.Namespace:
 if __name__ == "__main__":  # before the heavy imports, so that --help answers at once and Ctrl-C is no traceback
     ARGS = parse_args()
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+    announce(f"loading libraries and {ARGS.checkpoint}")
 
 from pathlib import Path
 
@@ -40,7 +43,6 @@ from gfl.checkpoint import load_detector
 from gfl.common import distributed
 from gfl.common.errors import UserError, run
 from gfl.common.files import output_folder, write_json
-from gfl.common.progress import progress_bar
 from gfl.data.coco import CocoData, load_coco
 from gfl.data.loader import build_eval_loader
 from gfl.evaluation.coco_eval import Result, coco_metrics, crowded_findings, format_metrics, run_detector
@@ -96,8 +98,8 @@ def detect_split(detector: Detector, data: CocoData, device: torch.device) -> li
             f"{world} x {device.type}"
         )
         crowded = crowded_findings(data, config.eval)
-        for note in [*data.notes, *(finding.note() for finding in crowded)]:
-            print(f"note: {note}")
+        notes = [*data.notes, *(finding.note() for finding in crowded)]
+        print_lines([f"note: {note}" for note in notes], indent=6)
     with progress_bar(total=len(loader), unit="batch", enabled=rank == 0) as bar:
         return run_detector(detector.model.to(device), loader, data, config.eval, device, on_batch=bar.update)
 

@@ -2,6 +2,7 @@
 
 import argparse
 
+from gfl.common.progress import announce, print_lines
 from gfl.training.signals import StopRequest
 
 
@@ -22,6 +23,7 @@ def parse_args() -> argparse.Namespace:
 
 if __name__ == "__main__":  # before the heavy imports, so that --help answers at once and no signal is missed
     ARGS, STOP = parse_args(), StopRequest()
+    announce(f"start    {ARGS.config}: loading libraries and data")
 
 from collections.abc import Callable, Iterator
 from itertools import islice
@@ -45,7 +47,7 @@ from gfl.training.nonfinite import FiniteGuard
 from gfl.training.optim import autocast_dtype, build_optimizer, learning_rate, memory_format
 from gfl.training.resume import find_resume_checkpoint, restore, write_launch_id
 from gfl.training.step import train_step
-from gfl.training.summary import resume_summary, run_summary
+from gfl.training.summary import end_summary, resume_summary, run_summary
 
 
 def main(args: argparse.Namespace, stop: StopRequest) -> None:
@@ -83,7 +85,7 @@ def train(config: Config, device: torch.device, stop: StopRequest, *, resume: bo
     if distributed.is_main():
         summary = run_summary(config, device, model, data)
         summary += resume_summary(config, state.progress, checkpoint, initial_weights, damaged, changes)
-        print("\n".join(summary), flush=True)
+        print_lines(summary, indent=9)
     stop_before_start(stop)
     if distributed.is_main():
         save_config(config, run_dir / "config.yaml")
@@ -151,8 +153,7 @@ def train(config: Config, device: torch.device, stop: StopRequest, *, resume: bo
 
     report_bad_images(data.train_loader.dataset.bad, run_dir)
     if distributed.is_main():
-        best = f"{state.progress.best:.3f}" if state.progress.best >= 0 else "-"
-        print(f"done: best AP {best}\nnext: python eval.py {run_dir}")
+        print_lines(end_summary(run_dir, state.progress.best), indent=9)
 
 
 def stop_before_start(stop: StopRequest) -> None:
