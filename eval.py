@@ -5,6 +5,8 @@ import re
 import shlex
 import signal
 
+from gfl.common.progress import announce, print_lines, progress_bar
+
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
@@ -32,6 +34,7 @@ def parse_args() -> argparse.Namespace:
 if __name__ == "__main__":  # before the heavy imports, so that --help answers at once and Ctrl-C is no traceback
     ARGS = parse_args()
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+    announce(f"loading libraries and {ARGS.checkpoint}")
 
 from pathlib import Path
 
@@ -41,10 +44,9 @@ from gfl.checkpoint import load_detector
 from gfl.common import distributed
 from gfl.common.errors import UserError, run
 from gfl.common.files import output_folder, write_json
-from gfl.common.progress import progress_bar
 from gfl.data.coco import CocoData, load_coco
 from gfl.data.loader import build_eval_loader
-from gfl.evaluation.coco_eval import Result, coco_metrics, format_metrics, run_detector
+from gfl.evaluation.coco_eval import Result, coco_metrics, crowded_findings, format_metrics, run_detector
 from gfl.evaluation.inference import Detector
 
 
@@ -69,7 +71,7 @@ def main(args: argparse.Namespace) -> None:
         if not data.has_annotations:
             print("the json has no annotations: no metrics; submit detections.json to the evaluation server")
             return
-        metrics = coco_metrics(data, results)
+        metrics = coco_metrics(data, results, max_detections=detector.config.eval.max_detections)
         write_json(out / "metrics.json", metrics)
         print(f"\n{format_metrics(metrics)}\n\nmetrics: {out / 'metrics.json'}")
         words = ["scripts/predict.py", args.checkpoint, data.root, "-o", out / "pictures"]
@@ -98,8 +100,9 @@ def detect_split(detector: Detector, data: CocoData, device: torch.device) -> li
             f"{detector.checkpoint} on {data.annotations}: {len(data)} images, {len(data.labels)} boxes, "
             f"{world} x {device.type}"
         )
-        for note in data.notes + data.eval_notes:
-            print(f"note: {note}")
+        crowded = crowded_findings(data, config.eval)
+        notes = [*data.notes, *data.eval_notes, *(finding.note() for finding in crowded)]
+        print_lines([f"note: {note}" for note in notes], indent=6)
     with progress_bar(total=len(loader), unit="batch", enabled=rank == 0) as bar:
         return run_detector(detector.model.to(device), loader, data, config.eval, device, on_batch=bar.update)
 

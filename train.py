@@ -2,6 +2,7 @@
 
 import argparse
 
+from gfl.common.progress import announce, print_lines
 from gfl.training.signals import StopRequest
 
 
@@ -22,8 +23,8 @@ def parse_args() -> argparse.Namespace:
 
 if __name__ == "__main__":  # before the heavy imports, so that --help answers at once and no signal is missed
     ARGS, STOP = parse_args(), StopRequest()
+    announce(f"start    {ARGS.config}: loading libraries and data")
 
-import shlex
 from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
@@ -46,7 +47,7 @@ from gfl.training.nonfinite import FiniteGuard
 from gfl.training.optim import autocast_dtype, build_optimizer, learning_rate, memory_format
 from gfl.training.resume import find_resume_checkpoint, restore, write_launch_id
 from gfl.training.step import train_step
-from gfl.training.summary import resume_summary, run_summary
+from gfl.training.summary import end_summary, resume_summary, run_summary
 
 
 def main(args: argparse.Namespace, stop: StopRequest) -> None:
@@ -84,7 +85,7 @@ def train(config: Config, device: torch.device, stop: StopRequest, *, resume: bo
     if distributed.is_main():
         summary = run_summary(config, device, model, data)
         summary += resume_summary(config, state.progress, checkpoint, initial_weights, damaged, changes)
-        print("\n".join(summary), flush=True)
+        print_lines(summary, indent=9)
     stop_before_start(stop)
     if distributed.is_main():
         save_config(config, run_dir / "config.yaml")
@@ -152,8 +153,7 @@ def train(config: Config, device: torch.device, stop: StopRequest, *, resume: bo
 
     report_bad_images(data.train_loader.dataset.bad, run_dir)
     if distributed.is_main():
-        best = f"{state.progress.best:.3f}" if state.progress.best >= 0 else "-"
-        print(f"done: best AP {best}\nnext: python eval.py {shlex.quote(str(run_dir))}")
+        print_lines(end_summary(run_dir, state.progress.best), indent=9)
 
 
 def stop_before_start(stop: StopRequest) -> None:
@@ -174,22 +174,19 @@ def evaluate(
 ) -> dict | None:
     """COCO metrics of the validation split, which are logged; None on all processes but the main one."""
     distributed.share_buffers(model)  # the statistics of trained BatchNorms differ between processes
-    loader = interruptible_batches(data, config.eval.batch, stop_if_requested)
+    loader = interruptible_batches(data, stop_if_requested)
     results = run_detector(model, loader, data.val, config.eval, device)
     if results is None:
         return None
-    metrics = coco_metrics(data.val, results)
+    metrics = coco_metrics(data.val, results, max_detections=config.eval.max_detections)
     log.evaluation(metrics, draw_samples(data.val, results, config.log.images, bit_depth=config.data.bit_depth))
     return metrics
 
 
-def interruptible_batches(
-    data: TrainingData, batch_size: int, stop_if_requested: Callable[[], None]
-) -> Iterator[Batch]:
+def interruptible_batches(data: TrainingData, stop_if_requested: Callable[[], None]) -> Iterator[Batch]:
     """Batches of the validation split; a process whose share ends earlier still takes part in the last round."""
-    share = -(-len(data.val) // distributed.world_size())
-    rounds, iterator = -(-share // batch_size), batches(data.val_loader)
-    for _ in range(rounds):
+    iterator = batches(data.val_loader)
+    for _ in range(data.val_loader.batch_sampler.rounds):
         yield from islice(iterator, 1)
         stop_if_requested()
 

@@ -193,7 +193,7 @@ class OptimConfig:
 @dataclass(frozen=True)
 class EvalConfig:
     interval: Count = 1  # epochs
-    batch: Count = 1  # images per pass and process
+    batch: Count = 1  # images per pass and process at most: those of a pass have one padded size
     score_thresh: Probability = 0.05
     pre_nms_topk: Count = 1000
     nms_iou: Probability = 0.6

@@ -2,6 +2,8 @@
 
 import argparse
 
+from gfl.common.progress import announce
+
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
@@ -21,7 +23,9 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
-ARGS = parse_args() if __name__ == "__main__" else None  # before the heavy imports, so that --help answers at once
+if __name__ == "__main__":  # before the heavy imports, so that --help answers at once
+    ARGS = parse_args()
+    announce(f"loading libraries and {', '.join(ARGS.checkpoints)}")
 
 from gfl.checkpoint import load_detector
 from gfl.common.errors import run

@@ -1,9 +1,29 @@
-"""Progress bars, on a terminal only."""
+"""Progress bars, on a terminal only, lines within its width, and a first line before the slow imports."""
 
+import os
+import shutil
+import sys
+import textwrap
 from collections.abc import Iterable
 from typing import Any
 
 from tqdm import tqdm
+
+
+def announce(text: str) -> None:
+    """Print at once, on the main process only, and before it joins the others: imports may take minutes."""
+    if os.environ.get("RANK", "0") == "0":
+        print(text, flush=True)
+
+
+def print_lines(lines: Iterable[str], *, indent: int = 0) -> None:
+    """Print lines, which a terminal gets broken between words; further parts are indented by `indent` columns."""
+    options = {"subsequent_indent": " " * indent, "break_long_words": False, "break_on_hyphens": False}
+    for line in lines:
+        width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 0
+        fits = not width or len(line) <= width
+        print(line if fits else "\n".join(textwrap.wrap(line, width, **options)))
+    sys.stdout.flush()
 
 
 def progress_bar(items: Iterable | None = None, *, enabled: bool = True, **options: Any) -> tqdm:

@@ -3,9 +3,10 @@
 import os
 import signal
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch.utils.data import DataLoader
 from tqdm import tqdm
@@ -15,8 +16,9 @@ from gfl.common.errors import UserError
 from gfl.config import Config, DataConfig
 from gfl.data.coco import CocoData, check_ignore_classes, load_coco
 from gfl.data.dataset import CocoDataset, PatchedBatch, SafeDataset
-from gfl.data.sampler import TrainSampler, train_candidates
-from gfl.structures import Batch
+from gfl.data.sampler import EvalSampler, TrainSampler, train_candidates
+from gfl.data.transforms import keep_ratio_size
+from gfl.structures import SIZE_DIVISOR, Batch
 
 
 class TrainingData(NamedTuple):
@@ -64,15 +66,22 @@ def build_train_loader(
 def build_eval_loader(
     data: CocoData, config: DataConfig, *, batch: int = 1, rank: int = 0, world: int = 1, pin_memory: bool = False
 ) -> DataLoader:
-    """Every image of `data` exactly once over all processes: each takes every `world`-th.
+    """Every image of `data` exactly once over all processes, in the batches of `EvalSampler`.
 
     A bad image is an error even with ``on_bad_image: skip``: metrics without it would not be those of the split.
     """
-    keys = [(0, index) for index in range(rank, len(data), world)]
-    groups = [keys[start : start + batch] for start in range(0, len(keys), batch)]
+    sampler = EvalSampler(padded_sizes_in_eval(data, config), batch=batch, rank=rank, world=world)
     hint = "; data.on_bad_image=skip applies to training only" if config.on_bad_image == "skip" else ""
     dataset = SafeDataset(CocoDataset(data, config, training=False), hint=hint)
-    return _build_loader(dataset, groups, config.workers, pin_memory)
+    return _build_loader(dataset, sampler, config.workers, pin_memory)
+
+
+def padded_sizes_in_eval(data: CocoData, config: DataConfig) -> np.ndarray:
+    """(I, 2) heights and widths of the network's inputs, each image resized as in evaluation and padded by itself."""
+    sizes, index = np.unique(data.sizes, axis=0, return_inverse=True)
+    sides = {"short_side": config.short_side_in_eval, "long_side": config.long_side}
+    resized = np.array([keep_ratio_size(*size, **sides) for size in sizes.tolist()])
+    return (-(-resized // SIZE_DIVISOR) * SIZE_DIVISOR)[index.reshape(-1)]
 
 
 def batches(loader: DataLoader) -> Iterator[Batch]:
@@ -127,7 +136,7 @@ def worker_died(error: BaseException) -> bool:
 
 
 def _build_loader(
-    dataset: SafeDataset, batch_sampler: Sequence | TrainSampler, workers: int, pin_memory: bool
+    dataset: SafeDataset, batch_sampler: EvalSampler | TrainSampler, workers: int, pin_memory: bool
 ) -> DataLoader:
     with warnings.catch_warnings():  # about more processes than cores: train.py prints its own note
         warnings.filterwarnings("ignore", "This DataLoader will create")

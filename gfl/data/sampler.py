@@ -77,3 +77,32 @@ class TrainSampler:
 
     def __len__(self) -> int:
         return (self.steps_per_epoch - self.first_step) * self.accumulate
+
+
+class EvalSampler:
+    """Every image once over all processes; a batch has images of one padded size only.
+
+    So nothing is padded for the sake of another image, and an image's detections do not depend on its batch. Batches
+    of one image are the images in their order, every `world`-th for each process.
+
+    Args:
+        padded_sizes: (I, 2) heights and widths of the network's inputs.
+        batch: images per batch at most; fewer where processes would be left without one.
+    """
+
+    def __init__(self, padded_sizes: np.ndarray, *, batch: int = 1, rank: int = 0, world: int = 1) -> None:
+        batch = min(batch, max(1, -(-len(padded_sizes) // world)))
+        groups: dict[tuple[int, ...], list[int]] = {}
+        for index, size in enumerate(padded_sizes.tolist()):
+            groups.setdefault(tuple(size), []).append(index)
+        batches = [group[start : start + batch] for group in groups.values() for start in range(0, len(group), batch)]
+        batches.sort()  # by their first image
+        self.batches = batches[rank::world]
+        self.rounds = -(-len(batches) // world)  # the most batches that a process has, the same on all of them
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        for batch in self.batches:
+            yield [(0, index) for index in batch]
+
+    def __len__(self) -> int:
+        return len(self.batches)

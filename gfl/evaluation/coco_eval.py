@@ -12,6 +12,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from gfl.common.distributed import gather_to_main
+from gfl.common.findings import Finding, finding_if_any
 from gfl.config import EvalConfig
 from gfl.data.annotation_marks import ignored_because, own_area, usable_area
 from gfl.data.coco import CocoData, image_path
@@ -24,6 +25,8 @@ from gfl.model.detector import DenseDetector
 from gfl.structures import Batch, Detections
 
 METRIC_NAMES = ("AP", "AP50", "AP75", "APS", "APM", "APL", "AR1", "AR10", "AR100", "ARS", "ARM", "ARL")
+
+COCO_DETECTIONS = 100  # the best of an image that COCO's own AP counts
 
 Result = dict[str, Any]  # one detection in COCO's results format
 
@@ -75,11 +78,13 @@ def _to_results(detections: Detections, image_ids: Sequence[int], category_ids: 
     ]
 
 
-def coco_metrics(data: CocoData, results: list[Result]) -> dict[str, Any]:
+def coco_metrics(data: CocoData, results: list[Result], *, max_detections: int = COCO_DETECTIONS) -> dict[str, Any]:
     """COCO's twelve metrics, and under ``per_class`` AP and AP50 of each; None where there are no objects.
 
     The ground truth is the json's own, with crowd and degenerate boxes, as the official evaluation uses it. Boxes that
-    are marked as ignored count as crowds, those of `data.ignored_classes` as crowds of every class.
+    are marked as ignored count as crowds, those of `data.ignored_classes` as crowds of every class. COCO counts the 100
+    best detections of an image. A larger `max_detections`, which the config has, counts in all metrics but AR1, AR10 and
+    AR100; then ``AR<max_detections>`` is added, and COCO's own AP as ``AP@100``.
     """
     ground_truth = _ground_truth(data)
     if not results:  # pycocotools cannot load an empty list
@@ -89,10 +94,18 @@ def coco_metrics(data: CocoData, results: list[Result]) -> dict[str, Any]:
     with contextlib.redirect_stdout(io.StringIO()):
         evaluation = COCOeval(ground_truth, ground_truth.loadRes([dict(result) for result in results]), "bbox")
         evaluation.params.catIds = list(data.category_ids)
+        if max_detections > COCO_DETECTIONS:  # the first three are those that `summarize` reads
+            evaluation.params.maxDets = [1, 10, COCO_DETECTIONS, max_detections]
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()
     metrics = {name: _metric(value) for name, value in zip(METRIC_NAMES, evaluation.stats, strict=True)}
+    if max_detections > COCO_DETECTIONS:
+        extra = {
+            f"AR{max_detections}": _mean(evaluation.eval["recall"][..., 0, -1]),
+            f"AP@{COCO_DETECTIONS}": metrics["AP"],
+        }
+        metrics |= _metrics_of_most_detections(evaluation) | extra
     precision = evaluation.eval["precision"][..., 0, -1]  # IoU threshold, recall, class; all areas, most detections
     columns = np.argsort(np.argsort(data.category_ids)).tolist()  # pycocotools orders the classes by category id
     metrics["per_class"] = {
@@ -100,6 +113,19 @@ def coco_metrics(data: CocoData, results: list[Result]) -> dict[str, Any]:
         for name, column in zip(data.class_names, columns, strict=True)
     }
     return metrics
+
+
+def _metrics_of_most_detections(evaluation: COCOeval) -> dict[str, float | None]:
+    """What `COCOeval.summarize` would report if it did not stop at 100 detections."""
+    precision, recall = evaluation.eval["precision"][..., -1], evaluation.eval["recall"][..., -1]
+    areas = evaluation.params.areaRngLbl
+    thresholds = [round(float(threshold), 2) for threshold in evaluation.params.iouThrs]
+    whole = {"AP": precision[..., 0]}
+    whole |= {f"AP{round(iou * 100)}": precision[thresholds.index(iou), ..., 0] for iou in (0.5, 0.75)}
+    for name in ("small", "medium", "large"):
+        initial, area = name[0].upper(), areas.index(name)
+        whole |= {f"AP{initial}": precision[..., area], f"AR{initial}": recall[..., area]}
+    return {name: _mean(values) for name, values in whole.items()}
 
 
 def _ground_truth(data: CocoData) -> COCO:
@@ -146,10 +172,10 @@ def _mean(precision: np.ndarray) -> float | None:
 
 
 def format_metrics(metrics: dict[str, Any]) -> str:
-    """The twelve metrics in two lines and one line per class, as text."""
-    text = {name: "-" if metrics[name] is None else f"{metrics[name]:.3f}" for name in METRIC_NAMES}
+    """The metrics of all classes in two lines and one line per class, as text."""
+    text = {name: "-" if value is None else f"{value:.3f}" for name, value in metrics.items() if name != "per_class"}
     lines = []
-    for row in (METRIC_NAMES[:6], METRIC_NAMES[6:]):
+    for row in ([name for name in text if name.startswith(kind)] for kind in ("AP", "AR")):
         lines += ["  ".join(f"{name:>6}" for name in row), "  ".join(f"{text[name]:>6}" for name in row)]
     per_class = metrics["per_class"]
     longest = max(5, *(len(name) for name in per_class))
@@ -158,6 +184,15 @@ def format_metrics(metrics: dict[str, Any]) -> str:
         values = ("-" if value is None else f"{value:.3f}" for value in values_of_class.values())
         lines.append(f"{name:<{longest}}  " + "  ".join(f"{value:>6}" for value in values))
     return "\n".join(lines)
+
+
+def crowded_findings(data: CocoData, config: EvalConfig, split: str = "") -> list[Finding]:
+    """Images with more boxes than `eval.max_detections`: even perfect detections of them do not score 1."""
+    counts = np.diff(data.offsets)
+    crowded = np.flatnonzero(counts > config.max_detections)
+    what = f"{split} images with more than eval.max_detections={config.max_detections} boxes".lstrip()
+    advice = f"eval.max_detections={int(counts.max())} detects and counts all of them, with COCO's metric beside it"
+    return finding_if_any("warning", what, advice, [str(data.file_names[index]) for index in crowded])
 
 
 def draw_samples(

@@ -22,6 +22,7 @@ from gfl.data.orientation import pil_orientation, turn_upright
 from gfl.data.transforms import keep_ratio_size, resize
 from gfl.method.box_representation import GaussianBox, GeneralBox
 from gfl.method.boxes import clip_boxes
+from gfl.method.points import points_in_images
 from gfl.method.postprocess import select_detections
 from gfl.model.detector import DenseDetector, normalize_images
 from gfl.structures import Batch, Detections, HeadOutput
@@ -73,12 +74,16 @@ class RawDetections(NamedTuple):
 
 @torch.inference_mode()
 def detect(model: DenseDetector, batch: Batch, config: EvalConfig) -> tuple[Detections, HeadOutput]:
-    """Detections of a batch on the model's device, in pixels of the original images, and the output they come from."""
+    """Detections of a batch on the model's device, in pixels of the original images, and the output they come from.
+
+    Points in the padding that an image has only for the sake of the others detect nothing.
+    """
     output = model(normalize_images(batch.images, batch.image_sizes))
     boxes_xyxy, scores = model.decode(output)
+    outside = ~points_in_images(output.grid, batch.image_sizes)
     detections = select_detections(
         clip_boxes(boxes_xyxy, batch.image_sizes),
-        scores,
+        scores.masked_fill(outside.unsqueeze(-1), 0),
         output.grid.level_sizes,
         rank_factor=model.quality.rank_factor(output),
         score_thresh=config.score_thresh,

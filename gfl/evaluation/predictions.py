@@ -89,10 +89,12 @@ def collect_predictions(
     ground_truths = read_ground_truth(data)
     row_of = {int(image_id): row for row, image_id in enumerate(data.image_ids)}
     parts: list[Predictions] = []
+    rows: list[int] = []
     for batch in batches(loader):
         detections = detect_with_sides(model, batch.to(device), config.eval)
         for image_id, found in zip(batch.image_ids.tolist(), detections, strict=True):
             row = row_of[image_id]
+            rows.append(row)
             category_ids = np.array(data.category_ids)[found.labels]
             iou, true_boxes, true_sigmas = match(found.boxes_xyxy, category_ids, ground_truths[row])
             parts.append(
@@ -112,6 +114,7 @@ def collect_predictions(
                 )
             )
         on_batch()
+    parts = [parts[place] for place in np.argsort(rows, kind="stable")]  # in the order of the split
     columns = zip(*parts, strict=True)
     return Predictions(*(None if column[0] is None else np.concatenate(column) for column in columns))
 

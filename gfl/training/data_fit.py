@@ -11,6 +11,7 @@ from gfl.common.findings import Finding, finding_if_any
 from gfl.config import Config
 from gfl.data.annotation_marks import looks_like_region
 from gfl.data.coco import CocoData
+from gfl.evaluation.coco_eval import crowded_findings
 from gfl.evaluation.targets import regression_targets, size_in_eval, target_statistics
 
 WARN_SHARE = 0.01  # of sides beyond reg_max, or of objects without a point, above which it is a warning
@@ -123,4 +124,5 @@ def fit_notes(train: CocoData, val: CocoData, config: Config) -> list[str]:
     """Warnings before training starts; takes seconds even for COCO, since no image file is read."""
     statistics = fit_statistics(train, config, max_boxes=MAX_OBJECTS)
     found = [*class_findings(train, "train"), *class_findings(val, "val"), *fit_findings(statistics, config)]
+    found += crowded_findings(val, config.eval, "val")
     return [entry.note() for entry in found if entry.level != "ok"]

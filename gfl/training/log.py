@@ -1,8 +1,10 @@
 """The log of a run: a progress bar or plain lines, metrics.jsonl, TensorBoard; by the main process only."""
 
 import json
+import shutil
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,8 @@ from gfl.common.files import write_text
 from gfl.common.progress import progress_bar
 from gfl.config import Config
 
+METRICS_FILE = "metrics.jsonl"
+
 
 class RunLog:
     """The record of one training run; records of an earlier attempt beyond `progress` are dropped.
@@ -31,7 +35,7 @@ class RunLog:
     def __init__(
         self, run_dir: Path, config: Config, progress: Progress, steps_per_epoch: int, *, enabled: bool
     ) -> None:
-        self.total_steps = config.optim.epochs * steps_per_epoch
+        self.epochs, self.total_steps = config.optim.epochs, config.optim.epochs * steps_per_epoch
         self.images_per_step, self.interval = config.optim.batch, config.log.interval
         self.enabled, self.bar = enabled, None
         first_step = progress.epoch * steps_per_epoch + progress.step
@@ -42,19 +46,27 @@ class RunLog:
             return
         from torch.utils.tensorboard import SummaryWriter  # slow to import, and only the main process needs it
 
-        self.path = run_dir / "metrics.jsonl"
+        self.path = run_dir / METRICS_FILE
         try:
             _drop_after(self.path, first_step, evaluated=progress.step < steps_per_epoch)
             self.writer = SummaryWriter(run_dir / "tensorboard", purge_step=first_step + 1)
         except OSError as error:
             raise UserError(f"cannot write to {run_dir}: {error.strerror}") from None
         if sys.stderr.isatty():
-            # The bar comes last and takes the remaining width, so that a narrow terminal still shows the losses.
-            layout = "{percentage:3.0f}% {n_fmt}/{total_fmt} <{remaining}{postfix} {bar}"
-            self.bar = progress_bar(total=self.total_steps, initial=first_step, bar_format=layout, dynamic_ncols=True)
+            # The losses stand in the lines above it, so that 80 columns have room for a bar.
+            layout = "{desc} |{bar}| {percentage:3.0f}% {n_fmt}/{total_fmt} <{remaining}{postfix}"
+            self.bar = progress_bar(
+                total=self.total_steps,
+                initial=first_step,
+                desc=f"epoch {min(self.epoch, self.epochs)}/{self.epochs}",
+                bar_format=layout,
+                dynamic_ncols=True,
+            )
 
     def train_step(self, step: int, epoch: int, losses: dict[str, Tensor], rate: float, *, last: bool = False) -> None:
         """Record that `step` steps are done; means are logged every `log.interval` steps and after the `last`."""
+        if self.bar and epoch != self.epoch:
+            self.bar.set_description_str(f"epoch {epoch}/{self.epochs}", refresh=False)
         self.step, self.epoch = step, epoch
         self._sums.append(torch.stack([loss.float() for loss in losses.values()]))
         if self.bar:
@@ -74,10 +86,12 @@ class RunLog:
         scalars = {f"loss/{name}": value for name, value in losses.items()}
         self._record(scalars | {"lr": rate, "images_per_s": images_per_s})
         terms = {name: f"{value:.3f}" if value >= 0.01 else f"{value:.1e}" for name, value in losses.items()}
-        text = "  ".join(f"{name} {value}" for name, value in terms.items()) + f"  lr {rate:.1e}"
+        parts = [*(f"{name} {value}" for name, value in terms.items()), f"lr {rate:.1e}"]
         if self.bar:
-            self.bar.set_postfix_str(f"{text}  {images_per_s:.1f} images/s")
+            self.bar.set_postfix_str(f"{images_per_s:.1f} images/s")
+            self._print_parts([f"epoch {self.epoch:>3}", f"step {self.step:>6}", *parts])
             return
+        text = "  ".join(parts)
         minutes, seconds = divmod(round((self.total_steps - self.step) * self.images_per_step / images_per_s), 60)
         self._print(
             f"epoch {self.epoch:>3}  step {self.step:>6}/{self.total_steps}  {text}  {images_per_s:6.1f} images/s  "
@@ -92,8 +106,13 @@ class RunLog:
         for number, sample in enumerate(samples):
             self.writer.add_image(f"val/{number}", sample, self.step, dataformats="HWC")
         values = {name: value for name, value in metrics.items() if name != "per_class"}
-        text = "  ".join(f"{name} {'-' if value is None else f'{value:.3f}'}" for name, value in values.items())
-        self._print(f"epoch {self.epoch:>3}  val  {text}")
+        text = [f"{name} {'-' if value is None else f'{value:.3f}'}" for name, value in values.items()]
+        head = f"epoch {self.epoch:>3}  val"
+        if self._width:
+            recall = [part for part in text if part.startswith("AR")]
+            self._print_parts([head, *(part for part in text if part not in recall)])
+            head, text = " " * len(head), recall
+        self._print_parts([head, *text])
         self._since += time.perf_counter() - self._last_step  # the speed is of training only
 
     def close(self) -> None:
@@ -103,6 +122,16 @@ class RunLog:
             self.bar = None
         if self.enabled:
             self.writer.close()
+
+    def _print_parts(self, parts: list[str]) -> None:
+        """Print parts side by side, on a terminal within its width."""
+        for line in fit_parts(parts, self._width) if self._width else ["  ".join(parts)]:
+            self._print(line)
+
+    @property
+    def _width(self) -> int:
+        """Columns of the terminal that lines go to; 0 without one."""
+        return shutil.get_terminal_size().columns if self.bar and sys.stdout.isatty() else 0
 
     def _print(self, text: str) -> None:
         tqdm.write(text) if self.bar else print(text, flush=True)
@@ -115,6 +144,31 @@ class RunLog:
                 file.write(json.dumps({"step": self.step, "epoch": self.epoch, **values}) + "\n")
         except OSError as error:
             raise UserError(f"cannot write {self.path}: {error.strerror}") from None
+
+
+def fit_parts(parts: Sequence[str], width: int) -> list[str]:
+    """The parts on one line, with two spaces between them or one, else on lines indented by the first part's length."""
+    for space in ("  ", " "):
+        if len(line := space.join(parts)) <= width:
+            return [line]
+    indent, lines = " " * len(parts[0]), [parts[0]]
+    for part in parts[1:]:
+        if len(lines[-1]) + 1 + len(part) > width and lines[-1] != indent:
+            lines.append(indent)
+        lines[-1] += f" {part}"
+    return lines
+
+
+def loss_trend(path: Path) -> tuple[float, float] | None:
+    """Mean total loss over the first and the last tenth of the records in `path`; None for fewer than two records."""
+    losses = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
+        terms = [value for name, value in json.loads(line).items() if name.startswith("loss/")]
+        losses += [sum(terms)] if terms else []
+    if len(losses) < 2:
+        return None
+    count = max(len(losses) // 10, 1)
+    return sum(losses[:count]) / count, sum(losses[-count:]) / count
 
 
 def _drop_after(path: Path, step: int, *, evaluated: bool) -> None:

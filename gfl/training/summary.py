@@ -1,6 +1,7 @@
 """A summary of a run, for the user to check before it starts."""
 
 import os
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,10 @@ from gfl.common.text import format_differences
 from gfl.config import Config
 from gfl.data.loader import TrainingData
 from gfl.training.data_fit import fit_notes
+from gfl.training.log import METRICS_FILE, loss_trend
 from gfl.training.optim import autocast_dtype, scaled_lr
+
+MIN_AP = 0.001  # below it nothing was learned
 
 
 def run_summary(config: Config, device: torch.device, model: nn.Module, data: TrainingData) -> list[str]:
@@ -81,3 +85,29 @@ def resume_summary(
         lines.append(f"weights  {initial_weights}")
     lines += [f"warning  {problem}" for problem in damaged]
     return lines + [f"changed  {change}" for change in format_differences(changes)]
+
+
+def end_summary(run_dir: Path, best: float) -> list[str]:
+    """Lines about the end of a run: what it reached, what to try where it failed to learn, and the next command.
+
+    Args:
+        best: the best AP; negative where it was never defined.
+    """
+    trend, losses = loss_trend(run_dir / METRICS_FILE), ""
+    if trend:
+        losses = f" (loss {trend[0]:.3f} in the first tenth of the log, {trend[1]:.3f} in the last)"
+    lines = [f"done: best AP {f'{best:.3f}' if best >= 0 else '-'}"]
+    if best < 0:
+        lines.append("warning  no AP: the validation split has no box to find; set data.val to a split that has")
+    if trend and trend[1] >= trend[0]:
+        lines.append(
+            f"warning  the loss did not fall{losses}; lower optim.lr (or raise it if it is tiny), check the boxes with "
+            "scripts/doctor.py, and start from trained weights (model.weights or model.backbone.weights)"
+        )
+    elif 0 <= best < MIN_AP:
+        lines.append(
+            f"warning  it finds nothing yet{losses}; train longer (optim.epochs; optim.warmup_steps a small part of "
+            "the steps), start from trained weights (model.weights or model.backbone.weights), and check the boxes "
+            "with scripts/doctor.py"
+        )
+    return [*lines, f"next: python eval.py {shlex.quote(str(run_dir))}"]

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from gfl.data.sampler import TrainSampler, train_candidates
+from gfl.data.sampler import EvalSampler, TrainSampler, train_candidates
 
 
 def images_of(sampler):
@@ -104,3 +104,29 @@ def test_a_set_without_any_box_is_refused(coco_set, refusal, keep_empty):
     message = refusal(train_candidates, made.load(), keep_empty=keep_empty)
     assert message.startswith(made.annotations)
     assert message.code == "no_boxes"
+
+
+PADDED = np.array([(96, 64), (64, 96), (96, 64), (64, 64), (96, 64), (64, 96), (96, 64), (64, 96), (64, 64), (96, 64)])
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 7, 20])
+@pytest.mark.parametrize("batch", [1, 2, 3, 32])
+def test_batches_of_evaluation_have_one_padded_size_and_every_image_once(world, batch):
+    samplers = [EvalSampler(PADDED, batch=batch, rank=rank, world=world) for rank in range(world)]
+    batches = [[index for _, index in keys] for sampler in samplers for keys in sampler]
+    assert sorted(index for indices in batches for index in indices) == list(range(len(PADDED)))
+    assert all(len(indices) <= batch for indices in batches)
+    assert all(len(np.unique(PADDED[indices], axis=0)) == 1 for indices in batches)
+    assert {sampler.rounds for sampler in samplers} == {max(map(len, samplers))}
+
+
+@pytest.mark.parametrize("world", [1, 3])
+def test_batches_of_one_image_are_the_images_in_their_order(world):
+    for rank in range(world):
+        sampler = EvalSampler(PADDED, batch=1, rank=rank, world=world)
+        assert list(sampler) == [[(0, index)] for index in range(rank, len(PADDED), world)]
+
+
+def test_equal_sizes_are_shared_evenly_by_the_processes():
+    lengths = [[len(keys) for keys in EvalSampler(PADDED[:1].repeat(8, 0), batch=8, rank=r, world=2)] for r in range(2)]
+    assert lengths == [[4], [4]]

@@ -1,7 +1,9 @@
 """What a run records, and what a resumed run keeps of it."""
 
+import io
 import json
 import os
+import re
 
 import numpy as np
 import pytest
@@ -10,10 +12,16 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from gfl.checkpoint import Progress
 from gfl.config import config_from_dict
-from gfl.training.log import RunLog
+from gfl.evaluation.coco_eval import METRIC_NAMES
+from gfl.training.log import RunLog, fit_parts
 
 METRICS = {"AP": 0.5, "AP50": 0.75, "APS": None, "per_class": {"disc": {"AP": 0.5}, "ring": {"AP": None}}}
 STEPS_PER_EPOCH = 10
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
 
 
 def open_log(run_dir, *, epochs=10, done=0, enabled=True):
@@ -73,6 +81,42 @@ def test_an_evaluation_is_recorded_without_undefined_metrics(tmp_path, capsys):
         "APS",
         "-",
     ]
+
+
+@pytest.mark.parametrize("width", [20, 30, 80])
+def test_parts_fit_a_terminal_and_none_is_lost(width):
+    parts = ["epoch   7  val", *(f"AP{n} 0.{n}00" for n in range(1, 8))]
+    lines = fit_parts(parts, width)
+    assert " ".join(lines).split() == " ".join(parts).split()
+    assert all(len(line) <= max(width, len(parts[0]) + 10) for line in lines)
+    assert all(line.startswith(" " * len(parts[0])) for line in lines[1:])
+
+
+def terminal_lines(log, terminal, step):
+    """What a terminal of 80 columns shows after `step`, and its evaluation: the lines, and the bar below them."""
+    train(log, range(1, step + 1))
+    log.evaluation(dict.fromkeys(METRIC_NAMES, 0.1234) | {"per_class": {}}, [])
+    shown = terminal.getvalue().replace("\x1b[A", "")
+    parts = [part for part in re.split("[\r\n]", shown) if part.strip()]
+    return [part for part in parts if "|" not in part], [part for part in parts if "|" in part][-1]
+
+
+def test_80_columns_show_the_epoch_a_bar_and_the_history_of_losses(tmp_path, monkeypatch):
+    terminal = Terminal()
+    monkeypatch.setattr("sys.stderr", terminal)
+    monkeypatch.setattr("sys.stdout", terminal)
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr("tqdm.std._screen_shape_wrapper", lambda: lambda _: (80, 24))
+    log = open_log(tmp_path)
+    lines, bar = terminal_lines(log, terminal, 20)
+    log.close()
+    assert bar.startswith("epoch 2/10 |")
+    assert len(bar.split("|")[1]) > 15
+    assert "20/100" in bar
+    assert all(len(line) <= 80 for line in [*lines, bar])
+    assert [line.split()[3] for line in lines if "cls" in line] == [str(step) for step in range(2, 21, 2)]
+    assert lines[-2].split()[:4] == ["epoch", "2", "val", "AP"]
+    assert lines[-1].split()[::2] == [name for name in METRIC_NAMES if name.startswith("AR")]
 
 
 def test_tensorboard_gets_the_same_scalars_and_the_images(tmp_path):

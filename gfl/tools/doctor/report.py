@@ -14,6 +14,7 @@ from gfl.config import Config, config_to_dict
 from gfl.data.coco import CocoData
 from gfl.data.coco_json import read_coco_json
 from gfl.data.image_files import BitDepth, check_image_folder
+from gfl.evaluation.coco_eval import crowded_findings
 from gfl.tools.doctor.annotations import check_annotations, compare_categories
 from gfl.tools.doctor.images import (
     InspectedImage,
@@ -58,6 +59,7 @@ def check_dataset(
         if data:
             findings[split] += class_findings(data, split) if len(data.labels) else []
             findings[split] += image_findings(data, images, config.data.bit_depth)
+            findings[split] += crowded_findings(data, config.eval)
         findings[split] += unlisted[split]
         splits[split] = data, images
     if val:

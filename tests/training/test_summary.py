@@ -1,0 +1,46 @@
+"""What a run says at its end."""
+
+import json
+
+import pytest
+
+from gfl.training.log import METRICS_FILE
+from gfl.training.summary import end_summary
+
+
+def end_of_run(folder, losses, best):
+    records = [{"step": step, "epoch": 1, "loss/cls": loss, "loss/box": 0.5} for step, loss in enumerate(losses)]
+    text = "".join(json.dumps(record) + "\n" for record in [*records, {"step": 9, "epoch": 1, "val/AP": best}])
+    (folder / METRICS_FILE).write_text(text)
+    lines = end_summary(folder, best)
+    assert lines[0].startswith("done: best AP ")
+    assert lines[-1] == f"next: python eval.py {folder}"
+    return lines[1:-1]
+
+
+FALLING, RISING = [3.0, 2.0, 1.0], [1.0, 2.0, 3.0]
+
+
+def test_a_run_that_learned_ends_without_a_warning(tmp_path):
+    assert end_of_run(tmp_path, FALLING, 0.4) == []
+
+
+@pytest.mark.parametrize(
+    ("losses", "best", "words"),
+    [
+        (FALLING, 0.0, ["optim.epochs", "3.500", "1.500"]),
+        (RISING, 0.0, ["optim.lr", "1.500", "3.500"]),
+        (RISING, 0.4, ["optim.lr"]),
+        ([1.0], 0.0, ["optim.epochs"]),
+        (FALLING, -1.0, ["data.val"]),
+    ],
+    ids=["AP 0", "nothing learned", "loss not fallen", "one record", "no AP"],
+)
+def test_a_run_that_failed_to_learn_says_so_and_what_to_try(tmp_path, losses, best, words):
+    (line,) = end_of_run(tmp_path, losses, best)
+    assert line.startswith("warning")
+    assert all(word in line for word in words)
+
+
+def test_a_run_without_records_has_an_end(tmp_path):
+    assert len(end_summary(tmp_path, 0.5)) == 2
