@@ -180,7 +180,7 @@ def test_an_xml_is_read_in_the_encoding_that_it_declares(voc, encoding, declared
 
 def test_an_xml_in_another_encoding_than_declared_is_refused(voc, refusal):
     path = voc / "Annotations" / "a.xml"
-    path.write_bytes(voc_xml(20, 10, voc_object("\u732b", 3, 4, 7, 9)).encode("gbk"))
+    path.write_bytes(voc_xml(20, 10, voc_object("caf\u00e9", 3, 4, 7, 9)).encode("latin-1"))
     message = refusal(read_voc_split, voc)
     assert message.code == "encoding"
     assert str(path) in message
