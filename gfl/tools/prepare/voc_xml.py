@@ -37,6 +37,12 @@ def parse_xml(path: Path) -> ElementTree.Element:
         node = ElementTree.fromstring(_decode(path.read_bytes()).lstrip())
     except (OSError, RecursionError) as error:
         raise UserError(f"cannot read {path}: {getattr(error, 'strerror', error)}", code="unreadable") from None
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{path}: its bytes are not the {error.encoding} that it declares, or should be without a declaration "
+            f"({error.reason} at byte {error.start}); save it as UTF-8",
+            code="encoding",
+        ) from None
     except (ElementTree.ParseError, LookupError, ValueError) as error:  # the last two: encodings
         raise UserError(f"{path}: not xml: {error}", code="not_xml") from None
     if node.tag != "annotation":
@@ -55,7 +61,9 @@ def _decode(data: bytes) -> str:
     if data.startswith((b"<\0", b"\0<")):
         return data.decode("utf-16-le" if data[0] else "utf-16-be")
     declared = DECLARATION.match(data.lstrip())
-    return data.decode(declared[1].decode("ascii") if declared else "utf-8")
+    encoding = declared[1].decode("ascii") if declared else "utf-8"
+    # Since the declaration was found byte by byte, it is wrong about UTF-16, as some tools are.
+    return data.decode("utf-8" if encoding.lower().startswith("utf-16") else encoding)
 
 
 def annotated_size(node: ElementTree.Element, xml: Path, image: Path) -> tuple[int, int]:

@@ -43,7 +43,7 @@ class LabelLine(NamedTuple):
     ends_whole: bool  # a whole number is where a track id would be
     visibilities: bool  # every third number after the box is 0, 1 or 2
     box_inside: bool  # as a box, it is inside the image
-    points_in_box: bool  # and the points after the box lie in it
+    points_in_box: bool  # and the points after the box lie in it, but are not three corners of an oriented box
 
     @property
     def corners(self) -> Corners:
@@ -83,12 +83,28 @@ def parse_line(number: int, words: Sequence[str], where: str, num_classes: int) 
         (min(xs), min(ys), max(xs), max(ys)),
         words[1 + num_inside] if num_inside < len(values) else "",
         num_inside,
-        # Of 7 numbers, the track id may also be before the confidence.
-        any(value.is_integer() for value in values[-2 if len(values) == 6 else -1 :]),
+        _ends_whole(values),
         len(values) > 4 and (len(values) - 4) % 3 == 0 and all(value in (0, 1, 2) for value in values[6::3]),
         box_inside,
-        box_inside and len(values) > 4 and len(values) % 2 == 0 and _points_in_box(values),
+        box_inside and len(values) > 4 and len(values) % 2 == 0 and _points_in_box(values) and not _is_oriented(values),
     )
+
+
+def _ends_whole(values: Sequence[float]) -> bool:
+    """Whether a whole number is where a track id would be: at the end, or, of 6, also before a confidence."""
+    if len(values) == 6:
+        return values[4].is_integer() or values[5].is_integer()
+    if len(values) < 6:
+        return values[-1].is_integer()
+    return values[-1].is_integer() and not values[-2].is_integer()  # both are at a corner of the image
+
+
+def _is_oriented(values: Sequence[float]) -> bool:
+    """Whether these are four corners whose diagonals have the same centre."""
+    if len(values) != 8:
+        return False
+    x1, y1, x2, y2, x3, y3, x4, y4 = values
+    return max(abs(x1 + x3 - x2 - x4), abs(y1 + y3 - y2 - y4)) < SLACK
 
 
 def _box_inside(values: Sequence[float]) -> bool:

@@ -161,7 +161,14 @@ def test_all_faults_of_one_kind_are_reported_at_once(voc, refusal):
 
 @pytest.mark.parametrize(
     ("encoding", "declared"),
-    [("utf-8-sig", ""), ("utf-16", "UTF-16"), ("gbk", "GBK"), ("shift_jis", "Shift_JIS"), ("latin-1", "ISO-8859-1")],
+    [
+        ("utf-8-sig", ""),
+        ("utf-16", "UTF-16"),
+        ("gbk", "GBK"),
+        ("shift_jis", "Shift_JIS"),
+        ("latin-1", "ISO-8859-1"),
+        ("utf-8", "utf-16"),
+    ],
 )
 def test_an_xml_is_read_in_the_encoding_that_it_declares(voc, encoding, declared):
     name = "caf\u00e9" if encoding == "latin-1" else "\u732b"
@@ -169,6 +176,14 @@ def test_an_xml_is_read_in_the_encoding_that_it_declares(voc, encoding, declared
     text = declaration + voc_xml(20, 10, voc_object(name, 3, 4, 7, 9))
     (voc / "Annotations" / "a.xml").write_bytes(text.encode(encoding))
     assert [category["name"] for category in voc_tree(voc)["categories"]] == sorted(["dog", name])
+
+
+def test_an_xml_in_another_encoding_than_declared_is_refused(voc, refusal):
+    path = voc / "Annotations" / "a.xml"
+    path.write_bytes(voc_xml(20, 10, voc_object("caf\u00e9", 3, 4, 7, 9)).encode("latin-1"))
+    message = refusal(read_voc_split, voc)
+    assert message.code == "encoding"
+    assert str(path) in message
 
 
 def test_names_are_found_under_another_spelling(voc):

@@ -217,7 +217,7 @@ CORNERS = "0 0.1 0.2 0.4 0.2 0.4 0.5 0.1 0.5"
     ("lines", "code", "named"),
     [
         (["0 .5 .5 .2 .4 .98"], "prediction", "confidence"),
-        (["0 .5 .5 .2 .4 17"], "prediction", "track id"),
+        (["0 .5 .5 1 1 17"], "prediction", "track id"),
         (["0 .5 .5 .2 .4 -1.2"], "prediction", "angle"),
         (["0 .5 .5 .2 .4 .98 1"], "prediction", "--labels"),
         (["0 .5 .5 .2 .4 .98 17", "0 .2 .2 .1 .1 .5 3"], "prediction", "--labels"),
@@ -250,6 +250,8 @@ def test_a_line_that_may_be_something_else_is_refused(yolo, labels, refusal, lin
         ([POSE_FLAT], "polygons", [4, 4, 7, 2], 0),
         ([CORNERS], "obb", [2, 2, 6, 3], 1),
         ([CORNERS], "auto", [2, 2, 6, 3], 1),  # may be oriented
+        (["0 .5 .5 .6 .5 .6 .6 .5 .6"], "auto", [10, 5, 2, 1], 1),  # although its corners lie in a box .5 .5 .6 .5
+        (["0 0 0 1 0 1 1 0 1", "0 0 0 1 0 1 1 0 1"], "auto", [0, 0, 20, 10], 1),  # corners of the image, no track id
         ([CORNERS, POLYGON], "auto", [2, 2, 6, 3], 0),  # is a polygon
         (["0 .1 .2 .4 .9 .3 1", POLYGON], "auto", [2, 2, 6, 8], 1),  # a triangle
         (["0 0.1 0.2 0.4 0.9 0.3 0.5"], "auto", [2, 2, 6, 7], 1),
