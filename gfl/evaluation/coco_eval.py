@@ -83,7 +83,7 @@ def coco_metrics(data: CocoData, results: list[Result], *, max_detections: int =
 
     The ground truth is the json's own, with crowd and degenerate boxes, as the official evaluation uses it. Boxes that
     are marked as ignored count as crowds, those of `data.ignored_classes` as crowds of every class. COCO counts the 100
-    best detections of an image. A larger `max_detections`, which the config has, counts in all metrics but AR1, AR10 and
+    best detections of an image. A larger `max_detections`, from the config, counts in all metrics but AR1, AR10 and
     AR100; then ``AR<max_detections>`` is added, and COCO's own AP as ``AP@100``.
     """
     ground_truth = _ground_truth(data)
