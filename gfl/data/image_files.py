@@ -128,8 +128,9 @@ def finite_range(values: np.ndarray) -> tuple[float, float]:
 
 
 def positional(value: float) -> str:
-    """A number as YAML reads it: up to ten digits, without an exponent."""
-    return np.format_float_positional(value, precision=10, unique=True, fractional=False, trim="-")
+    """A number as YAML reads it: six digits, of whole numbers ten, without an exponent."""
+    precision = 10 if float(value).is_integer() else 6
+    return np.format_float_positional(value, precision=precision, unique=True, fractional=False, trim="-")
 
 
 def scale_limits(bit_depth: BitDepth) -> tuple[float, float]:
