@@ -76,16 +76,14 @@ def check_is_image(path: Path, data: bytes) -> None:
         raise BadImage(f"image {path} is empty (0 bytes); restore it or leave it out", code="empty_image")
     if is_video(data):
         raise BadImage(
-            f"{path} is a video, not an image; extract its frames first, for example with "
+            f"image {path} is in fact a video; extract its frames first, for example with "
             "ffmpeg -i VIDEO frames/%06d.png",
             code="video",
         )
     if data[4:8] == b"ftyp" and data[8:12] in HEIF_BRANDS and not _has_brand(data, b"avif"):
         raise BadImage(f"image {path} is a HEIC file, which is not supported; convert it to JPEG or PNG", code="heic")
     if (kind := _other_format(data)) is not None:
-        raise BadImage(
-            f"{path} is {kind}, not an image, whatever its name says; restore it or leave it out", code="not_an_image"
-        )
+        raise BadImage(f"image {path} is in fact {kind}; restore it or leave it out", code="not_an_image")
 
 
 def is_cut_off(data: bytes) -> bool:

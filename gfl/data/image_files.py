@@ -108,8 +108,19 @@ def value_range(path: Path) -> tuple[str, float, float] | None:
     values = _imdecode(path, _read_file(path), cv2.IMREAD_UNCHANGED)
     if values is None or values.dtype == np.uint8:
         return None
+    return str(values.dtype), *finite_range(values)
+
+
+def finite_range(values: np.ndarray) -> tuple[float, float]:
+    """Lowest and highest of the finite values; 0 where there are none."""
     values = values[np.isfinite(values)]
-    return (str(values.dtype), float(values.min()), float(values.max())) if values.size else None
+    return (float(values.min()), float(values.max())) if values.size else (0.0, 0.0)
+
+
+def positional(value: float) -> str:
+    """A number as YAML reads it: six digits, of whole numbers ten, without an exponent."""
+    precision = 10 if float(value).is_integer() else 6
+    return np.format_float_positional(value, precision=precision, unique=True, fractional=False, trim="-")
 
 
 def scale_limits(bit_depth: BitDepth) -> tuple[float, float]:
@@ -137,10 +148,10 @@ def _decode(path: Path, data: bytes, bit_depth: BitDepth = 0) -> np.ndarray:
         return image
     values = _imdecode(path, data, cv2.IMREAD_UNCHANGED)
     if values is not None:
-        low, high = (np.nanmin(values), np.nanmax(values)) if values.size else (0, 0)
+        low, high = map(positional, finite_range(values))
         raise BadImage(
-            f"image {path} has pixels of type {values.dtype} with values from {low:g} to {high:g}, which need a scale "
-            f"to become 8 bits; set data.bit_depth, for example data.bit_depth=[{low:g},{high:g}]",
+            f"image {path} has pixels of type {values.dtype} with values from {low} to {high}, which need a scale "
+            f"to become 8 bits; set data.bit_depth, for example data.bit_depth=[{low},{high}]",
             code="pixel_type",
         )
     raise _undecoded(path, data)

@@ -1,5 +1,6 @@
 """Samples and their collation: a pure function of seed, epoch and index, with boxes where their pixels are."""
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -137,3 +138,12 @@ def test_a_batch_without_boxes_has_one_invalid_slot(count):
     targets = collate([sample(32, 32, 0)] * count).targets
     assert targets.valid.tolist() == [[False]] * count
     assert targets.boxes_xyxy.shape == (count, 1, 4)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_bit_depth_of_the_config_scales_samples(coco_set, training):
+    made = coco_set(SIZES[:1], BOXES[:1])
+    cv2.imwrite(str(made.file(0)), np.full((40, 60), 4095, np.uint16))
+    data = made.load()
+    assert dataset(data, training=training)[0, 0].image.max() == 15
+    assert dataset(data, training=training, bit_depth=12)[0, 0].image.max() == 255

@@ -130,6 +130,7 @@ def test_pixels_of_floats_need_a_scale(tmp_path, refusal):
     error = refusal(read_image, path)
     assert error.code == "pixel_type"
     assert "float32" in error
+    assert "data.bit_depth=[0,1]" in error
     image = read_image(path, (16, 16), bit_depth=(0.0, 1.0))
     np.testing.assert_array_equal(image, np.arange(256, dtype=np.uint8).reshape(16, 16, 1).repeat(3, axis=2))
 

@@ -69,6 +69,13 @@ def test_a_path_a_pil_image_and_an_array_give_the_same(general, pixels, tmp_path
     assert_equal(by_array, general.predict(Image.fromarray(pixels)))
 
 
+def test_paths_are_read_with_the_bit_depth_of_the_config(general, pixels, tmp_path):
+    Image.fromarray(pixels[..., 0].astype(np.uint16) * 16).save(tmp_path / "image.png")
+    config = replace(general.config, data=replace(general.config.data, bit_depth=(0.0, 255 * 16.0)))
+    grey = pixels[..., :1].repeat(3, axis=2)
+    assert_equal(replace(general, config=config).predict(tmp_path / "image.png"), general.predict(grey))
+
+
 def test_views_of_arrays_are_read_as_their_copies(general, pixels):
     read_only = pixels.copy()
     read_only.setflags(write=False)

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -18,10 +19,12 @@ def next_commands(printed):
 
 
 def run_printed(command, *, accepted=(0,)):
-    """Run a printed command in a shell; `python` is the interpreter of the tests."""
-    assert command.startswith("python ")
-    line = sys.executable + command.removeprefix("python")
-    done = subprocess.run(line, shell=True, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
+    """Run a printed command, split as a shell does; `python` is the interpreter of the tests."""
+    python, *words = shlex.split(command)
+    assert python == "python"
+    done = subprocess.run(
+        [sys.executable, *words], cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=300
+    )
     assert done.returncode in accepted, done.stdout + done.stderr
     return done.stdout
 

@@ -20,7 +20,7 @@ from gfl.common.findings import Finding, finding_if_any
 from gfl.common.text import list_some
 from gfl.data.coco import CocoData, image_path
 from gfl.data.image_errors import MAX_PIXELS_VARIABLE, max_pixels
-from gfl.data.image_files import BitDepth, find_images, read_image, scale_limits, value_range
+from gfl.data.image_files import BitDepth, find_images, positional, read_image, scale_limits, value_range
 from gfl.data.loader import worker_died
 from gfl.data.orientation import TRANSPOSED, read_orientation
 
@@ -202,7 +202,7 @@ def _depth_findings(data: CocoData, inspected: dict[int, InspectedImage], bit_de
         low = min(inspected[row].values[1] for row in rows)
         high = max(inspected[row].values[2] for row in rows)
         level, advice = _depth_advice(kind, low, high, bit_depth)
-        what = f"{kind} images, values {low:g} to {high:g} in use"
+        what = f"{kind} images, values {positional(low)} to {positional(high)} in use"
         findings += finding_if_any(level, what, advice, [str(data.file_names[row]) for row in rows])
     return findings
 
@@ -212,16 +212,21 @@ def _depth_advice(kind: str, low: float, high: float, bit_depth: BitDepth) -> tu
     if bit_depth:
         first, last = scale_limits(bit_depth)
         clipped = low < first or high > last
-        return "warning" if clipped else "ok", f"data.bit_depth makes {first:g} to {last:g} 0 to 255" + (
-            "; values outside are clipped" if clipped else ""
+        return (
+            "warning" if clipped else "ok",
+            f"data.bit_depth makes {positional(first)} to {positional(last)} 0 to 255"
+            + ("; values outside are clipped" if clipped else ""),
         )
     if kind != "uint16":
-        return "warning", f"only the 8 highest bits are read; data.bit_depth=[{low:g},{high:g}] scales them"
+        return (
+            "warning",
+            f"only the 8 highest bits are read; data.bit_depth=[{positional(low)},{positional(high)}] scales them",
+        )
     read = f"read as {low // 256:g} to {high // 256:g} of 255"
     if high - low >= MIN_SHARE_OF_RANGE * 65535:
         return "ok", f"{read}; data.bit_depth scales them otherwise"
     depth = max(8, int(high).bit_length())
-    option = f"{depth}" if low < high / 2 else f"[{low:g},{high:g}]"
+    option = f"{depth}" if low < high / 2 else f"[{positional(low)},{positional(high)}]"
     return "warning", f"{read}; data.bit_depth={option} scales them"
 
 
