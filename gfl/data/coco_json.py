@@ -205,6 +205,12 @@ def _read_image_entry(entry: Any, path: str) -> tuple[int, str, tuple[int, int]]
         raise UserError(
             f"{path}: image {short_repr(entry)} needs whole numbers 'id', 'width' and 'height'", code="image_entry"
         )
+    if "file_name" not in entry and "coco_url" in entry:
+        raise UserError(
+            f"{path}: image id {short_repr(entry['id'])} has a 'coco_url' but no 'file_name', as in LVIS; "
+            "scripts/doctor.py with --fix-names OUT.json writes a json with the names",
+            code="coco_url",
+        )
     has_size = all(0 < entry[side] < MAX_COORDINATE for side in ("width", "height"))
     if not has_size or not isinstance(entry.get("file_name"), str):
         raise UserError(

@@ -78,7 +78,8 @@ def check_files(root: str, file_names: Sequence[str] | np.ndarray, path: str) ->
     spellings = FileSpellings(root)
     found = {name: file for name in names if (file := spellings.find(name))}
     if not found:
-        raise UserError(f"{message}; add the files or remove these images from the json", code="missing_files")
+        advice = "add the files, or write a json without them: scripts/doctor.py with --leave-out OUT.json"
+        raise UserError(f"{message}; {advice}", code="missing_files")
     pairs = [f"{format_value(file)} for {format_value(name)}" for name, file in found.items()]
     raise UserError(
         f"{message}; but there is {list_some(pairs)}; this writes a json with the names that exist: "
@@ -107,6 +108,8 @@ def write_fixed_names(annotations: str, root: str, out: str) -> tuple[dict[str, 
     replaced, unknown = {}, []
     for entry in tree["images"]:
         name = entry.get("file_name") if isinstance(entry, dict) else None
+        if name is None and isinstance(entry, dict) and isinstance(entry.get("coco_url"), str):  # LVIS
+            name = entry["coco_url"]
         if not isinstance(name, str) or _exists_below(root, name):
             continue
         if file := spellings.find(name):

@@ -88,3 +88,13 @@ def test_what_has_no_file_stays_and_is_named(misspelt, tmp_path):
     assert unknown == ["gone.png"]
     names = [entry["file_name"] for entry in json.loads((tmp_path / "out.json").read_text())["images"]]
     assert names == ["000.png", "gone.png", "002.png"]
+
+
+def test_names_of_lvis_are_taken_from_their_urls(coco_set, refusal, tmp_path):
+    made = coco_set()
+    made.tree["images"][0]["coco_url"] = (
+        f"http://images.cocodataset.org/val2017/{made.tree['images'][0].pop('file_name')}"
+    )
+    assert "--fix-names" in refusal(made.save().load)
+    write_fixed_names(made.annotations, made.images, str(tmp_path / "out.json"))
+    assert load_coco(str(tmp_path / "out.json"), made.images).file_names.tolist() == ["000.png"]

@@ -147,8 +147,13 @@ def image_findings(data: CocoData, inspected: dict[int, InspectedImage]) -> list
     ambiguous, _ = select(lambda image: image.rotation == "ambiguous")
     copies = [" = ".join(names) for names in _names_by_digest(data, inspected).values() if len(names) > 1]
     return [
-        *finding_if_any("error", "damaged or unreadable images", "restore or leave out", *damaged),
-        *finding_if_any("error", "images of another size than the json's", "correct json or file", *other_size),
+        *finding_if_any("error", "damaged or unreadable images", "restore, or --leave-out OUT.json", *damaged),
+        *finding_if_any(
+            "error",
+            "images of another size than the json's",
+            "correct, or --leave-out OUT.json",
+            *other_size,
+        ),
         *finding_if_any("warning", "images with corrupt parts", "read with wrong pixels", *corrupt),
         *finding_if_any(
             "warning", "EXIF-rotated images, json's size unrotated", "read as stored; check boxes", unrotated
