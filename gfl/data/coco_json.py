@@ -219,7 +219,10 @@ def _read_image_entry(entry: Any, path: str) -> tuple[int, str, tuple[int, int]]
         )
     if abs(entry["id"]) >= MAX_INTEGER:
         raise UserError(f"{path}: image id {short_repr(entry['id'])} is beyond what 63 bits hold", code="large_id")
-    check_file_name(entry["file_name"], f"{path}: image id {entry['id']}")
+    try:
+        check_file_name(entry["file_name"], f"{path}: image id {entry['id']}")
+    except UserError as error:
+        raise UserError(f"{error}; scripts/doctor.py with --fix-names OUT.json can do so", code=error.code) from None
     return entry["id"], entry["file_name"], (entry["height"], entry["width"])
 
 

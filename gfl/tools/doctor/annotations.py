@@ -23,7 +23,7 @@ from gfl.data.coco_json import (
     quote_invisible,
     read_images,
 )
-from gfl.data.file_names import FileSpellings, fix_names_command
+from gfl.data.file_names import find_spellings, fix_names_command
 from gfl.data.image_files import missing_files
 from gfl.tools.doctor.box_findings import box_findings, group_findings, repetition_findings
 
@@ -149,18 +149,18 @@ def _check_images(entries: list[Any], path: str, root: str, findings: list[Findi
     findings += finding_if_any("warning", "files listed twice", "merge their boxes", duplicates(names))
     usable = _first_of_each_id(usable)
     missing = missing_files(root, [entry["file_name"] for entry in usable])
-    findings += _missing_findings(path, root, [usable[position]["file_name"] for position in missing], len(usable))
     absent = set(missing)
+    present = {entry["file_name"] for position, entry in enumerate(usable) if position not in absent}
+    findings += _missing_findings(path, root, [usable[position]["file_name"] for position in missing], present)
     return [entry for position, entry in enumerate(usable) if position not in absent]
 
 
-def _missing_findings(path: str, root: str, names: list[str], num_images: int) -> list[Finding]:
+def _missing_findings(path: str, root: str, names: list[str], present: set[str]) -> list[Finding]:
     """Images without a file, apart from those whose file exists under another spelling."""
-    spellings = FileSpellings(root) if names else None
-    spelled = {name: file for name in names if (file := spellings.find(name))}
+    spelled = find_spellings(root, names, present) if names else {}
     absent = [name for name in names if name not in spelled]
     paths = [os.path.join(root, name) for name in absent]
-    all_missing = paths and len(paths) == num_images
+    all_missing = paths and not present and not spelled
     advice = f"wrong folder? looked for {paths[0]}" if all_missing else "add them, or --leave-out OUT.json"
     pairs = [f"{name} -> {file}" for name, file in spelled.items()]
     what = "images whose file has another spelling"
