@@ -26,6 +26,11 @@ def parse_args() -> argparse.Namespace:
         metavar="OUT.json",
         help="check nothing, but write the json with file names that exist where only their spelling differs",
     )
+    parser.add_argument(
+        "--leave-out",
+        metavar="OUT.json",
+        help="report nothing, but write the json without images, annotations and categories that training refuses",
+    )
     return parser.parse_intermixed_args()  # overrides may also follow a flag
 
 
@@ -43,16 +48,28 @@ def fix_names(annotations: str, images: str, out: str) -> int:
     return 1 if unknown else 0
 
 
+def leave_out(annotations: str, images: str, out: str) -> int:
+    """Write a json that training accepts; returns exit code 0."""
+    from gfl.tools.doctor.leave_out import write_usable
+
+    for kind, (left, before) in write_usable(annotations, images, out).items():
+        print(f"{kind}: {before - left} of {before} left out")
+    print(f"written: {out}\nnext: {shlex.join(['python', 'scripts/doctor.py', out, images])}")
+    return 0
+
+
 def main(args: argparse.Namespace) -> None:
     from gfl.common.errors import UserError
     from gfl.common.files import write_json
     from gfl.config import config_from_dict, load_config, parse_overrides
     from gfl.tools.doctor.report import check_dataset, format_report
 
+    if (args.fix_names or args.leave_out) and args.val:
+        raise UserError("--fix-names and --leave-out take one json; run them for each, without --val")
     if args.fix_names:
-        if args.val:
-            raise UserError("--fix-names takes one json; leave out --val and run it for each")
         sys.exit(fix_names(args.annotations, args.images, args.fix_names))
+    if args.leave_out:
+        sys.exit(leave_out(args.annotations, args.images, args.leave_out))
     if args.config:
         config = load_config(args.config, args.overrides)
     else:

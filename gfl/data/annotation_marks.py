@@ -60,27 +60,30 @@ def check_annotation(
     Raises `UserError` if it cannot be used, with the code "not_a_mapping", "other_task", "image_id", "category_id",
     "rotated", "bbox" or "iscrowd_or_area".
     """
-    who = f"{path}: annotation {format_value(entry_name(entry, position))}"
+
+    def refuse(reason: str, code: str) -> UserError:  # only then is the entry described, which takes time
+        return UserError(f"{path}: annotation {format_value(entry_name(entry, position))}{reason}", code=code)
+
     if not isinstance(entry, dict):
-        raise UserError(f"{who} is not a mapping: {short_repr(entry)}", code="not_a_mapping")
-    if entry.get("bbox") is None and (task := _other_task(entry)):
-        raise UserError(f"{who} has no bbox but {task}; use a json with boxes", code="other_task")
+        raise refuse(f" is not a mapping: {short_repr(entry)}", "not_a_mapping")
+    box = entry.get("bbox")
+    if box is None and (task := _other_task(entry)):
+        raise refuse(f" has no bbox but {task}; use a json with boxes", "other_task")
     for key, known, group in (("image_id", row_of, "images"), ("category_id", label_of, "categories")):
         if type(entry.get(key)) is not int or entry[key] not in known:
-            raise UserError(f"{who}: {key} {short_repr(entry.get(key))} is not among the json's {group}", code=key)
-    box = entry.get("bbox")
+            raise refuse(f": {key} {short_repr(entry.get(key))} is not among the json's {group}", key)
     numbers = isinstance(box, list) and all(map(_is_number, box))
     if numbers and len(box) in (5, 8):
         what = "[x, y, width, height, angle]" if len(box) == 5 else "four corners"
-        raise UserError(
-            f"{who}: a bbox of {len(box)} numbers is a rotated box, {what}; only upright boxes [x, y, width, height] "
+        raise refuse(
+            f": a bbox of {len(box)} numbers is a rotated box, {what}; only upright boxes [x, y, width, height] "
             "can be trained: replace each by the upright box around it",
-            code="rotated",
+            "rotated",
         )
     if not numbers or len(box) != 4:
-        raise UserError(f"{who}: bbox must be four numbers [x, y, width, height], not {short_repr(box)}", code="bbox")
+        raise refuse(f": bbox must be four numbers [x, y, width, height], not {short_repr(box)}", "bbox")
     if entry.get("iscrowd") not in (None, 0, 1) or not (entry.get("area") is None or _is_number(entry["area"])):
-        raise UserError(f"{who}: iscrowd must be 0 or 1 and area a number, if present", code="iscrowd_or_area")
+        raise refuse(": iscrowd must be 0 or 1 and area a number, if present", "iscrowd_or_area")
     return row_of[entry["image_id"]], label_of[entry["category_id"]]
 
 
@@ -128,6 +131,9 @@ def rotation_findings(entries: Numbered) -> list[Finding]:
 
 
 def _rotation(entry: dict[str, Any]) -> float:
+    """The angle of a box in degrees, 0 if it has none."""
+    if "attributes" not in entry and "rotation" not in entry:
+        return 0.0
     attributes = entry.get("attributes")
     found = [attributes.get("rotation")] if isinstance(attributes, dict) else []
     for value in [*found, entry.get("rotation")]:

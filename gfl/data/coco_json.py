@@ -205,6 +205,12 @@ def _read_image_entry(entry: Any, path: str) -> tuple[int, str, tuple[int, int]]
         raise UserError(
             f"{path}: image {short_repr(entry)} needs whole numbers 'id', 'width' and 'height'", code="image_entry"
         )
+    if "file_name" not in entry and "coco_url" in entry:
+        raise UserError(
+            f"{path}: image id {short_repr(entry['id'])} has a 'coco_url' but no 'file_name', as in LVIS; "
+            "scripts/doctor.py with --fix-names OUT.json writes a json with the names",
+            code="coco_url",
+        )
     has_size = all(0 < entry[side] < MAX_COORDINATE for side in ("width", "height"))
     if not has_size or not isinstance(entry.get("file_name"), str):
         raise UserError(
@@ -213,7 +219,10 @@ def _read_image_entry(entry: Any, path: str) -> tuple[int, str, tuple[int, int]]
         )
     if abs(entry["id"]) >= MAX_INTEGER:
         raise UserError(f"{path}: image id {short_repr(entry['id'])} is beyond what 63 bits hold", code="large_id")
-    check_file_name(entry["file_name"], f"{path}: image id {entry['id']}")
+    try:
+        check_file_name(entry["file_name"], f"{path}: image id {entry['id']}")
+    except UserError as error:
+        raise UserError(f"{error}; scripts/doctor.py with --fix-names OUT.json can do so", code=error.code) from None
     return entry["id"], entry["file_name"], (entry["height"], entry["width"])
 
 

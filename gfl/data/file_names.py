@@ -4,9 +4,10 @@ import json
 import os
 import shlex
 import unicodedata
-from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote
 
 import numpy as np
@@ -42,6 +43,14 @@ class FileSpellings:
         return None
 
 
+def find_spellings(root: str, missing: Iterable[str], present: Iterable[str] = ()) -> dict[str, str]:
+    """Missing name -> the file below `root` that it can mean, unless another name means or is the same file."""
+    spellings = FileSpellings(root)
+    found = {name: file for name in missing if (file := spellings.find(name))}
+    counts = Counter([*found.values(), *{_cleaned(name) for name in present}])
+    return {name: file for name, file in found.items() if counts[file] == 1}
+
+
 def _files_below(root: str) -> Iterable[str]:
     """Files relative to `root`; links to folders are followed, each folder once."""
     seen, count = set(), 0
@@ -67,7 +76,7 @@ def _spelling(name: str) -> str:
     return _cleaned(name).casefold()
 
 
-def check_files(root: str, file_names: Sequence[str] | np.ndarray, path: str) -> None:
+def check_files(root: str, file_names: np.ndarray, path: str) -> None:
     """Raises `UserError` for missing files: now rather than in the middle of an epoch."""
     check_image_folder(root, path)
     missing = missing_files(root, file_names)
@@ -75,10 +84,10 @@ def check_files(root: str, file_names: Sequence[str] | np.ndarray, path: str) ->
         return
     names = [str(file_names[i]) for i in missing]
     message = f"{path}: {len(missing)} of its {len(file_names)} images are not in {root}: {list_some(names)}"
-    spellings = FileSpellings(root)
-    found = {name: file for name in names if (file := spellings.find(name))}
+    found = find_spellings(root, names, set(file_names.tolist()).difference(names))
     if not found:
-        raise UserError(f"{message}; add the files or remove these images from the json", code="missing_files")
+        advice = "add the files, or write a json without them: scripts/doctor.py with --leave-out OUT.json"
+        raise UserError(f"{message}; {advice}", code="missing_files")
     pairs = [f"{format_value(file)} for {format_value(name)}" for name, file in found.items()]
     raise UserError(
         f"{message}; but there is {list_some(pairs)}; this writes a json with the names that exist: "
@@ -103,18 +112,21 @@ def write_fixed_names(annotations: str, root: str, out: str) -> tuple[dict[str, 
         raise UserError(f"--fix-names {out} exists; choose a new file")
     tree = read_coco_json(annotations)
     check_image_folder(root, annotations)
-    spellings = FileSpellings(root)
-    replaced, unknown = {}, []
-    for entry in tree["images"]:
-        name = entry.get("file_name") if isinstance(entry, dict) else None
-        if not isinstance(name, str) or _exists_below(root, name):
-            continue
-        if file := spellings.find(name):
-            replaced[name] = entry["file_name"] = file
-        else:
-            unknown.append(name)
+    entries = [(entry, name) for entry in tree["images"] if (name := _name_of(entry)) is not None]
+    names = list(dict.fromkeys(name for _, name in entries))
+    present = {name for name in names if _exists_below(root, name)}
+    found = find_spellings(root, [name for name in names if name not in present], present)
+    for entry, name in entries:
+        entry["file_name"] = found.get(name, name)
+    unknown = [name for name in names if name not in present and name not in found]
     write_text(Path(out), json.dumps(tree))
-    return replaced, unknown
+    return found, unknown
+
+
+def _name_of(entry: Any) -> str | None:
+    """The file name of an image entry; LVIS has a URL only."""
+    name = entry.get("file_name", entry.get("coco_url")) if isinstance(entry, dict) else None
+    return name if isinstance(name, str) else None
 
 
 def _exists_below(root: str, name: str) -> bool:

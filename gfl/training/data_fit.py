@@ -106,7 +106,7 @@ def class_counts(data: CocoData, usable: np.ndarray | None = None) -> dict[str, 
 def class_findings(data: CocoData, split: str) -> list[Finding]:
     """Classes without a box in the split, and of the training split those named like regions to ignore."""
     without = [name for name, count in class_counts(data).items() if not count]
-    advice = {"train": "leave them out of both jsons", "val": "AP is the mean over the others"}
+    advice = {"train": "data.ignore_classes leaves them out", "val": "AP is the mean over the others"}
     regions = [name for name in data.class_names if looks_like_region(name)] if split == "train" else []
     option = f'trained as classes; leave them out with "data.ignore_classes={list_in_yaml(regions)}"'
     return [

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from gfl.data.coco import load_coco
-from gfl.data.file_names import FileSpellings, fix_names_command, write_fixed_names
+from gfl.data.file_names import FileSpellings, find_spellings, fix_names_command, write_fixed_names
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -56,6 +56,20 @@ def test_links_in_a_circle_end(files):
     assert FileSpellings(str(files)).find("a b.png") == "sub/a b.png"
 
 
+def test_one_file_does_not_stand_for_two_names(files):
+    assert find_spellings(str(files), ["cam1/a b.png", "cam2/a b.png"]) == {}
+    assert find_spellings(str(files), ["cam1/a b.png"], ["sub/a b.png"]) == {}
+    assert find_spellings(str(files), ["cam1/a b.png"], ["x/same.png"]) == {"cam1/a b.png": "sub/a b.png"}
+
+
+@pytest.mark.parametrize("name", ["/home/someone/images/000.png", "../images/000.png"])
+def test_names_that_lead_out_of_the_folder_are_fixed_too(coco_set, refusal, tmp_path, name):
+    made = coco_set()
+    made.tree["images"][0]["file_name"] = name
+    assert "--fix-names" in refusal(made.save().load)
+    assert write_fixed_names(made.annotations, made.images, str(tmp_path / "out.json")) == ({name: "000.png"}, [])
+
+
 @pytest.fixture
 def misspelt(coco_set):
     """Three images: one is found under another spelling, one nowhere, one is right."""
@@ -88,3 +102,13 @@ def test_what_has_no_file_stays_and_is_named(misspelt, tmp_path):
     assert unknown == ["gone.png"]
     names = [entry["file_name"] for entry in json.loads((tmp_path / "out.json").read_text())["images"]]
     assert names == ["000.png", "gone.png", "002.png"]
+
+
+def test_names_of_lvis_are_taken_from_their_urls(coco_set, refusal, tmp_path):
+    made = coco_set()
+    made.tree["images"][0]["coco_url"] = (
+        f"http://images.cocodataset.org/val2017/{made.tree['images'][0].pop('file_name')}"
+    )
+    assert "--fix-names" in refusal(made.save().load)
+    write_fixed_names(made.annotations, made.images, str(tmp_path / "out.json"))
+    assert load_coco(str(tmp_path / "out.json"), made.images).file_names.tolist() == ["000.png"]

@@ -47,10 +47,11 @@ def test_without_ground_truth_nothing_is_matched(count):
     assert not iou.any()
 
 
-def test_ground_truth_is_by_image_without_crowds_and_with_the_blur_where_known(coco_set):
+def test_ground_truth_is_by_image_without_regions_to_ignore_and_with_the_blur_where_known(coco_set):
     drawn = coco_set([(60, 40)] * 2, [(1, 7, [1, 2, 10, 20])], crowds=[(1, 7, [0, 0, 5, 5])])
     assert np.isnan(read_ground_truth(drawn.load())[1].sigmas).all()
     drawn.tree["annotations"][0]["edge_sigma"] = [1, 2, 3, 4]
+    drawn.tree["annotations"].append(drawn.tree["annotations"][0] | {"id": 9, "ignore": 1})
     none, one = read_ground_truth(drawn.save().load())
     assert none.boxes_xyxy.shape == (0, 4)
     assert one.boxes_xyxy.tolist() == [[1, 2, 11, 22]]

@@ -23,7 +23,7 @@ from gfl.data.coco_json import (
     quote_invisible,
     read_images,
 )
-from gfl.data.file_names import FileSpellings, fix_names_command
+from gfl.data.file_names import find_spellings, fix_names_command
 from gfl.data.image_files import missing_files
 from gfl.tools.doctor.box_findings import box_findings, group_findings, repetition_findings
 
@@ -57,14 +57,9 @@ def check_annotations(
     The split is None if nothing usable is left. Training refuses the json exactly if one of the findings is an error.
     """
     findings: list[Finding] = []
-    categories = _check_categories(tree["categories"], annotations, findings)
-    entries = _check_images(tree["images"], annotations, images, findings)
-    if not entries:
+    usable = usable_entries(tree, annotations, images, findings, ignore_classes, split)
+    if not usable["images"]:
         return findings, None  # all further findings would follow from it
-    usable = {"categories": categories, "images": entries}
-    ignored = _ignored_ids(categories, annotations, ignore_classes, findings if split == "train" else [])
-    if "annotations" in tree:
-        usable["annotations"] = _check_entries(tree, usable, annotations, ignored, findings)
     refused = any(found.level == "error" for found in findings)
     try:
         data = build_coco_data(usable if refused else tree, annotations, images, ignore_classes=ignore_classes)
@@ -73,6 +68,26 @@ def check_annotations(
             findings.append(Finding("error", 1, "reason why training refuses it", "", (str(error),)))
         return findings, None
     return findings + _content_findings(data, split), data
+
+
+def usable_entries(
+    tree: dict[str, Any],
+    annotations: str,
+    images: str,
+    findings: list[Finding],
+    ignore_classes: Collection[str] = (),
+    split: str = "train",
+) -> dict[str, list[Any]]:
+    """The categories, images and annotations of `check_annotations` that can be used; its findings are appended."""
+    usable = {"categories": _check_categories(tree["categories"], annotations, findings, ignore_classes)}
+    usable["images"] = _check_images(tree["images"], annotations, images, findings)
+    if not usable["images"]:
+        return usable
+    unknown_are_findings = findings if split == "train" else []
+    ignored = _ignored_ids(usable["categories"], annotations, ignore_classes, unknown_are_findings)
+    if "annotations" in tree:
+        usable["annotations"] = _check_entries(tree, usable, annotations, ignored, findings)
+    return usable
 
 
 def compare_categories(train: CocoData, val: CocoData) -> list[Finding]:
@@ -90,17 +105,21 @@ def compare_categories(train: CocoData, val: CocoData) -> list[Finding]:
     return finding_if_any("warning", "classes with another id in val", "matched by name; check one by eye", moved)
 
 
-def _check_categories(entries: list[Any], path: str, findings: list[Finding]) -> list[Any]:
+def _check_categories(
+    entries: list[Any], path: str, findings: list[Finding], ignore_classes: Collection[str]
+) -> list[Any]:
     """The usable categories."""
     refused = _refused_entries(entries, lambda entry, position: category_names([entry], path))
     findings += _refusal_findings("categories of unusable id or name", "correct them", entries, refused)
     usable = [entry for position, entry in enumerate(entries) if position not in refused]
     ids, names = [entry["id"] for entry in usable], [entry["name"] for entry in usable]
-    placeholders = [name for name in names if name.strip().lower() in PLACEHOLDERS]
+    placeholders = [name for name in names if name.strip().lower() in PLACEHOLDERS and name not in ignore_classes]
     repeated = duplicates(names)
     findings += finding_if_any("error", "category ids that occur twice", "give each its own", duplicates(ids))
     findings += finding_if_any("warning", "class names that occur twice", "a class each; rename or merge", repeated)
-    findings += finding_if_any("warning", "names that are no class", "leave them out of both jsons", placeholders)
+    findings += finding_if_any(
+        "warning", "names that are no class", "data.ignore_classes leaves them out", placeholders
+    )
     invisible = [ascii(name) for name in names if has_invisible(name)]
     findings += finding_if_any("warning", "class names with characters that do not show", "rename them", invisible)
     return _first_of_each_id(usable)
@@ -130,19 +149,19 @@ def _check_images(entries: list[Any], path: str, root: str, findings: list[Findi
     findings += finding_if_any("warning", "files listed twice", "merge their boxes", duplicates(names))
     usable = _first_of_each_id(usable)
     missing = missing_files(root, [entry["file_name"] for entry in usable])
-    findings += _missing_findings(path, root, [usable[position]["file_name"] for position in missing], len(usable))
     absent = set(missing)
+    present = {entry["file_name"] for position, entry in enumerate(usable) if position not in absent}
+    findings += _missing_findings(path, root, [usable[position]["file_name"] for position in missing], present)
     return [entry for position, entry in enumerate(usable) if position not in absent]
 
 
-def _missing_findings(path: str, root: str, names: list[str], num_images: int) -> list[Finding]:
+def _missing_findings(path: str, root: str, names: list[str], present: set[str]) -> list[Finding]:
     """Images without a file, apart from those whose file exists under another spelling."""
-    spellings = FileSpellings(root) if names else None
-    spelled = {name: file for name in names if (file := spellings.find(name))}
+    spelled = find_spellings(root, names, present) if names else {}
     absent = [name for name in names if name not in spelled]
     paths = [os.path.join(root, name) for name in absent]
-    all_missing = paths and len(paths) == num_images
-    advice = f"wrong folder? looked for {paths[0]}" if all_missing else "add them or leave them out"
+    all_missing = paths and not present and not spelled
+    advice = f"wrong folder? looked for {paths[0]}" if all_missing else "add them, or --leave-out OUT.json"
     pairs = [f"{name} -> {file}" for name, file in spelled.items()]
     what = "images whose file has another spelling"
     return [
@@ -179,7 +198,7 @@ def _check_entries(
     sizes = {entry["id"]: (entry["height"], entry["width"]) for entry in usable["images"]}
     findings += box_findings(kept, sizes, ignored)
     findings += rotation_findings(kept) + evaluation_findings(usable["images"], kept)
-    findings += group_findings(usable["categories"], {entry["category_id"] for _, entry in kept})
+    findings += group_findings(usable["categories"], {*ignored} | {entry["category_id"] for _, entry in kept})
     return [entry for _, entry in kept]
 
 

@@ -52,4 +52,4 @@ def group_findings(categories: list[Any], used: set[int]) -> list[Finding]:
     """Categories without boxes that are the supercategory of others, as some exports write them."""
     groups = {entry["supercategory"] for entry in categories if isinstance(entry.get("supercategory"), str)}
     named = [entry["name"] for entry in categories if entry["id"] not in used and entry["name"] in groups]
-    return finding_if_any("warning", "classes that only name a group", "leave them out of both jsons", named)
+    return finding_if_any("warning", "classes that only name a group", "data.ignore_classes leaves them out", named)

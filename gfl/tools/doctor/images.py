@@ -181,7 +181,12 @@ def image_findings(data: CocoData, inspected: dict[int, InspectedImage], bit_dep
     copies = [" = ".join(names) for names in _names_by_digest(data, inspected).values() if len(names) > 1]
     return [
         *unreadable,
-        *finding_if_any("error", "images of another size than the json's", "correct json or file", *other_size),
+        *finding_if_any(
+            "error",
+            "images of another size than the json's",
+            "correct, or --leave-out OUT.json",
+            *other_size,
+        ),
         *finding_if_any("warning", "images with corrupt parts", "read with wrong pixels", *corrupt),
         *finding_if_any(
             "warning", "rotated images (EXIF, XMP), json's size unrotated", "read as stored; check boxes", unrotated

@@ -41,6 +41,11 @@ def change(**changes):
     return lambda tree: tree["annotations"][0].update(changes)
 
 
+def rename(name):
+    """Set the file name of the first image."""
+    return lambda tree: tree["images"][0].update(file_name=name)
+
+
 def add_group(tree):
     tree["categories"] += [{"id": 0, "name": "pet"}, {"id": 4, "name": "cow", "supercategory": "pet"}]
 
@@ -80,7 +85,7 @@ def add_ambiguous_names(tree):
         (change(area=-1), "warning", "areas that are not finite", [1]),
         (change(attributes={"rotation": 3}), "warning", "rotated", [1]),
         (change(bbox=[1, 2, 3, 4, 5]), "error", "rotated boxes", [1]),
-        (add("images", file_name="x\\000.PNG"), "error", "another spelling", ["x\\000.PNG -> 000.png"]),
+        (rename("x\\000.PNG"), "error", "another spelling", ["x\\000.PNG -> 000.png"]),
         (lambda tree: tree["categories"][0].update(name="cat\u200b"), "warning", "do not show", ["'cat\\u200b'"]),
         (add("images", file_name="./000.png"), "ok", "without boxes", [5]),
         (lambda tree: tree.update(annotations=[]), "error", "boxes to train", []),

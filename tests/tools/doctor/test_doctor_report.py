@@ -118,6 +118,7 @@ def test_the_command_exits_with_the_code_of_the_worst_finding(clean, script, tmp
     made = clean()
     args = Namespace(
         fix_names=None,
+        leave_out=None,
         annotations=made.annotations,
         images=made.images,
         val=None,

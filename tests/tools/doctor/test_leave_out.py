@@ -1,0 +1,40 @@
+"""A json without what training refuses."""
+
+import json
+
+import pytest
+
+from gfl.data.coco import load_coco
+from gfl.tools.doctor.leave_out import write_usable
+
+
+@pytest.fixture
+def spoilt(coco_set):
+    """Five images, of which one is missing, one damaged and one of another size, and three unusable entries."""
+    made = coco_set([(60, 40)] * 5, [(number, 7, [5, 5, 20, 20]) for number in range(5)])
+    made.file(1).unlink()
+    made.file(2).write_bytes(made.file(2).read_bytes()[:60])
+    made.tree["images"][3]["width"] = 61
+    made.tree["annotations"] += [{"id": 90, "image_id": 1}, "text"]
+    made.tree["categories"].append({"id": "x", "name": "y"})
+    made.tree["info"] = {"year": 2026}
+    return made.save()
+
+
+def test_the_rest_is_a_json_that_training_accepts(spoilt, tmp_path, refusal):
+    out = str(tmp_path / "out.json")
+    refusal(spoilt.load)
+    counts = write_usable(spoilt.annotations, spoilt.images, out)
+    assert counts == {"categories": (1, 2), "images": (2, 5), "annotations": (2, 7)}
+    data = load_coco(out, spoilt.images)
+    assert data.image_ids.tolist() == [900, 872]
+    assert len(data.labels) == 2
+    assert json.loads((tmp_path / "out.json").read_text())["info"] == {"year": 2026}
+    assert out in refusal(write_usable, spoilt.annotations, spoilt.images, out)  # which exists
+
+
+def test_a_json_without_a_usable_image_is_refused(spoilt, tmp_path, refusal):
+    for number in (0, 3, 4):
+        spoilt.file(number).unlink()
+    refusal(write_usable, spoilt.annotations, spoilt.images, str(tmp_path / "out.json"))
+    assert not (tmp_path / "out.json").exists()
