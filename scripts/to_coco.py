@@ -17,6 +17,19 @@ def parse_args() -> argparse.Namespace:
         **style,
     )
     layouts = parser.add_subparsers(dest="layout", required=True)
+    voc, yolo = add_voc(layouts, style), add_yolo(layouts, style)
+    for layout, kind in ((voc, "files of ImageSets/Main"), (yolo, "keys of the data.yaml")):
+        layout.add_argument("--splits", metavar="NAME", nargs="+", help=f"{kind} (default: train val)")
+        layout.add_argument(
+            "--out",
+            metavar="FOLDER",
+            type=Path,
+            help="where to write instances_<split>.json (default: coco/ in the data set)",
+        )
+    return parser.parse_args()
+
+
+def add_voc(layouts: argparse._SubParsersAction, style: dict) -> argparse.ArgumentParser:
     voc = layouts.add_parser("voc", help="Annotations/*.xml, JPEGImages/, ImageSets/Main/<split>.txt", **style)
     voc.add_argument("source", metavar="FOLDER", type=Path, help="the folder that contains them")
     voc.add_argument(
@@ -44,6 +57,10 @@ def parse_args() -> argparse.Namespace:
         "at random, into the second of --splits; 0: all into one split",
     )
     voc.add_argument("--seed", type=int, default=0, help="of --val-share: the same seed gives the same splits (0)")
+    return voc
+
+
+def add_yolo(layouts: argparse._SubParsersAction, style: dict) -> argparse.ArgumentParser:
     yolo = layouts.add_parser("yolo", help="data.yaml, labels/*.txt beside images/", **style)
     yolo.add_argument("source", metavar="FILE", type=Path, help="the data.yaml")
     yolo.add_argument(
@@ -59,15 +76,7 @@ def parse_args() -> argparse.Namespace:
         help="what a line is: boxes: the first five numbers of each, others (keypoints, confidence) are left out; "
         "polygons: lines of 7, 9, 11 ... numbers; obb: four corners each; default: decide by the lines",
     )
-    for layout, kind in ((voc, "files of ImageSets/Main"), (yolo, "keys of the data.yaml")):
-        layout.add_argument("--splits", metavar="NAME", nargs="+", help=f"{kind} (default: train val)")
-        layout.add_argument(
-            "--out",
-            metavar="FOLDER",
-            type=Path,
-            help="where to write instances_<split>.json (default: coco/ in the data set)",
-        )
-    return parser.parse_args()
+    return yolo
 
 
 def share(text: str) -> float:
