@@ -13,7 +13,6 @@ from torch import nn
 
 from gfl.common.files import write_json
 from gfl.config import DataConfig, EvalConfig
-from gfl.data.coco import load_coco
 from gfl.data.loader import build_eval_loader
 from gfl.evaluation.coco_eval import METRIC_NAMES, coco_metrics, draw_samples, format_metrics, run_detector
 from gfl.method.quality import Quality
@@ -98,26 +97,6 @@ def test_perfect_detections_score_1_with_crowds_id_0_and_fields_left_out(coco_se
     metrics = coco_metrics(made.save().load(), [*found, inside_crowd])
     assert metrics["AP"] == pytest.approx(1)
     assert coco_metrics(made.load(), [*found, inside_crowd | {"category_id": 3}])["AP"] < 1
-
-
-def test_regions_to_ignore_are_crowds_of_their_class_or_of_every_class(coco_set):
-    boxes = [*BOXES, (0, 7, [100, 90, 40, 40]), (2, 9, [100, 20, 100, 60])]
-    made = coco_set(SIZES, boxes, categories=NAMES | {9: "ignored regions"})
-    made.tree["annotations"][-2]["ignore"] = 1
-    data = load_coco(made.save().annotations, made.images, ignore_classes=["ignored regions"])
-    found = [result | {"score": 0.3} for result in results_of(made)[: len(BOXES)]]
-    marked = {"image_id": 900, "category_id": 7, "bbox": [102, 92, 30, 30], "score": 0.9}
-    regions = [{"image_id": 886, "category_id": c, "bbox": [110, 25, 50, 50], "score": 0.9} for c in NAMES]
-    assert coco_metrics(data, [*found, marked, *regions])["AP"] == pytest.approx(1)
-    assert coco_metrics(data, [*found, marked | {"category_id": 3}])["AP"] < 1
-
-
-@pytest.mark.parametrize("area", [-1, 0, float("inf"), float("nan")])
-def test_an_area_that_is_no_size_is_that_of_the_box(shapes, area):
-    expected = coco_metrics(shapes.load(), found := results_of(shapes, jitter=0.1))
-    for entry in shapes.tree["annotations"]:
-        entry["area"] = area
-    assert coco_metrics(shapes.save().load(), found) == expected
 
 
 def test_no_detections_score_0(shapes):

@@ -50,7 +50,7 @@ def test_step_losses_images_and_the_batch_are_reported(tmp_path, refusal, value,
     written = torch.load(tmp_path / "not_finite_step7.pt", weights_only=True)
     assert [each["image_ids"].tolist() for each in written["batches"]] == [[41, 42], [43]]
     assert written["batches"][0]["images"].shape == (2, 3, 32, 32)
-    assert set(written["batches"][0]["targets"]) == {"boxes_xyxy", "labels", "valid"}
+    assert set(written["batches"][0]["targets"]) == {"boxes_xyxy", "labels", "valid", "ignored"}
     recorded = written["losses"] | {"norm": written["gradient_norm"]}
     assert str(recorded[term]) == str(value)
 
