@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import cv2
+import numpy as np
 import pytest
 import torch
 from conftest import write_coco_set
@@ -161,6 +163,7 @@ def run(config: Config) -> dict[str, Any]:
 BRANCH, DGQP, FCOS = "model.head.quality=iou_branch", "model.head.quality=dgqp", "assign.kind=fcos"
 DEFORMABLE = ("model.backbone.name=resnet50", "model.backbone.dcn=v1", "model.backbone.dcn_stages=[c5]")
 BROKEN = ("data.train.images=BROKEN/images", "data.train.annotations=BROKEN/instances.json")
+DEEP = tuple(f"data.{s}={{annotations: DEEP/instances.json, images: DEEP/images}}" for s in ("train", "val"))
 MANY = "eval.score_thresh=0.0"
 ROWS: dict[str, tuple] = {
     "model.weights": (start, "nowhere.pt"),
@@ -203,8 +206,11 @@ ROWS: dict[str, tuple] = {
     "data.flip": (loaded, "1.0"),
     "data.augment": (loaded, "[{name: InvertImg, p: 1.0}]"),
     "data.keep_empty": (loaded, "true"),
+    "data.bit_depth": (loaded, "12", *DEEP),
     "data.workers": (loaded, "1"),
     "data.on_bad_image": (loaded, "skip", *BROKEN),
+    "data.ignored": (loaded, "mask", *DEEP),
+    "data.ignore_classes": (loaded, "[ring]", *DEEP),
     "optim.name": (optimizer, "adamw"),
     "optim.lr": (rates, "0.02"),
     "optim.base_batch": (rates, "8"),
@@ -239,7 +245,7 @@ ROWS: dict[str, tuple] = {
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory) -> dict[str, str]:
-    """Three small sets, one with a damaged image: what stands for OTHER, BROKEN and DATA in a row."""
+    """Small sets, one damaged, one of 16 bits with crowds and two classes: OTHER, BROKEN, DEEP and DATA in a row."""
 
     sizes = [(64, 48), (48, 64), (64, 48), (60, 40), (64, 64)]
     boxes = [(0, 7, [8, 8, 40, 30]), (1, 7, [4, 4, 20, 40]), (2, 7, [20, 8, 30, 30]), (3, 7, [6, 4, 33, 31])]
@@ -250,7 +256,11 @@ def project(tmp_path_factory) -> dict[str, str]:
             made.file(0).write_bytes(made.file(2).read_bytes())
         if name == "broken":
             made.file(0).write_bytes(b"no image")
-    return {name.upper(): str(folder / name) for name in ("data", "other", "broken")}
+    deep = write_coco_set(folder / "deep", sizes, [*boxes, (0, 8, [2, 2, 9, 9])], boxes[:1], {7: "disc", 8: "ring"})
+    for number, (width, height) in enumerate(sizes):
+        pixels = np.random.default_rng(number).integers(0, 4096, (height, width, 3), np.uint16)
+        cv2.imwrite(str(deep.file(number)), pixels)
+    return {name.upper(): str(folder / name) for name in ("data", "other", "broken", "deep")}
 
 
 @pytest.fixture(scope="module")
