@@ -165,7 +165,7 @@ def _decode_scaled(path: Path, data: bytes, bit_depth: BitDepth) -> np.ndarray:
     if values is None:
         raise _undecoded(path, data)
     if values.dtype == np.uint8:
-        return np.ascontiguousarray(values)
+        return values.copy()
     low, high = scale_limits(bit_depth)
     clipped = np.nan_to_num(values.astype(np.float32), nan=low).clip(low, high)
     return np.rint((clipped - low) * (255 / (high - low))).astype(np.uint8)

@@ -62,7 +62,8 @@ def turn_upright(image: np.ndarray, orientation: int) -> np.ndarray:
         image = image[::-1]
     if orientation in (2, 3, 6, 7):
         image = image[:, ::-1]
-    return np.ascontiguousarray(image)
+    # With a side of one pixel numpy calls a mirrored image contiguous, but torch takes no negative strides.
+    return image if orientation == 1 else image.copy()
 
 
 def without_orientation(data: bytes) -> bytes:

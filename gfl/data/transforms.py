@@ -33,7 +33,8 @@ def flip(image: np.ndarray, boxes_xyxy: np.ndarray) -> tuple[np.ndarray, np.ndar
     """Mirror an image and its boxes left to right."""
     flipped = boxes_xyxy.copy()
     flipped[:, [0, 2]] = image.shape[1] - boxes_xyxy[:, [2, 0]]
-    return image[:, ::-1], flipped
+    # A copy: torch takes no negative strides, and numpy calls a flipped image one pixel wide contiguous.
+    return image[:, ::-1].copy(), flipped
 
 
 class Augmentation:

@@ -241,4 +241,4 @@ def _as_rgb(image: str | Path | Image.Image | np.ndarray, bit_depth: BitDepth = 
         raise TypeError(f"an image is a path, a PIL image or an array, not {type(image).__name__}")
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
         raise ValueError(f"an array must be uint8 RGB (H, W, 3), not {image.dtype} {image.shape}")
-    return np.ascontiguousarray(image)
+    return image.copy()  # of positive strides

@@ -7,6 +7,8 @@ import torch
 
 from gfl.config import DataConfig
 from gfl.data.dataset import CocoDataset, Sample, collate
+from gfl.data.orientation import turn_upright
+from gfl.data.transforms import flip
 
 SIZES = [(60, 40), (40, 60), (48, 48), (70, 30), (30, 50)]
 BOXES = [(0, 7, [10, 10, 20, 15]), (0, 7, [35, 4, 20, 30]), (1, 7, [5, 5, 25, 40]), (3, 7, [2, 2, 60, 20])]
@@ -147,3 +149,13 @@ def test_the_bit_depth_of_the_config_scales_samples(coco_set, training):
     data = made.load()
     assert dataset(data, training=training)[0, 0].image.max() == 15
     assert dataset(data, training=training, bit_depth=12)[0, 0].image.max() == 255
+
+
+@pytest.mark.parametrize("shape", [(1, 9, 3), (9, 1, 3), (1, 1, 3)])
+def test_mirrored_images_of_one_pixel_can_be_batched(shape):
+    image = np.arange(np.prod(shape), dtype=np.uint8).reshape(shape)
+    boxes, labels = np.zeros((0, 4), np.float32), np.zeros(0, np.int64)
+    for mirrored in (flip(image, boxes)[0], *(turn_upright(image, orientation) for orientation in range(1, 9))):
+        height, width = mirrored.shape[:2]
+        batch = collate([Sample(mirrored, boxes, labels, 1, (height, width))])
+        np.testing.assert_array_equal(batch.images[0, :, :height, :width].permute(1, 2, 0).numpy(), mirrored)
