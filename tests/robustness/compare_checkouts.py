@@ -159,6 +159,7 @@ def main() -> None:
         (folder / "tiny.yaml").write_text(CONFIG.replace("DATA", str(folder / "data")))
         equal = [compare(variant, processes, folder, old, new) for variant in VARIANTS for processes in (1, 2)]
         equal += [compare_analysis(variant, folder, old, new) for variant in VARIANTS]
+        equal += [compare_predictions(variant, folder, old, new) for variant in ("gfl", "fcos")]
         equal += [
             compare_resumed(variant, processes, folder, old, new) for variant, processes in (("gfl", 1), ("gflv2", 2))
         ]
