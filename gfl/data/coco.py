@@ -198,7 +198,7 @@ def _notes(entries: list[Any], degenerate: list[int | str], counts: dict[str, in
     if any(counts.values()):
         texts = [f"{count} {IGNORED[reason]}" for reason, count in counts.items() if count]
         marked = counts["ignore"] or counts["class"]
-        notes.append(f"{', '.join(texts)} left out of training" + ("; evaluation treats them as crowd" * bool(marked)))
+        notes.append(f"{', '.join(texts)}: not trained on" + (", as crowd in evaluation" * bool(marked)))
     notes += [found.note() for found in rotation_findings(enumerate(entries))]
     return tuple(notes)
 

@@ -18,6 +18,7 @@ from gfl.training.data_fit import fit_notes
 from gfl.training.log import METRICS_FILE, loss_trend
 from gfl.training.optim import autocast_dtype, scaled_lr
 
+MAX_NOTES = 12
 MIN_AP = 0.001  # below it nothing was learned
 
 
@@ -47,7 +48,7 @@ def run_summary(config: Config, device: torch.device, model: nn.Module, data: Tr
         "steps": f"{optim.epochs} epochs x {sampler.steps_per_epoch} = {optim.epochs * sampler.steps_per_epoch}",
         "output": config.run_dir,
     }
-    notes = [f"train: {note}" for note in train.notes] + [f"val: {note}" for note in val.notes + val.eval_notes]
+    notes = []
     if dropped := len(train) - len(sampler.candidates):
         notes.append(f"{dropped} training images without boxes dropped; data.keep_empty=true keeps them")
     if optim.warmup_steps * 2 > optim.epochs * sampler.steps_per_epoch:
@@ -57,7 +58,19 @@ def run_summary(config: Config, device: torch.device, model: nn.Module, data: Tr
     if config.data.workers > (cores := os.cpu_count() or 1):
         notes.append(f"{config.data.workers} loader processes on {cores} cores; data.workers={cores} may be faster")
     notes += fit_notes(train, val, config)
+    notes += [f"train: {note}" for note in train.notes] + [f"val: {note}" for note in val.notes + val.eval_notes]
+    notes = limit_notes(notes, config)
     return [f"{name:<8} {value}" for name, value in lines.items()] + [f"note     {note}" for note in notes]
+
+
+def limit_notes(notes: Sequence[str], config: Config) -> list[str]:
+    """The first notes, and the command that reports the others where there are many."""
+    if len(notes) <= MAX_NOTES:
+        return list(notes)
+    train, val = config.data.train, config.data.val
+    words = ["python", "scripts/doctor.py", train.annotations, train.images, "--val", val.annotations, val.images]
+    words += ["--config", str(Path(config.run_dir) / "config.yaml")]
+    return [*notes[: MAX_NOTES - 1], f"and {len(notes) - MAX_NOTES + 1} more: {shlex.join(words)}"]
 
 
 def resume_summary(
