@@ -57,5 +57,5 @@ def test_of_many_notes_the_first_are_shown_and_the_doctor_reports_the_others():
     assert shown == notes[:11]
     count, command = last.split(" more: ")
     assert count == "and 9"
-    expected = "python scripts/doctor.py train.json".split() + ["my train", "--val", "val.json", "my val", "--config"]
+    expected = ["python", "scripts/doctor.py", "train.json", "my train", "--val", "val.json", "my val", "--config"]
     assert shlex.split(command) == [*expected, "runs/mine/config.yaml"]
