@@ -50,7 +50,12 @@ class PointGrid(NamedTuple):
 
     points: Tensor  # (P, 2) x, y in pixels
     strides: Tensor  # (P,) stride of each point's level
-    level_sizes: tuple[int, ...]  # points per level, L entries that sum to P
+    level_shapes: tuple[tuple[int, int], ...]  # (L,) height, width of each level
+
+    @property
+    def level_sizes(self) -> tuple[int, ...]:
+        """(L,) points per level, which sum to P."""
+        return tuple(height * width for height, width in self.level_shapes)
 
 
 class HeadOutput(NamedTuple):

@@ -44,19 +44,38 @@ def anchor_boxes(grid: PointGrid, scale: float) -> Tensor:
 def _nearest_points(grid: PointGrid, boxes_xyxy: Tensor, inside: Tensor, topk: int) -> tuple[Tensor, Tensor]:
     """Indices (B, G, Q) into P of every level's `topk` points nearest to each box's centre, and which are eligible.
 
-    Points outside the image are infinitely far away *before* the selection, so that padding never displaces a point.
+    Points outside the image are infinitely far away *before* the selection, so that padding never displaces a point; of
+    equally near points the first comes first. Only points in the `topk` nearest rows and columns of a level are
+    measured: to any other, that many in the same row or column are nearer.
     """
-    centers = (boxes_xyxy[..., :2] + boxes_xyxy[..., 2:]) / 2  # (B, G, 1, 2)
+    x, y = ((boxes_xyxy[..., :2] + boxes_xyxy[..., 2:]) / 2).unbind(-1)  # (B, G, 1) each
     indices, finite, start = [], [], 0
-    for size in grid.level_sizes:
-        level = slice(start, start + size)
-        distance = (grid.points[level] - centers).pow(2).sum(dim=-1).sqrt()  # (B, G, size)
-        distance = distance.masked_fill(~inside[:, None, level], torch.inf)
-        nearest = distance.topk(min(topk, size), dim=-1, largest=False)
-        indices.append(nearest.indices + start)
-        finite.append(nearest.values.isfinite())
-        start += size
+    for height, width in grid.level_shapes:
+        level = slice(start, start + height * width)
+        points, allowed = grid.points[level], inside[:, None, level]  # (size, 2), (B, 1, size)
+        columns, _ = _nearest(points[:width, 0] - x, allowed[..., :width], topk)
+        rows, _ = _nearest(points[::width, 1] - y, allowed[..., ::width], topk)
+        candidates = (rows.unsqueeze(-1) * width + columns.unsqueeze(-2)).flatten(-2)  # (B, G, at most topk * topk)
+        distance = (points[candidates] - torch.stack([x, y], dim=-1)).pow(2).sum(dim=-1).sqrt()
+        allowed = allowed.expand(-1, x.shape[1], -1).gather(-1, candidates)
+        nearest, eligible = _nearest(distance, allowed, topk, candidates)
+        indices.append(nearest + start)
+        finite.append(eligible)
+        start += height * width
     return torch.cat(indices, dim=-1), torch.cat(finite, dim=-1)
+
+
+def _nearest(distance: Tensor, allowed: Tensor, count: int, index: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """The `index` (by default the position) of the least absolute distances along the last axis; which are allowed.
+
+    A float's bits sort as the float does if it is not negative. With the index below them no two keys are equal, so
+    that the order is the same on every device.
+    """
+    if index is None:
+        index = torch.arange(distance.shape[-1], device=distance.device)
+    bits = distance.abs().masked_fill(~allowed, torch.inf).view(torch.int32).long()
+    keys = (bits << 32 | index).topk(min(count, distance.shape[-1]), dim=-1, largest=False).values
+    return keys & 0xFFFFFFFF, (keys >> 32).int().view(torch.float32).isfinite()
 
 
 def _mean_plus_std(iou: Tensor, eligible: Tensor) -> Tensor:

@@ -31,8 +31,7 @@ def make_point_grid(
         grid_y, grid_x = torch.meshgrid(y, x, indexing="ij")
         points.append(torch.stack([grid_x, grid_y], dim=-1).reshape(-1, 2))
         point_strides.append(torch.full((height * width,), float(stride), device=device))
-    level_sizes = tuple(height * width for height, width in feature_sizes)
-    return PointGrid(torch.cat(points), torch.cat(point_strides), level_sizes)
+    return PointGrid(torch.cat(points), torch.cat(point_strides), tuple(feature_sizes))
 
 
 def points_in_images(grid: PointGrid, image_sizes: Tensor) -> Tensor:

@@ -172,7 +172,7 @@ class ColourDetector(nn.Module):
     quality = Quality()  # no branch, whose score would multiply
 
     def forward(self, images):
-        return HeadOutput(images, torch.zeros(0), None, PointGrid(torch.zeros(3, 2), torch.ones(3), (3,)))
+        return HeadOutput(images, torch.zeros(0), None, PointGrid(torch.zeros(3, 2), torch.ones(3), ((1, 3),)))
 
     def decode(self, output):
         boxes, scores = torch.zeros(len(output.cls_logits), 3, 4), torch.zeros(len(output.cls_logits), 3, 3)
@@ -233,7 +233,7 @@ class Fixed(nn.Module):
 
     def forward(self, images):
         count = len(self.boxes)
-        grid = PointGrid(torch.zeros(count, 2), torch.ones(count), (count,))
+        grid = PointGrid(torch.zeros(count, 2), torch.ones(count), ((1, count),))
         return HeadOutput(images, torch.zeros(0), None, grid)
 
     def decode(self, output):
