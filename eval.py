@@ -71,7 +71,8 @@ def main(args: argparse.Namespace) -> None:
         if not data.has_annotations:
             print("the json has no annotations: no metrics; submit detections.json to the evaluation server")
             return
-        metrics = coco_metrics(data, results, max_detections=detector.config.eval.max_detections)
+        settings = detector.config.eval
+        metrics = coco_metrics(data, results, max_detections=settings.max_detections, backend=settings.backend)
         write_json(out / "metrics.json", metrics)
         print(f"\n{format_metrics(metrics)}\n\nmetrics: {out / 'metrics.json'}")
         words = ["scripts/predict.py", args.checkpoint, data.root, "-o", out / "pictures"]

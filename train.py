@@ -179,7 +179,7 @@ def evaluate(
         results = run_detector(model, loader, data.val, config.eval, device, on_batch=bar.update)
     if results is None:
         return None
-    metrics = coco_metrics(data.val, results, max_detections=config.eval.max_detections)
+    metrics = coco_metrics(data.val, results, max_detections=config.eval.max_detections, backend=config.eval.backend)
     log.evaluation(metrics, draw_samples(data.val, results, config.log.images, bit_depth=config.data.bit_depth))
     return metrics
 

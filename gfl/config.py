@@ -199,6 +199,7 @@ class EvalConfig:
     nms_iou: Probability = 0.6
     max_detections: Count = 100
     decode: Literal["expectation", "peak"] = "expectation"  # peak: a side lies at its distribution's highest mode
+    backend: Literal["auto", "pycocotools", "hotcoco"] = "auto"  # of the metrics; auto: hotcoco if it is installed
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
-"""From a detector and a split to COCO's metrics, computed by pycocotools."""
+"""From a detector and a split to COCO's metrics, computed by pycocotools or hotcoco."""
 
 import contextlib
+import importlib.util
 import io
 import math
 from collections.abc import Callable, Iterable, Sequence
@@ -8,10 +9,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
 
 from gfl.common.distributed import gather_to_main
+from gfl.common.errors import UserError
 from gfl.common.findings import Finding, finding_if_any
 from gfl.config import EvalConfig
 from gfl.data.annotation_marks import ignored_because, own_area, usable_area
@@ -78,36 +78,41 @@ def _to_results(detections: Detections, image_ids: Sequence[int], category_ids: 
     ]
 
 
-def coco_metrics(data: CocoData, results: list[Result], *, max_detections: int = COCO_DETECTIONS) -> dict[str, Any]:
+def coco_metrics(
+    data: CocoData, results: list[Result], *, max_detections: int = COCO_DETECTIONS, backend: str = "auto"
+) -> dict[str, Any]:
     """COCO's twelve metrics, and under ``per_class`` AP and AP50 of each; None where there are no objects.
 
     The ground truth is the json's own, with crowd and degenerate boxes, as the official evaluation uses it. Boxes that
     are marked as ignored count as crowds, those of `data.ignored_classes` as crowds of every class. COCO counts the 100
     best detections of an image. A larger `max_detections`, from the config, counts in all metrics but AR1, AR10 and
     AR100; then ``AR<max_detections>`` is added, and COCO's own AP as ``AP@100``.
+
+    `backend` is the config's `eval.backend`. Raises `UserError` if it is not installed.
     """
-    ground_truth = _ground_truth(data)
+    coco, coco_eval = evaluation_library(backend)
+    ground_truth = coco()
+    ground_truth.dataset = _ground_truth(data)
     if not results:  # pycocotools cannot load an empty list
         results = [
             {"image_id": int(data.image_ids[0]), "category_id": data.category_ids[0], "bbox": [0, 0, 0, 0], "score": 0}
         ]
     with contextlib.redirect_stdout(io.StringIO()):
-        evaluation = COCOeval(ground_truth, ground_truth.loadRes([dict(result) for result in results]), "bbox")
-        evaluation.params.catIds = list(data.category_ids)
-        if max_detections > COCO_DETECTIONS:  # the first three are those that `summarize` reads
-            evaluation.params.maxDets = [1, 10, COCO_DETECTIONS, max_detections]
+        ground_truth.createIndex()
+        evaluation = coco_eval(ground_truth, ground_truth.loadRes([dict(result) for result in results]), "bbox")
+        evaluation.params.catIds = sorted(data.category_ids)
+        evaluation.params.maxDets = [1, 10, COCO_DETECTIONS]
+        if max_detections > COCO_DETECTIONS:
+            evaluation.params.maxDets = [*evaluation.params.maxDets, max_detections]
         evaluation.evaluate()
         evaluation.accumulate()
-        evaluation.summarize()
-    metrics = {name: _metric(value) for name, value in zip(METRIC_NAMES, evaluation.stats, strict=True)}
+    metrics = _summary(evaluation, COCO_DETECTIONS)
     if max_detections > COCO_DETECTIONS:
-        extra = {
-            f"AR{max_detections}": _mean(evaluation.eval["recall"][..., 0, -1]),
-            f"AP@{COCO_DETECTIONS}": metrics["AP"],
-        }
-        metrics |= _metrics_of_most_detections(evaluation) | extra
-    precision = evaluation.eval["precision"][..., 0, -1]  # IoU threshold, recall, class; all areas, most detections
-    columns = np.argsort(np.argsort(data.category_ids)).tolist()  # pycocotools orders the classes by category id
+        metrics |= _summary(evaluation, max_detections) | {f"AP@{COCO_DETECTIONS}": metrics["AP"]}
+    precision = np.asarray(evaluation.eval["precision"])[
+        ..., 0, -1
+    ]  # IoU threshold, recall, class; all areas, most detections
+    columns = np.argsort(np.argsort(data.category_ids)).tolist()
     metrics["per_class"] = {
         name: {"AP": _mean(precision[:, :, column]), "AP50": _mean(precision[0, :, column])}
         for name, column in zip(data.class_names, columns, strict=True)
@@ -115,21 +120,40 @@ def coco_metrics(data: CocoData, results: list[Result], *, max_detections: int =
     return metrics
 
 
-def _metrics_of_most_detections(evaluation: COCOeval) -> dict[str, float | None]:
-    """What `COCOeval.summarize` would report if it did not stop at 100 detections."""
-    precision, recall = evaluation.eval["precision"][..., -1], evaluation.eval["recall"][..., -1]
-    areas = evaluation.params.areaRngLbl
+def evaluation_library(backend: str) -> tuple[type, type]:
+    """The classes `COCO` and `COCOeval` of a library: pycocotools, or hotcoco, the same metrics some 30 times faster.
+
+    ``auto`` is hotcoco where it is installed. Raises `UserError` if `backend` is not.
+    """
+    if backend == "pycocotools" or (backend == "auto" and not importlib.util.find_spec("hotcoco")):
+        from pycocotools.coco import COCO
+        from pycocotools.cocoeval import COCOeval
+
+        return COCO, COCOeval
+    try:
+        from hotcoco import COCO, COCOeval
+    except ImportError as error:
+        raise UserError(f"eval.backend=hotcoco: {error}; pip install hotcoco", code="missing_package") from None
+    return COCO, COCOeval
+
+
+def _summary(evaluation: Any, max_detections: int) -> dict[str, float | None]:
+    """The twelve metrics, all but AR1 and AR10 with `max_detections` per image; as pycocotools' `summarize` for 100."""
+    limits = list(evaluation.params.maxDets)
     thresholds = [round(float(threshold), 2) for threshold in evaluation.params.iouThrs]
-    whole = {"AP": precision[..., 0]}
-    whole |= {f"AP{round(iou * 100)}": precision[thresholds.index(iou), ..., 0] for iou in (0.5, 0.75)}
-    for name in ("small", "medium", "large"):
-        initial, area = name[0].upper(), areas.index(name)
-        whole |= {f"AP{initial}": precision[..., area], f"AR{initial}": recall[..., area]}
-    return {name: _mean(values) for name, values in whole.items()}
+    areas = {name[0].upper(): area for area, name in enumerate(evaluation.params.areaRngLbl) if name != "all"}
+    best = limits.index(max_detections)
+    precision, recall = (np.asarray(evaluation.eval[name]) for name in ("precision", "recall"))
+    values = {"AP": precision[..., 0, best]}
+    values |= {f"AP{round(iou * 100)}": precision[thresholds.index(iou), ..., 0, best] for iou in (0.5, 0.75)}
+    values |= {f"AP{initial}": precision[..., area, best] for initial, area in areas.items()}
+    values |= {f"AR{limit}": recall[..., 0, limits.index(limit)] for limit in (1, 10, max_detections)}
+    values |= {f"AR{initial}": recall[..., area, best] for initial, area in areas.items()}
+    return {name: _mean(part) for name, part in values.items()}
 
 
-def _ground_truth(data: CocoData) -> COCO:
-    """The json for pycocotools, with the fields it requires.
+def _ground_truth(data: CocoData) -> dict[str, Any]:
+    """The json as pycocotools takes it, with the fields it requires.
 
     Annotations are numbered from 1: pycocotools treats a match with annotation id 0 as no match.
     """
@@ -149,21 +173,14 @@ def _ground_truth(data: CocoData) -> COCO:
                     "iscrowd": int(bool(reason)),
                 }
             )
-    ground_truth = COCO()
-    images, categories = ([{"id": entry["id"]} for entry in tree[key]] for key in ("images", "categories"))
-    ground_truth.dataset = {"images": images, "categories": categories, "annotations": annotations, "info": {}}
-    with contextlib.redirect_stdout(io.StringIO()):
-        ground_truth.createIndex()
-    return ground_truth
+    images = [{"id": entry["id"]} for entry in tree["images"]]
+    categories = [{"id": entry["id"], "name": entry["name"]} for entry in tree["categories"]]
+    return {"images": images, "categories": categories, "annotations": annotations, "info": {}}
 
 
 def _finite_box(bbox: list[float]) -> list[float]:
     """NaN and infinity become a box that nothing matches; pycocotools would let anything match them."""
     return bbox if all(map(math.isfinite, bbox)) else [0, 0, 0, 0]
-
-
-def _metric(value: float) -> float | None:
-    return None if value < 0 else float(value)
 
 
 def _mean(precision: np.ndarray) -> float | None:
