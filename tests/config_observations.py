@@ -14,6 +14,7 @@ from gfl.checkpoint import TrainState
 from gfl.common.errors import UserError
 from gfl.config import Config
 from gfl.data.loader import batches, load_training_data
+from gfl.evaluation.coco_eval import evaluation_library
 from gfl.evaluation.inference import detect
 from gfl.structures import Batch, Targets
 from gfl.training.initial_weights import load_initial_weights
@@ -112,6 +113,13 @@ def loaded(config: Config) -> Any:
         return found
 
     return attempt(load)
+
+
+def metrics_library(config: Config) -> Any:
+    """The library that computes the metrics where hotcoco is not found, or the error."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("importlib.util.find_spec", lambda name: None)
+        return attempt(lambda: evaluation_library(config.eval.backend)[1].__module__)
 
 
 def run(config: Config) -> dict[str, Any]:
