@@ -86,7 +86,7 @@ def check_files(root: str, file_names: np.ndarray, path: str) -> None:
     message = f"{path}: {len(missing)} of its {len(file_names)} images are not in {root}: {list_some(names)}"
     found = find_spellings(root, names, set(file_names.tolist()).difference(names))
     if not found:
-        advice = "add the files, or write a json without them: scripts/doctor.py with --leave-out OUT.json"
+        advice = f"add the files, or write a json without them: {leave_out_command(path, root)}"
         raise UserError(f"{message}; {advice}", code="missing_files")
     pairs = [f"{format_value(file)} for {format_value(name)}" for name, file in found.items()]
     raise UserError(
@@ -98,8 +98,17 @@ def check_files(root: str, file_names: np.ndarray, path: str) -> None:
 
 def fix_names_command(path: str, root: str) -> str:
     """The command that writes a json whose file names exist."""
-    fixed = Path(path).with_name(f"{Path(path).stem}_names.json")
-    return shlex.join(["python", "scripts/doctor.py", path, root, "--fix-names", str(fixed)])
+    return _rewriting_command(path, root, "--fix-names", "names")
+
+
+def leave_out_command(path: str, root: str) -> str:
+    """The command that writes a json without what training refuses."""
+    return _rewriting_command(path, root, "--leave-out", "usable")
+
+
+def _rewriting_command(path: str, root: str, option: str, suffix: str) -> str:
+    out = Path(path).with_name(f"{Path(path).stem}_{suffix}.json")
+    return shlex.join(["python", "scripts/doctor.py", path, root, option, str(out)])
 
 
 def write_fixed_names(annotations: str, root: str, out: str) -> tuple[dict[str, str], list[str]]:

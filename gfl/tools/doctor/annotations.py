@@ -23,7 +23,7 @@ from gfl.data.coco_json import (
     quote_invisible,
     read_images,
 )
-from gfl.data.file_names import find_spellings, fix_names_command
+from gfl.data.file_names import find_spellings, fix_names_command, leave_out_command
 from gfl.data.image_files import missing_files
 from gfl.tools.doctor.box_findings import box_findings, group_findings, repetition_findings
 
@@ -161,14 +161,14 @@ def _missing_findings(path: str, root: str, names: list[str], present: set[str])
     absent = [name for name in names if name not in spelled]
     paths = [os.path.join(root, name) for name in absent]
     all_missing = paths and not present and not spelled
-    advice = f"wrong folder? looked for {paths[0]}" if all_missing else "add them, or --leave-out OUT.json"
+    advice = f"wrong folder? looked for {paths[0]}" if all_missing else "add or leave out"
+    reasons = [f"no file {file}" for file in paths]
     pairs = [f"{name} -> {file}" for name, file in spelled.items()]
+    fix, leave_out = fix_names_command(path, root), "" if all_missing else leave_out_command(path, root)
     what = "images whose file has another spelling"
     return [
-        *finding_if_any(
-            "error", "images that are not in the folder", advice, absent, [f"no file {file}" for file in paths]
-        ),
-        *finding_if_any("error", what, fix_names_command(path, root), pairs),
+        *finding_if_any("error", what, "correct the names", pairs, command=fix),
+        *finding_if_any("error", "images that are not in the folder", advice, absent, reasons, leave_out),
     ]
 
 

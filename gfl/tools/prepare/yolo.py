@@ -55,6 +55,9 @@ def read_yolo(
 
     Raises `UserError` that names the files, and the lines or keys, that cannot be used: all of one kind at once.
     """
+    if path.is_dir():
+        found = ", ".join(str(file) for file in sorted(path.glob("*.y*ml")))
+        raise UserError(f"{path} is a folder; give its data.yaml ({found or 'it has none'})", code="folder")
     tree = read_yaml(path)
     keypoints = keypoint_numbers(tree, str(path))
     names = _class_names(tree, path)
