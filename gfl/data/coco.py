@@ -28,7 +28,7 @@ from gfl.data.file_names import check_files
 
 IGNORED = {  # why a box is left out of training, with the number of such boxes before it
     "crowd": "crowd boxes",
-    "ignore": "boxes marked as ignored (ignore, isgroupof)",
+    "ignore": "boxes marked as ignored (ignore, isgroupof, difficult)",
     "class": "boxes of data.ignore_classes",
 }
 

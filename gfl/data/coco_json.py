@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from gfl.common.errors import UserError
-from gfl.common.text import is_text, list_some, short_repr
+from gfl.common.text import is_text, list_some, parse_flag, short_repr
 from gfl.data.image_files import check_file_name
 
 T = TypeVar("T")
@@ -35,7 +35,7 @@ def read_coco_json(path: str) -> dict[str, Any]:
     """The json as a dict with at least `images` and `categories`; raises `UserError` for anything else.
 
     UTF-8 with or without a byte order mark, UTF-16 and UTF-32. Ids and sizes like 1.0 become whole numbers, and
-    `iscrowd` like "0" or true becomes 0 or 1.
+    `iscrowd` like "0", "yes" or true becomes 0 or 1.
     """
     tree = read_json(path)
     for key in ("images", "categories"):
@@ -94,9 +94,8 @@ def _convert_numbers(tree: dict[str, Any]) -> None:
                     entry[key] = int(value)
     for entry in tree.get("annotations", ()):
         if isinstance(entry, dict) and type(entry.get("iscrowd")) in (str, bool, float):
-            entry["iscrowd"] = {"0": 0, "1": 1, "false": 0, "true": 1, "0.0": 0, "1.0": 1}.get(
-                str(entry["iscrowd"]).strip().lower(), entry["iscrowd"]
-            )
+            flag = parse_flag(entry["iscrowd"])
+            entry["iscrowd"] = entry["iscrowd"] if flag is None else int(flag)
 
 
 def collect_faults(entries: Sequence[Any], check: Callable[[Any, int], T]) -> list[T]:

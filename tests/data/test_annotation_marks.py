@@ -28,6 +28,12 @@ def areas(*values, **changes):
         ({"ignore": None}, ""),
         ({"isgroupof": 1}, "ignore"),
         ({"IsGroupOf": 1}, "ignore"),
+        ({"is_crowd": "yes"}, "ignore"),
+        ({"difficult": 1}, "ignore"),
+        ({"difficult": "Unspecified"}, ""),
+        ({"attributes": {"isCrowd": True}}, "ignore"),
+        ({"extra": {"ignore": 1}}, "ignore"),
+        ({"attributes": {"difficult": "false"}, "extra": None}, ""),
         ({"category_id": 9}, "class"),
     ],
 )
@@ -35,13 +41,22 @@ def test_marks_make_a_box_a_region_to_ignore(changes, reason):
     assert ignored_because(entry(**changes), {9}) == reason
 
 
-@pytest.mark.parametrize("name", ["ignored regions", "Ignore", "don't care", "DontCare", "Others", "ignored_regions"])
-def test_names_of_regions_are_recognised(name):
-    assert looks_like_region(name)
-    assert not looks_like_region(name + " car")
+def test_names_of_regions_are_recognised():
+    names = [
+        "ignored regions",
+        "Ignore",
+        "don't care",
+        "DontCare",
+        "Do not care",
+        "Others",
+        "IgnoredRegion",
+        "ignore_area",
+    ]
+    assert all(map(looks_like_region, names))
+    assert not any(map(looks_like_region, ["car", "other", "brothers", "day care"]))
 
 
-@pytest.mark.parametrize("area", [0, -1, math.inf, math.nan])
+@pytest.mark.parametrize("area", [0, -1, math.inf, math.nan, "600", True])
 def test_an_area_that_is_no_size_is_counted(area):
     (found,) = areas(600, area, 300)
     assert (found.count, found.items) == (1, (5,))

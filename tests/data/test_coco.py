@@ -226,8 +226,7 @@ def test_an_unusable_category_is_named(refusal, categories, named):
         ({"bbox": [1, 2, 3, True]}, "bbox"),
         ({"bbox": {"x": 1}}, "bbox"),
         ({"bbox": [1, 2, 3], "iscrowd": 1}, "bbox"),  # crowd boxes are checked too
-        ({"iscrowd": 2}, "iscrowd_or_area"),
-        ({"area": "large"}, "iscrowd_or_area"),
+        ({"iscrowd": 2}, "iscrowd"),
     ],
 )
 def test_an_unusable_annotation_is_named(coco_set, refusal, change, code):

@@ -38,7 +38,7 @@ REFUSED = {
     "other_task": ("annotations without a box, of another task", "use a json with boxes"),
     "rotated": ("annotations with rotated boxes", "replace each by the upright box around it"),
     "bbox": ("annotations whose bbox is not four numbers", "correct or delete them"),
-    "iscrowd_or_area": ("annotations with a wrong iscrowd or area", "iscrowd is 0 or 1, area a number"),
+    "iscrowd": ("annotations with a wrong iscrowd", "it is 0 or 1"),
 }
 
 Refused = dict[int, UserError]  # position of an entry -> why it cannot be used

@@ -82,7 +82,7 @@ def add_ambiguous_names(tree):
         (change(bbox=[-2, 10, 40, 40]), "warning", "reach outside", [1]),
         (add("annotations", iscrowd=1, bbox=[1, 1, 99, 99]), "ok", "crowd", [5]),
         (add("annotations", ignore=1, bbox=[1, 1, 99, 99]), "ok", "marked as ignored", [5]),
-        (change(area=-1), "warning", "areas that are not finite", [1]),
+        (change(area=-1), "warning", "areas that are no number above 0", [1]),
         (change(attributes={"rotation": 3}), "warning", "rotated", [1]),
         (change(bbox=[1, 2, 3, 4, 5]), "error", "rotated boxes", [1]),
         (rename("x\\000.PNG"), "error", "another spelling", ["x\\000.PNG -> 000.png"]),
