@@ -154,32 +154,36 @@ def _rotation(entry: dict[str, Any]) -> float:
     return 0.0
 
 
-def evaluation_findings(images: Iterable[dict[str, Any]], entries: Numbered) -> list[Finding]:
-    """What makes the metrics of a split others than one expects: areas, and LVIS's classes without full annotation."""
+def partial_label_findings(images: Iterable[dict[str, Any]]) -> list[Finding]:
+    """Images of which LVIS says that not all classes are annotated."""
+    partial = [
+        entry["id"] for entry in images if entry.get("not_exhaustive_category_ids") or entry.get("neg_category_ids")
+    ]
+    return finding_if_any(
+        "warning",
+        "images with LVIS's not_exhaustive_category_ids or neg_category_ids",
+        "these are not read: unlabelled objects train as background, and AP is not LVIS AP",
+        partial,
+    )
+
+
+def area_findings(entries: Numbered) -> list[Finding]:
+    """Areas that make APS, APM and APL others than one expects."""
     entries = list(entries)
     wrong = [
         entry_name(entry, position)
         for position, entry in entries
         if entry.get("area") is not None and usable_area(entry) is None
     ]
-    partial = [
-        entry["id"] for entry in images if entry.get("not_exhaustive_category_ids") or entry.get("neg_category_ids")
-    ]
     return [
         *finding_if_any(
             "warning", "areas that are no number above 0", "evaluation uses width x height of the box", wrong
         ),
-        *_area_findings([(position, entry) for position, entry in entries if usable_area(entry) is not None]),
-        *finding_if_any(
-            "warning",
-            "images with LVIS's not_exhaustive_category_ids or neg_category_ids",
-            "the COCO evaluation does not read them: AP is not LVIS AP",
-            partial,
-        ),
+        *_far_areas([(position, entry) for position, entry in entries if usable_area(entry) is not None]),
     ]
 
 
-def _area_findings(entries: list[tuple[int, dict[str, Any]]]) -> list[Finding]:
+def _far_areas(entries: list[tuple[int, dict[str, Any]]]) -> list[Finding]:
     """Areas that no mask within the box can have, if most boxes have such."""
     boxes = [(p, e) for p, e in entries if min(e["bbox"][2:]) > 0 and all(map(math.isfinite, e["bbox"]))]
     if not boxes:

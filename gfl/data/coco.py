@@ -10,12 +10,14 @@ import numpy as np
 from gfl.common.errors import UserError
 from gfl.common.text import list_some, short_repr
 from gfl.data.annotation_marks import (
+    area_findings,
     check_annotation,
-    evaluation_findings,
     ignored_because,
+    partial_label_findings,
     rotation_findings,
     visible_box,
 )
+from gfl.data.box_format import box_format_findings
 from gfl.data.coco_json import (
     category_names,
     collect_faults,
@@ -121,8 +123,8 @@ def build_coco_data(
         class_names=class_names,
         category_ids=category_ids,
         has_annotations="annotations" in tree,
-        notes=read.notes,
-        eval_notes=tuple(found.note() for found in evaluation_findings(tree["images"], enumerate(entries))),
+        notes=(*(found.note() for found in partial_label_findings(tree["images"])), *read.notes),
+        eval_notes=tuple(found.note() for found in area_findings(enumerate(entries))),
         ignored_xyxy=read.ignored_boxes[ignored_order],
         ignored_offsets=np.searchsorted(read.ignored_rows[ignored_order], np.arange(len(image_ids) + 1)),
         ignored_classes=tuple(ignored.values()),
@@ -177,13 +179,15 @@ def _read_annotations(
             rows.append(row)
             boxes.append(box)
             labels.append(label)
+    as_written = np.array([entry["bbox"] for entry in entries], np.float64).reshape(-1, 4)
+    format_findings = box_format_findings(as_written, sizes[[row for row, _ in checked]].reshape(-1, 2))
     return _Boxes(
         np.array(rows, np.int64),
         np.array(boxes, np.float32).reshape(-1, 4),
         np.array(labels, np.int64),
         np.array([row for row, _ in ignored], np.int64),
         np.array([box for _, box in ignored], np.float32).reshape(-1, 4),
-        _notes(entries, degenerate, counts),
+        (*(found.note() for found in format_findings), *_notes(entries, degenerate, counts)),
     )
 
 

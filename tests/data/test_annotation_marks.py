@@ -4,7 +4,13 @@ import math
 
 import pytest
 
-from gfl.data.annotation_marks import evaluation_findings, ignored_because, looks_like_region, rotation_findings
+from gfl.data.annotation_marks import (
+    area_findings,
+    ignored_because,
+    looks_like_region,
+    partial_label_findings,
+    rotation_findings,
+)
 
 
 def entry(**changes):
@@ -12,7 +18,7 @@ def entry(**changes):
 
 
 def areas(*values, **changes):
-    return evaluation_findings([], enumerate(entry(area=value, **changes) for value in values))
+    return area_findings(enumerate(entry(area=value, **changes) for value in values))
 
 
 @pytest.mark.parametrize(
@@ -83,12 +89,12 @@ def test_areas_far_from_the_box_are_a_finding_if_most_are(values, count):
 
 def test_equal_areas_of_different_boxes_are_a_finding():
     entries = [entry(area=400, bbox=[0, 0, side, 30]) for side in (20, 40, 60)]
-    assert [found.count for found in evaluation_findings([], enumerate(entries))] == [3]
+    assert [found.count for found in area_findings(enumerate(entries))] == [3]
 
 
 def test_classes_that_lvis_did_not_annotate_in_full_are_counted_by_image():
     images = [{"id": 1, "neg_category_ids": [3]}, {"id": 2, "not_exhaustive_category_ids": [4]}]
-    (found,) = evaluation_findings([*images, {"id": 3, "neg_category_ids": []}], [])
+    (found,) = partial_label_findings([*images, {"id": 3, "neg_category_ids": []}])
     assert found.items == (1, 2)
     assert "LVIS" in found.advice
 

@@ -9,10 +9,12 @@ import numpy as np
 from gfl.common.errors import UserError
 from gfl.common.findings import Finding, finding_if_any
 from gfl.data.annotation_marks import (
+    area_findings,
     check_annotation,
-    evaluation_findings,
+    partial_label_findings,
     rotation_findings,
 )
+from gfl.data.box_format import box_format_findings
 from gfl.data.coco import CocoData, build_coco_data, ignored_categories
 from gfl.data.coco_json import (
     category_names,
@@ -197,7 +199,10 @@ def _check_entries(
     findings += repetition_findings(kept)
     sizes = {entry["id"]: (entry["height"], entry["width"]) for entry in usable["images"]}
     findings += box_findings(kept, sizes, ignored)
-    findings += rotation_findings(kept) + evaluation_findings(usable["images"], kept)
+    findings += rotation_findings(kept) + area_findings(kept) + partial_label_findings(usable["images"])
+    boxes = np.array([entry["bbox"] for _, entry in kept], np.float64).reshape(-1, 4)
+    box_sizes = np.array([sizes[entry["image_id"]] for _, entry in kept]).reshape(-1, 2)
+    findings += box_format_findings(boxes, box_sizes)
     findings += group_findings(usable["categories"], {*ignored} | {entry["category_id"] for _, entry in kept})
     return [entry for _, entry in kept]
 
