@@ -20,6 +20,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--score", type=float, default=0.3, help="minimum score of a detection (default 0.3)")
     parser.add_argument("--boxes", type=int, default=3, help="boxes whose sides are drawn (default 3)")
     parser.add_argument("--limit", type=int, help="stop after this many images")
+    parser.add_argument(
+        "--override", nargs="+", default=[], metavar="section.key=value", help="override the checkpoint's config"
+    )
     return parser.parse_intermixed_args()  # images may also follow a flag
 
 
@@ -43,14 +46,16 @@ from gfl.evaluation.inference import Prediction
 def main(args: argparse.Namespace) -> None:
     out = output_folder(args.out)
     paths = list_images(args.images, out)[: args.limit]
-    detector = load_detector(args.checkpoint)
+    detector = load_detector(args.checkpoint, args.override)
     predictions, failed = {}, 0
     for path, name in zip(paths, output_names(paths), strict=True):
         try:
             image = read_image(path, bit_depth=detector.config.data.bit_depth)
         except UserError as error:  # one bad file does not stop the others
+            if error.code == "pixel_type":
+                error = UserError(f"{error} after --override", code=error.code)
             if len(paths) == 1:
-                raise
+                raise error
             print(f"skipped: {error}", file=sys.stderr)
             failed += 1
             continue

@@ -16,7 +16,15 @@ OTHER_FORMATS = (  # start of the file, name
     (b"PK\x03\x04", "a ZIP archive"),
     (b"\x1f\x8b", "a gzip archive"),
     (b"8BPS", "a Photoshop document"),
-    (b"version https://git-lfs", "a pointer of Git LFS instead of the image (run git lfs pull)"),
+    (b"version https://git-lfs", "a pointer of Git LFS instead of the file (run git lfs pull)"),
+    (b"Rar!", "a RAR archive"),
+    (b"7z\xbc\xaf", "a 7z archive"),
+    (b"\x93NUMPY", "an array of NumPy"),
+    (b"\x89HDF", "an HDF5 file"),
+    (b"v/1\x01", "an OpenEXR image"),
+    (b"\xff\x0a", "a JPEG XL image"),
+    (b"\0\0\0\x0cJXL ", "a JPEG XL image"),
+    (b"%!PS", "a PostScript document"),
 )
 
 
@@ -59,7 +67,7 @@ def unopened(path: Path, error: OSError | ValueError) -> BadImage:
     if is_url(path):
         return url_error(path)
     reason = getattr(error, "strerror", None) or error
-    return BadImage(f"cannot read image {path}: {reason}; add the file or leave it out", code="missing_image")
+    return BadImage(f"cannot read image {path}: {reason}; add the file", code="missing_image")
 
 
 def out_of_memory(path: Path, shape: str = "") -> UserError:
@@ -73,7 +81,7 @@ def out_of_memory(path: Path, shape: str = "") -> UserError:
 def check_is_image(path: Path, data: bytes) -> None:
     """Raises `BadImage` for content that is recognisably something else than an image."""
     if not data:
-        raise BadImage(f"image {path} is empty (0 bytes); restore it or leave it out", code="empty_image")
+        raise BadImage(f"image {path} is empty (0 bytes); restore it", code="empty_image")
     if is_video(data):
         raise BadImage(
             f"image {path} is in fact a video; extract its frames first, for example with "
@@ -82,8 +90,8 @@ def check_is_image(path: Path, data: bytes) -> None:
         )
     if data[4:8] == b"ftyp" and data[8:12] in HEIF_BRANDS and not _has_brand(data, b"avif"):
         raise BadImage(f"image {path} is a HEIC file, which is not supported; convert it to JPEG or PNG", code="heic")
-    if (kind := _other_format(data)) is not None:
-        raise BadImage(f"image {path} is in fact {kind}; restore it or leave it out", code="not_an_image")
+    if (kind := recognise_content(data)) is not None:
+        raise BadImage(f"image {path} is in fact {kind}; convert or restore it", code="not_an_image")
 
 
 def is_cut_off(data: bytes) -> bool:
@@ -103,6 +111,8 @@ def is_video(data: bytes) -> bool:
         return data[8:12] not in HEIF_BRANDS and not _has_brand(data, b"avif") and not _has_brand(data, b"avis")
     if data[:4] == b"RIFF":
         return data[8:12] in (b"AVI ", b"AVIX")
+    if not data.startswith(b"GIF8") and data[:1] == data[188:189] == data[376:377] == b"G":  # MPEG transport stream
+        return True
     starts = (b"\x1a\x45\xdf\xa3", b"\0\0\1\xba", b"\0\0\1\xb3", b"FLV\1", b"\x30\x26\xb2\x75\x8e\x66\xcf\x11", b"OggS")
     return data.startswith(starts) or data[4:8] in (b"moov", b"mdat", b"wide")
 
@@ -111,10 +121,13 @@ def _has_brand(data: bytes, brand: bytes) -> bool:
     return brand in data[8 : min(int.from_bytes(data[:4], "big"), 256)]
 
 
-def _other_format(data: bytes) -> str | None:
+def recognise_content(data: bytes) -> str | None:
+    """What a file is that is neither an image that can be read nor another binary file; None if unknown."""
     for start, kind in OTHER_FORMATS:
         if data.startswith(start):
             return kind
+    if data[128:132] == b"DICM":
+        return "a DICOM file"
     text = data[:512].removeprefix(b"\xef\xbb\xbf").lstrip().lower()
     if text.startswith((b"<!doctype html", b"<html", b"<head", b"<script", b"<body")):
         return "an HTML page, as servers send instead of a missing file"

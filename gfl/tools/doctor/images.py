@@ -20,21 +20,32 @@ from gfl.common.findings import Finding, finding_if_any
 from gfl.common.text import list_some
 from gfl.data.coco import CocoData, image_path
 from gfl.data.image_errors import MAX_PIXELS_VARIABLE, max_pixels
-from gfl.data.image_files import BitDepth, find_images, positional, read_image, scale_limits, value_range
+from gfl.data.image_files import (
+    MAX_CHANNELS,
+    BitDepth,
+    find_images,
+    positional,
+    range_option,
+    read_image,
+    scale_limits,
+    value_range,
+)
 from gfl.data.loader import worker_died
 from gfl.data.orientation import TRANSPOSED, read_orientation
 
 MIN_SHARE_OF_RANGE = 0.5  # of 16 bits, below which the values in use are called few
 CHUNK = 16  # images per message from a process
-DAMAGED = ("damaged or unreadable images", "restore or leave out")
+LEAVE_OUT = "restore, or --leave-out OUT.json"
+DAMAGED = ("damaged or unreadable images", LEAVE_OUT)
 UNREADABLE = {  # code of the error: what, advice
-    "truncated": ("images whose end is missing", "restore or leave out"),
-    "empty_image": ("images of 0 bytes", "restore or leave out"),
-    "not_an_image": ("files that are no images", "restore or leave out"),
+    "truncated": ("images whose end is missing", LEAVE_OUT),
+    "empty_image": ("images of 0 bytes", LEAVE_OUT),
+    "not_an_image": ("files that are no images", LEAVE_OUT),
     "video": ("videos", "extract their frames"),
     "heic": ("HEIC images", "convert to JPEG or PNG"),
+    "format": ("images of a format that is not read", "convert to PNG"),
+    "channels": (f"TIFF images of more than {MAX_CHANNELS} channels", "convert to three channels"),
     "too_many_pixels": (f"images above {max_pixels():,} pixels", f"cut into tiles, or raise {MAX_PIXELS_VARIABLE}"),
-    "pixel_type": ("images whose type of pixels needs a scale", "set data.bit_depth; the json has their ranges"),
     "out_of_memory": ("images too large for the memory", "cut into tiles"),
 }
 DECODER_WARNINGS = (b"Corrupt JPEG", b"Premature end of JPEG")  # about files that are read nevertheless
@@ -59,7 +70,8 @@ def inspect_image(path: Path, size: tuple[int, int], bit_depth: BitDepth = 0) ->
             image = read_image(path, bit_depth=bit_depth)
             values = value_range(path)
         except UserError as error:
-            return InspectedImage("unreadable", str(error), code=error.code)
+            values = value_range(path) if error.code == "pixel_type" else None
+            return InspectedImage("unreadable", str(error), code=error.code, values=values)
     warning, rotation = "".join(warnings[:1]), ""
     if image.shape[:2] != size:
         try:
@@ -171,6 +183,7 @@ def image_findings(data: CocoData, inspected: dict[int, InspectedImage], bit_dep
     unreadable = [
         finding
         for code in sorted({image.code for image in inspected.values() if image.problem == "unreadable"})
+        if code != "pixel_type"  # a finding on depth
         for finding in finding_if_any(
             "error", *UNREADABLE.get(code, DAMAGED), *select(lambda image, c=code: image.code == c)
         )
@@ -206,14 +219,17 @@ def _depth_findings(data: CocoData, inspected: dict[int, InspectedImage], bit_de
         rows = [row for row, image in inspected.items() if image.values and image.values[0] == kind]
         low = min(inspected[row].values[1] for row in rows)
         high = max(inspected[row].values[2] for row in rows)
-        level, advice = _depth_advice(kind, low, high, bit_depth)
+        refused = any(inspected[row].problem == "unreadable" for row in rows)
+        level, advice = _depth_advice(kind, low, high, bit_depth, refused)
         what = f"{kind} images, values {positional(low)} to {positional(high)} in use"
         findings += finding_if_any(level, what, advice, [str(data.file_names[row]) for row in rows])
     return findings
 
 
-def _depth_advice(kind: str, low: float, high: float, bit_depth: BitDepth) -> tuple[str, str]:
+def _depth_advice(kind: str, low: float, high: float, bit_depth: BitDepth, refused: bool) -> tuple[str, str]:
     """Level and advice for values from `low` to `high`."""
+    if refused:
+        return "error", f"need a scale to become 8 bits; set {range_option(low, high)}"
     if bit_depth:
         first, last = scale_limits(bit_depth)
         clipped = low < first or high > last
@@ -225,14 +241,14 @@ def _depth_advice(kind: str, low: float, high: float, bit_depth: BitDepth) -> tu
     if kind != "uint16":
         return (
             "warning",
-            f"only the 8 highest bits are read; data.bit_depth=[{positional(low)},{positional(high)}] scales them",
+            f"only the 8 highest bits are read; {range_option(low, high)} scales them",
         )
     read = f"read as {low // 256:g} to {high // 256:g} of 255"
     if high - low >= MIN_SHARE_OF_RANGE * 65535:
         return "ok", f"{read}; data.bit_depth scales them otherwise"
     depth = max(8, int(high).bit_length())
-    option = f"{depth}" if low < high / 2 else f"[{positional(low)},{positional(high)}]"
-    return "warning", f"{read}; data.bit_depth={option} scales them"
+    option = f"data.bit_depth={depth}" if low < high / 2 else range_option(low, high)
+    return "warning", f"{read}; {option} scales them"
 
 
 def unlisted_image_findings(trees: Sequence[dict], roots: Sequence[str]) -> list[list[Finding]]:

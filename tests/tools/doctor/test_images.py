@@ -146,6 +146,18 @@ def test_a_narrow_range_of_counts_is_given_as_a_range(coco_set):
     assert "data.bit_depth=[21000,24000]" in found.advice
 
 
+def test_pixels_that_need_a_scale_are_reported_with_their_type_and_range(coco_set):
+    made = coco_set([(60, 40)] * 2)
+    for number in range(2):
+        content = cv2.imencode(".tif", np.full((40, 60), number - 0.5, np.float32))[1]
+        made.file(number).write_bytes(content.tobytes())
+    data = made.load()
+    (found,) = image_findings(data, inspect_images(data))
+    assert (found.level, found.count) == ("error", 2)
+    assert "float32" in found.what
+    assert "data.bit_depth=[-0.5,0.5]" in found.advice
+
+
 def test_images_that_no_json_names_are_counted_once(coco_set):
     train, val = coco_set([(60, 40), (50, 30)]), coco_set([(60, 40)], name="val")
     listed = val.tree["images"][0]
