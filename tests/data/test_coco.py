@@ -175,7 +175,7 @@ def test_a_missing_json_or_image_folder_is_named(coco_set, tmp_path, refusal):
     ("change", "named"),
     [
         ({"id": 900}, "image id 900"),
-        ({"id": "893"}, "'893'"),
+        ({"id": "v893"}, "'v893'"),
         ({"id": 2**70}, "image id 1180591620717411303424"),
         ({"width": 50.5}, "'width': 50.5"),
         ({"height": 0}, "image id 893"),
