@@ -62,7 +62,7 @@ def add_ambiguous_names(tree):
         (add("images"), "warning", "files listed twice", ["000.png"]),
         (add("images", file_name="no"), "error", "in the folder", ["no"]),
         (add("images", file_name="a\0"), "error", "file_name", [5]),
-        (add("images", file_name="../x"), "error", "file_name", [5]),
+        (add("images", file_name="../x"), "error", "out of the folder", [5]),
         (add("categories", name=3), "error", "categories", [5]),
         (add("categories", id=1, name="emu"), "error", "category ids", [1]),
         (add("categories"), "warning", "class names", ["cat"]),
