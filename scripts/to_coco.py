@@ -151,7 +151,7 @@ def print_summary(split: Split, file: Path) -> None:
     empty = sum(not image.boxes for image in split.images)
     crowd = sum(box.crowd for box in split.boxes)
     counts = f"{len(split.images)} images ({empty} without objects), {len(split.boxes)} boxes"
-    print(f"written   {file}: {counts}" + (f" ({crowd} difficult, as crowd)" if crowd else ""))
+    print(f"written   {file}: {counts}" + (f" ({crowd} of them crowd: difficult or ignored)" if crowd else ""))
     for note in split.notes:
         print(f"note      {note}")
 
