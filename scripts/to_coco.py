@@ -61,8 +61,8 @@ def add_voc(layouts: argparse._SubParsersAction, style: dict) -> argparse.Argume
 
 
 def add_yolo(layouts: argparse._SubParsersAction, style: dict) -> argparse.ArgumentParser:
-    yolo = layouts.add_parser("yolo", help="data.yaml, labels/*.txt beside images/", **style)
-    yolo.add_argument("source", metavar="FILE", type=Path, help="the data.yaml")
+    yolo = layouts.add_parser("yolo", help="data.yaml or obj.data, labels/*.txt beside images/", **style)
+    yolo.add_argument("source", metavar="FILE", type=Path, help="the data.yaml, or the obj.data of Darknet and CVAT")
     yolo.add_argument(
         "--root",
         metavar="FOLDER",
@@ -151,7 +151,7 @@ def print_summary(split: Split, file: Path) -> None:
     empty = sum(not image.boxes for image in split.images)
     crowd = sum(box.crowd for box in split.boxes)
     counts = f"{len(split.images)} images ({empty} without objects), {len(split.boxes)} boxes"
-    print(f"written   {file}: {counts}" + (f" ({crowd} of them crowd: difficult or ignored)" if crowd else ""))
+    print(f"written   {file}: {counts}" + (f" ({crowd} difficult or ignored, as crowd)" if crowd else ""))
     for note in split.notes:
         print(f"note      {note}")
 
