@@ -31,6 +31,13 @@ def parse_args() -> argparse.Namespace:
         metavar="OUT.json",
         help="report nothing, but write the json without images, annotations and categories that training refuses",
     )
+    parser.add_argument(
+        "--no-copies",
+        nargs="*",
+        metavar="JSON IMAGES",
+        help="with --leave-out: also without images that have the pixels of one before them or, given another split, "
+        "of one of its images",
+    )
     return parser.parse_intermixed_args()  # overrides may also follow a flag
 
 
@@ -48,13 +55,20 @@ def fix_names(annotations: str, images: str, out: str) -> int:
     return 1 if unknown else 0
 
 
-def leave_out(annotations: str, images: str, out: str) -> int:
+def leave_out(args: argparse.Namespace, bit_depth: int | tuple[float, ...]) -> int:
     """Write a json that training accepts; returns exit code 0."""
+    from gfl.common.errors import UserError
     from gfl.tools.doctor.leave_out import write_usable
 
-    for kind, (left, before) in write_usable(annotations, images, out).items():
+    others = args.no_copies or []
+    if len(others) not in (0, 2):
+        raise UserError("--no-copies takes nothing, or the json and the image folder of another split")
+    split, no_copies = (args.annotations, args.images), args.no_copies is not None
+    counts = write_usable(split, args.leave_out, bit_depth=bit_depth, no_copies=no_copies, others=others)
+    for kind, (left, before) in counts.items():
         print(f"{kind}: {before - left} of {before} left out")
-    print(f"written: {out}\nnext: {shlex.join(['python', 'scripts/doctor.py', out, images])}")
+    command = ["python", "scripts/doctor.py", args.leave_out, args.images, *args.overrides]
+    print(f"written: {args.leave_out}\nnext: {shlex.join(command)}")
     return 0
 
 
@@ -66,14 +80,16 @@ def main(args: argparse.Namespace) -> None:
 
     if (args.fix_names or args.leave_out) and args.val:
         raise UserError("--fix-names and --leave-out take one json; run them for each, without --val")
+    if args.no_copies is not None and not args.leave_out:
+        raise UserError("--no-copies belongs to --leave-out OUT.json")
     if args.fix_names:
         sys.exit(fix_names(args.annotations, args.images, args.fix_names))
-    if args.leave_out:
-        sys.exit(leave_out(args.annotations, args.images, args.leave_out))
     if args.config:
         config = load_config(args.config, args.overrides)
     else:
         config = config_from_dict(parse_overrides(args.overrides), "command line")
+    if args.leave_out:
+        sys.exit(leave_out(args, config.data.bit_depth))
     result = check_dataset((args.annotations, args.images), args.val, config, progress=True)
     print(format_report(result, hint=not args.json))
     if args.json:

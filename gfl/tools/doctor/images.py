@@ -1,4 +1,4 @@
-"""Every image file of a split, decoded by many processes: missing pixels, wrong sizes, rotation, copies."""
+"""Every image file of a split, decoded by many processes: missing pixels, wrong sizes, rotation."""
 
 import contextlib
 import hashlib
@@ -7,7 +7,6 @@ import os
 import signal
 import sys
 import tempfile
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -191,7 +190,6 @@ def image_findings(data: CocoData, inspected: dict[int, InspectedImage], bit_dep
     corrupt = select(lambda image: image.decoder_warning)
     unrotated, _ = select(lambda image: image.rotation == "unrotated")
     ambiguous, _ = select(lambda image: image.rotation == "ambiguous")
-    copies = [" = ".join(names) for names in _names_by_digest(data, inspected).values() if len(names) > 1]
     return [
         *unreadable,
         *finding_if_any(
@@ -207,7 +205,6 @@ def image_findings(data: CocoData, inspected: dict[int, InspectedImage], bit_dep
         *finding_if_any(
             "warning", "rotated images (EXIF, XMP), same size both ways", "read upright; check boxes", ambiguous
         ),
-        *finding_if_any("warning", "images under several names", "leave copies out", copies),
         *_depth_findings(data, inspected, bit_depth),
     ]
 
@@ -272,21 +269,3 @@ def _names(tree: dict) -> list[str]:
     """The file names of a json, whose entries may still be anything."""
     names = (entry.get("file_name") for entry in tree["images"] if isinstance(entry, dict))
     return [name for name in names if isinstance(name, str)]
-
-
-def shared_image_findings(
-    train: CocoData, train_images: dict[int, InspectedImage], val: CocoData, val_images: dict[int, InspectedImage]
-) -> list[Finding]:
-    """Images that are in both splits, by their pixels."""
-    in_train, in_val = _names_by_digest(train, train_images), _names_by_digest(val, val_images)
-    both = [f"{names[0]} = {in_train[digest][0]}" for digest, names in in_val.items() if digest in in_train]
-    return finding_if_any("warning", "val images that are also in train", "AP is too high; leave them out", both)
-
-
-def _names_by_digest(data: CocoData, inspected: dict[int, InspectedImage]) -> dict[str, list[str]]:
-    """Digest of the pixels -> names of the files."""
-    groups = defaultdict(list)
-    for row, image in inspected.items():
-        if image.digest:
-            groups[image.digest].append(str(data.file_names[row]))
-    return groups

@@ -1,4 +1,4 @@
-"""The state of image files: damaged, of another size, rotated, corrupt, copied."""
+"""The state of image files: damaged, of another size, rotated, corrupt."""
 
 import cv2
 import numpy as np
@@ -11,7 +11,6 @@ from gfl.tools.doctor.images import (
     image_findings,
     inspect_image,
     inspect_images,
-    shared_image_findings,
     unlisted_image_findings,
 )
 
@@ -92,18 +91,6 @@ def test_rotated_and_corrupt_files_are_warnings(coco_set):
     corrupt, unrotated, ambiguous = findings_of(image_findings(data, inspected))
     assert corrupt == ambiguous == ("warning", "001.png")
     assert unrotated == ("warning", "000.png")
-
-
-def test_copies_are_found_within_a_split_and_in_both(coco_set):
-    train, val = coco_set([(60, 40), (50, 30)]), coco_set([(70, 40)], name="val")
-    pixels = cv2.imread(str(train.file(0)))
-    for made, name in ((train, "copy.bmp"), (val, "leak.bmp")):  # the same pixels in another format
-        made.tree["images"].append(train.tree["images"][0] | {"id": 5, "file_name": name})
-        cv2.imwrite(str(made.file(-1)), pixels)
-    train, val = train.save().load(), val.save().load()
-    in_train, in_val = inspect_images(train), inspect_images(val)
-    assert findings_of(image_findings(train, in_train)) == [("warning", "000.png = copy.bmp")]
-    assert findings_of(shared_image_findings(train, in_train, val, in_val)) == [("warning", "leak.bmp = 000.png")]
 
 
 def test_unreadable_files_are_grouped_by_their_cause(coco_set):
