@@ -2,6 +2,8 @@
 
 import argparse
 
+from gfl.common.progress import announce
+
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
@@ -20,6 +22,8 @@ def parse_args() -> argparse.Namespace:
 
 
 ARGS = parse_args() if __name__ == "__main__" else None  # before the heavy imports, so that --help answers at once
+if ARGS:
+    announce(f"loading libraries and {ARGS.config}")
 
 import resource
 import statistics

@@ -4,6 +4,8 @@ import argparse
 import shlex
 from pathlib import Path
 
+from gfl.common.progress import announce
+
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
@@ -29,6 +31,8 @@ def parse_args() -> argparse.Namespace:
 
 
 ARGS = parse_args() if __name__ == "__main__" else None  # before the heavy imports, so that --help answers at once
+if ARGS:
+    announce(f"loading libraries and {ARGS.input}")
 
 from collections.abc import Sequence
 from typing import Any

@@ -5,6 +5,8 @@ import os
 import sys
 from pathlib import Path
 
+from gfl.common.progress import announce
+
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
@@ -27,6 +29,8 @@ def parse_args() -> argparse.Namespace:
 
 
 ARGS = parse_args() if __name__ == "__main__" else None  # before the heavy imports, so that --help answers at once
+if ARGS:
+    announce(f"loading libraries and {ARGS.checkpoint}")
 
 from collections import Counter
 from collections.abc import Sequence

@@ -4,6 +4,8 @@ import argparse
 import sys
 from pathlib import Path
 
+from gfl.common.progress import announce
+
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
@@ -33,6 +35,8 @@ def _at_least_one(text: str) -> int:
 
 
 ARGS = parse_args() if __name__ == "__main__" else None  # before the heavy imports, so that --help answers at once
+if ARGS and not ARGS.dry_run:
+    announce(f"loading libraries and {ARGS.study}")
 
 import shlex
 import signal

@@ -1,19 +1,15 @@
 """Images that are there twice, and the json without them."""
 
 import shlex
-import subprocess
-import sys
-from pathlib import Path
 
 import cv2
 import pytest
+from command_line import succeed
 
 from gfl.data.coco import load_coco
 from gfl.tools.doctor.copies import copy_findings, shared_image_findings
 from gfl.tools.doctor.images import inspect_images
 from gfl.tools.doctor.leave_out import write_usable
-
-ROOT = Path(__file__).resolve().parents[3]
 
 
 @pytest.fixture
@@ -47,7 +43,6 @@ def test_the_command_that_is_advised_leaves_images_of_train_out_of_val(splits):
     train, val = (made.load() for made in splits)
     (found,) = shared_image_findings(train, inspect_images(train), val, inspect_images(val))
     command = shlex.split(found.advice[found.advice.index("python ") :])
-    done = subprocess.run([sys.executable, *command[1:]], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    succeed(*command[1:])
     out = command[command.index("--leave-out") + 1]
     assert load_coco(out, val.root).file_names.tolist() == ["000.png"]
