@@ -45,6 +45,7 @@ from gfl.data.image_errors import is_url, url_error
 from gfl.data.image_files import IMAGE_SUFFIXES, find_images, read_image
 from gfl.evaluation.draw import draw_boxes, draw_distributions, save_image
 from gfl.evaluation.inference import Prediction
+from gfl.tools.prepare.find_files import count_note, unknown_files
 
 
 def main(args: argparse.Namespace) -> None:
@@ -89,10 +90,13 @@ def list_images(arguments: Sequence[str], out: Path) -> list[Path]:
         if not path.is_dir():
             raise UserError(f"no image or folder {path}")
         found = find_images(path)
+        others = count_note(unknown_files(path), "files have no suffix of an image and are left out")
         if path.absolute() in out.absolute().parents:
             found = [image for image in found if out.absolute() not in image.absolute().parents]
         if not found:
-            raise UserError(f"no images in {path} or below; known endings: {', '.join(IMAGE_SUFFIXES)}")
+            endings = f"known endings: {', '.join(IMAGE_SUFFIXES)}"
+            raise UserError("; ".join((f"no images in {path} or below", *others, endings)), code="no_images")
+        print("".join(f"note: {note}\n" for note in others), end="", flush=True)
         images += found
     return list(dict.fromkeys(images))
 

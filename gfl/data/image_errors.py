@@ -8,7 +8,7 @@ from gfl.common.errors import UserError
 
 DEFAULT_MAX_PIXELS = 1 << 30  # of OpenCV
 MAX_PIXELS_VARIABLE = "OPENCV_IO_MAX_IMAGE_PIXELS"
-HTTP = re.compile(r"(?i)^(https?|ftp|s3|gs|file|data):")
+ADDRESS = re.compile(r"(?i)^((https?|ftp|s3|gs|file|data):|\w{2,}:/)")
 # Brands of the ISO base media format that are images; all others are videos.
 HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"mif1", b"msf1")
 OTHER_FORMATS = (  # start of the file, name
@@ -34,13 +34,13 @@ class BadImage(UserError):
 
 def is_url(path: str | os.PathLike) -> bool:
     """Whether a path is an address of the web instead."""
-    return HTTP.match(os.fspath(path)) is not None
+    return ADDRESS.match(os.fspath(path)) is not None
 
 
 def url_error(path: str | os.PathLike) -> BadImage:
     """The error for an address of the web where a path is wanted."""
     # Path turns // into /; the slash is put back, so that the address appears as it was given.
-    address = re.sub(r"^(\w+):/+", r"\1://", os.fspath(path))
+    address = re.sub(r"^(\w+):/(?!/)", r"\1://", os.fspath(path))
     return BadImage(f"{address} is an address, not a file; download it and give the file's path", code="url")
 
 

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from gfl.common.errors import UserError
 from gfl.common.files import ZIP_START
+from gfl.data.image_errors import is_url, recognise_content, url_error
 
 MAGIC = 0x1950A86A20F9469CFC6C  # the first pickle of a file from before PyTorch 1.6
 DTYPES = {
@@ -80,6 +81,9 @@ def read_torch_file(path: Path) -> Any:
 
     Raises `UserError` for a file that is missing, truncated or of another kind.
     """
+    if is_url(path):
+        raise url_error(path)
+    memory = b""
     try:
         with open(path, "rb") as file:
             memory = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
@@ -87,7 +91,16 @@ def read_torch_file(path: Path) -> Any:
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}", code="unreadable") from None
     except Exception:  # a damaged pickle can raise anything
-        raise UserError(f"{path} is truncated, damaged or not a PyTorch file", code="damaged") from None
+        kind = _other_kind(memory[:512])
+        raise UserError(f"{path} is {kind or 'truncated, damaged or not a PyTorch file'}", code="damaged") from None
+
+
+def _other_kind(start: bytes) -> str | None:
+    """What a file is instead of PyTorch's, by its first bytes, and what to do; None if unknown."""
+    if start[8:9] == b"{":
+        return "a safetensors file; load it with safetensors.torch.load_file and save that with torch.save"
+    kind = None if start[:4] == ZIP_START else recognise_content(start)
+    return kind and f"{kind} instead of a PyTorch file; get it again"
 
 
 def _limit_tuple_depth(code: bytes) -> Callable[["_Unpickler"], None]:
