@@ -17,7 +17,9 @@ def parse_args() -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("checkpoint", help="a run folder (its best.pt, else its last.pt) or a .pt file")
-    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="override the checkpoint's config")
+    parser.add_argument(
+        "overrides", nargs="*", default=[], metavar="section.key=value", help="override the checkpoint's config"
+    )
     parser.add_argument(
         "--data",
         nargs=2,

@@ -2,7 +2,7 @@
 
 import argparse
 
-from gfl.common.progress import announce, print_lines
+from gfl.common.progress import announce, print_lines, progress_bar
 from gfl.training.signals import StopRequest
 
 
@@ -175,7 +175,8 @@ def evaluate(
     """COCO metrics of the validation split, which are logged; None on all processes but the main one."""
     distributed.share_buffers(model)  # the statistics of trained BatchNorms differ between processes
     loader = interruptible_batches(data, stop_if_requested)
-    results = run_detector(model, loader, data.val, config.eval, device)
+    with progress_bar(total=len(data.val_loader), desc="val", leave=False, enabled=distributed.is_main()) as bar:
+        results = run_detector(model, loader, data.val, config.eval, device, on_batch=bar.update)
     if results is None:
         return None
     metrics = coco_metrics(data.val, results, max_detections=config.eval.max_detections)

@@ -12,7 +12,7 @@ def parse_args() -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("config", help="YAML file, see configs/")
-    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="override the config")
+    parser.add_argument("overrides", nargs="*", default=[], metavar="section.key=value", help="override the config")
     parser.add_argument("--batch", type=int, default=2, help="images per step (default 2)")
     parser.add_argument("--size", type=int, nargs=2, default=[800, 1088], metavar=("HEIGHT", "WIDTH"))
     parser.add_argument("--classes", type=int, default=80, help="number of classes (default 80)")

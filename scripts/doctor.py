@@ -5,6 +5,7 @@ import argparse
 import shlex
 import sys
 from pathlib import Path
+from typing import Any
 
 from gfl.common.progress import announce
 
@@ -19,7 +20,7 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument("annotations", metavar="JSON", help="the training split")
     parser.add_argument("images", metavar="IMAGES", help="the folder its file names are relative to")
-    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="override the config")
+    parser.add_argument("overrides", nargs="*", default=[], metavar="section.key=value", help="override the config")
     parser.add_argument("--val", nargs=2, metavar=("JSON", "IMAGES"), help="the validation split")
     parser.add_argument("--config", metavar="YAML", help="the training config (default: the values in gfl/config.py)")
     parser.add_argument("--json", metavar="FILE", help="write the complete result there, with all ids and names")
@@ -57,20 +58,13 @@ def fix_names(annotations: str, images: str, out: str) -> int:
     return 1 if unknown else 0
 
 
-def leave_out(args: argparse.Namespace, bit_depth: int | tuple[float, ...]) -> int:
-    """Write a json that training accepts; returns exit code 0."""
-    from gfl.common.errors import UserError
+def leave_out(annotations: str, images: str, out: str, **options: Any) -> int:
+    """Write a json that training accepts, with the options of `write_usable`; returns exit code 0."""
     from gfl.tools.doctor.leave_out import write_usable
 
-    others = args.no_copies or []
-    if len(others) not in (0, 2):
-        raise UserError("--no-copies takes nothing, or the json and the image folder of another split")
-    split, no_copies = (args.annotations, args.images), args.no_copies is not None
-    counts = write_usable(split, args.leave_out, bit_depth=bit_depth, no_copies=no_copies, others=others)
-    for kind, (left, before) in counts.items():
+    for kind, (left, before) in write_usable((annotations, images), out, **options).items():
         print(f"{kind}: {before - left} of {before} left out")
-    command = ["python", "scripts/doctor.py", args.leave_out, args.images, *args.overrides]
-    print(f"written: {args.leave_out}\nnext: {shlex.join(command)}")
+    print(f"written: {out}\nnext: {shlex.join(['python', 'scripts/doctor.py', out, images])}")
     return 0
 
 
@@ -82,8 +76,11 @@ def main(args: argparse.Namespace) -> None:
 
     if (args.fix_names or args.leave_out) and args.val:
         raise UserError("--fix-names and --leave-out take one json; run them for each, without --val")
-    if args.no_copies is not None and not args.leave_out:
-        raise UserError("--no-copies belongs to --leave-out OUT.json")
+    no_copies, others = args.no_copies is not None, args.no_copies or []
+    if no_copies and (not args.leave_out or len(others) not in (0, 2)):
+        raise UserError(
+            "--no-copies belongs to --leave-out; it takes nothing, or another split's json and image folder"
+        )
     if args.fix_names:
         sys.exit(fix_names(args.annotations, args.images, args.fix_names))
     if args.config:
@@ -91,7 +88,8 @@ def main(args: argparse.Namespace) -> None:
     else:
         config = config_from_dict(parse_overrides(args.overrides), "command line")
     if args.leave_out:
-        sys.exit(leave_out(args, config.data.bit_depth))
+        options = {"bit_depth": config.data.bit_depth, "no_copies": no_copies, "others": others}
+        sys.exit(leave_out(args.annotations, args.images, args.leave_out, **options))
     result = check_dataset((args.annotations, args.images), args.val, config, progress=True)
     print(format_report(result, hint=not args.json))
     if args.json:

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -28,8 +29,9 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_intermixed_args()  # images may also follow a flag
 
 
-ARGS = parse_args() if __name__ == "__main__" else None  # before the heavy imports, so that --help answers at once
-if ARGS:
+if __name__ == "__main__":  # before the heavy imports, so that --help answers at once and Ctrl-C is no traceback
+    ARGS = parse_args()
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     announce(f"loading libraries and {ARGS.checkpoint}")
 
 from collections import Counter
@@ -49,6 +51,7 @@ from gfl.tools.prepare.find_files import count_note, unknown_files
 
 
 def main(args: argparse.Namespace) -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     out = output_folder(args.out)
     paths = list_images(args.images, out)[: args.limit]
     detector = load_detector(args.checkpoint, args.override)
@@ -65,11 +68,14 @@ def main(args: argparse.Namespace) -> None:
             failed += 1
             continue
         found = detector.predict(image, score_thresh=args.score)
-        written = draw(image, found, out / name, max_sides=args.boxes)
+        draw(image, found, out / name, max_sides=args.boxes)
         predictions[str(path)] = to_json(found)
-        print(f"{path}: {len(found.scores)} objects  {'  '.join(map(str, written))}")
+        print(f"{path}: {len(found.scores)} objects")
     write_json(out / "predictions.json", predictions)
-    print(f"{sum(map(len, predictions.values()))} objects in {len(predictions)} images: {out / 'predictions.json'}")
+    count = sum(map(len, predictions.values()))
+    print(f"{count} objects in {len(predictions)} images: pictures and predictions.json in {out}")
+    if predictions and not count:
+        print(f"note: no score reaches {args.score:g}; a lower --score shows what scores less")
     if failed:
         raise UserError(f"{failed} of {len(paths)} images could not be read, see above; the others are written")
 
@@ -114,13 +120,12 @@ def output_names(paths: Sequence[Path]) -> list[str]:
     return [names[path] if taken[names[path]] == 1 else f"{index}_{names[path]}" for index, path in enumerate(paths)]
 
 
-def draw(image: np.ndarray, found: Prediction, stem: Path, *, max_sides: int) -> list[Path]:
-    """Write `stem`.boxes.png, and `stem`.sides.png where sides are distributions; returns their paths."""
+def draw(image: np.ndarray, found: Prediction, stem: Path, *, max_sides: int) -> None:
+    """Write `stem`.boxes.png, and `stem`.sides.png where sides are distributions."""
     texts = [f"{name} {score:.2f}" for name, score in zip(found.class_names, found.scores, strict=True)]
-    written = [stem.with_name(f"{stem.name}.boxes.png")]
-    save_image(draw_boxes(image, found.boxes_xyxy, found.labels, texts), written[0])
+    save_image(draw_boxes(image, found.boxes_xyxy, found.labels, texts), stem.with_name(f"{stem.name}.boxes.png"))
     if found.sides is None or found.sides.probabilities is None:
-        return written
+        return
     best = slice(max_sides)
     sides = draw_distributions(
         image,
@@ -131,9 +136,7 @@ def draw(image: np.ndarray, found: Prediction, stem: Path, *, max_sides: int) ->
         found.labels[best],
         texts[best],
     )
-    written.append(stem.with_name(f"{stem.name}.sides.png"))
-    save_image(sides, written[1])
-    return written
+    save_image(sides, stem.with_name(f"{stem.name}.sides.png"))
 
 
 def to_json(found: Prediction) -> list[dict[str, Any]]:

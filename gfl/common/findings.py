@@ -22,6 +22,7 @@ class Finding:
     advice: str  # what to do, or how training handles it
     items: tuple[str | int, ...] = ()  # names or ids of all entries concerned
     reasons: tuple[str, ...] = ()  # one per item, where they differ
+    command: str = ""  # that corrects it
 
     def note(self) -> str:
         """The finding as a sentence."""
@@ -30,10 +31,10 @@ class Finding:
 
 
 def finding_if_any(
-    level: str, what: str, advice: str, items: Sequence[str | int], reasons: Sequence[str] = ()
+    level: str, what: str, advice: str, items: Sequence[str | int], reasons: Sequence[str] = (), command: str = ""
 ) -> list[Finding]:
     """A list with one finding about `items`; an empty list if there are none."""
-    return [Finding(level, len(items), what, advice, tuple(items), tuple(reasons))] if items else []
+    return [Finding(level, len(items), what, advice, tuple(items), tuple(reasons), command)] if items else []
 
 
 def exit_code(findings: Iterable[Finding]) -> int:
@@ -49,18 +50,13 @@ def table(findings: Sequence[Finding], width: int) -> list[str]:
     if not findings:
         return []
     count_width = max(len(f"{found.count:,}") for found in findings)
-    what_width = max(len(found.what) for found in findings)
-    columns = 12 + count_width + what_width + 2 + max(len(found.advice) for found in findings) <= width
     lines = []
     ranked = sorted(findings, key=lambda found: -LEVELS.index(found.level))
     shown = ranked if len(ranked) <= MAX_FINDINGS else ranked[: MAX_FINDINGS - 1]
     for found in shown:
         start = f"  {found.level:<7} {found.count:>{count_width},}  "
-        if columns:
-            wrapped = [f"{start}{found.what:<{what_width}}  {found.advice}".rstrip()]
-        else:
-            sentence = start + found.what + (f": {found.advice}" if found.advice else "")
-            wrapped = textwrap.wrap(sentence, width, subsequent_indent=" " * len(start), break_on_hyphens=False)
+        sentence = start + found.what + (f": {found.advice}" if found.advice else "")
+        wrapped = textwrap.wrap(sentence, width, subsequent_indent=" " * len(start), break_on_hyphens=False)
         names = name_lines(found.items, width - len(INDENT)) if found.level != "ok" else []
         lines += [printable(line) for line in wrapped] + [INDENT + line for line in names]
     if len(shown) < len(ranked):

@@ -134,7 +134,7 @@ def clip_corners(
 def rotation_findings(entries: Numbered) -> list[Finding]:
     """Boxes that an annotation tool has rotated: COCO's `bbox` is the box before its rotation, or around it."""
     rotated = [entry_name(entry, position) for position, entry in entries if _rotation(entry)]
-    what = "boxes are rotated in the annotation tool (as CVAT's attributes.rotation)"
+    what = "annotations of rotated boxes (as CVAT's attributes.rotation)"
     return finding_if_any("warning", what, "trained as upright boxes; check one by eye", rotated)
 
 

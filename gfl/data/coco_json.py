@@ -11,6 +11,7 @@ import numpy as np
 
 from gfl.common.errors import UserError
 from gfl.common.text import is_text, list_some, parse_flag, short_repr
+from gfl.common.yaml_file import list_in_yaml
 from gfl.data.image_errors import recognise_content
 from gfl.data.image_files import check_file_name
 
@@ -193,6 +194,7 @@ def match_classes(names: dict[int, str], class_names: tuple[str, ...], path: str
     missing, extra = [n for n in class_names if n not in ids], [n for n in ids if n not in class_names]
     if missing or extra:
         looks = {_appearance(name): name for name in extra}
+        few_more = not missing and len(extra) <= 3
         alike = [f"{name!a} and {looks[_appearance(name)]!a}" for name in missing if _appearance(name) in looks]
         raise UserError(
             f"{path}: its {len(ids)} categories are not the model's {len(class_names)} classes"
@@ -200,6 +202,7 @@ def match_classes(names: dict[int, str], class_names: tuple[str, ...], path: str
             + (f"; unknown: {list_some([quote_invisible(name) for name in extra])}" if extra else "")
             + (f"; these look alike but differ: {list_some(alike)}" if alike else "")
             + "; use a json with the categories the model was trained on"
+            + (f', or leave them out with "data.ignore_classes={list_in_yaml(extra)}"' if few_more else "")
         )
     return tuple(ids[name] for name in class_names)
 

@@ -102,7 +102,10 @@ def check_files(root: str, file_names: np.ndarray, path: str) -> None:
     if not found:
         links = [name for name in names if os.path.islink(os.path.join(root, name))]
         message += f"; {len(links)} are links to files that are gone" if links else ""
-        raise UserError(f"{message}; {missing_advice(names)} (options of scripts/doctor.py)", code="missing_files")
+        advice = f"add the files, or write a json without them: {leave_out_command(path, root)}"
+        if any(map(is_url, names)):
+            advice = f"download them into the folder; then this corrects the names: {fix_names_command(path, root)}"
+        raise UserError(f"{message}; {advice}", code="missing_files")
     pairs = [f"{format_value(file)} for {format_value(name)}" for name, file in found.items()]
     raise UserError(
         f"{message}; but there is {list_some(pairs)}; this writes a json with the names that exist: "
@@ -111,17 +114,19 @@ def check_files(root: str, file_names: np.ndarray, path: str) -> None:
     )
 
 
-def missing_advice(names: Iterable[str]) -> str:
-    """What to do about files that do not exist under any spelling."""
-    if any(map(is_url, names)):
-        return "download them from their addresses into the folder, then --fix-names OUT.json"
-    return "add them, or --leave-out OUT.json"
-
-
 def fix_names_command(path: str, root: str) -> str:
     """The command that writes a json whose file names exist."""
-    fixed = Path(path).with_name(f"{Path(path).stem}_names.json")
-    return shlex.join(["python", "scripts/doctor.py", path, root, "--fix-names", str(fixed)])
+    return _rewriting_command(path, root, "--fix-names", "names")
+
+
+def leave_out_command(path: str, root: str) -> str:
+    """The command that writes a json without what training refuses."""
+    return _rewriting_command(path, root, "--leave-out", "usable")
+
+
+def _rewriting_command(path: str, root: str, option: str, suffix: str) -> str:
+    out = Path(path).with_name(f"{Path(path).stem}_{suffix}.json")
+    return shlex.join(["python", "scripts/doctor.py", path, root, option, str(out)])
 
 
 def write_fixed_names(annotations: str, root: str, out: str) -> tuple[dict[str, str], list[str]]:

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 from pathlib import Path
 
 from gfl.common.errors import UserError
@@ -83,11 +84,8 @@ def check_is_image(path: Path, data: bytes) -> None:
     if not data:
         raise BadImage(f"image {path} is empty (0 bytes); restore it", code="empty_image")
     if is_video(data):
-        raise BadImage(
-            f"image {path} is in fact a video; extract its frames first, for example with "
-            "ffmpeg -i VIDEO frames/%06d.png",
-            code="video",
-        )
+        command = f"mkdir frames && ffmpeg -i {shlex.quote(str(path))} frames/%06d.png"
+        raise BadImage(f"image {path} is in fact a video; extract its frames first: {command}", code="video")
     if data[4:8] == b"ftyp" and data[8:12] in HEIF_BRANDS and not _has_brand(data, b"avif"):
         raise BadImage(f"image {path} is a HEIC file, which is not supported; convert it to JPEG or PNG", code="heic")
     if (kind := recognise_content(data)) is not None:

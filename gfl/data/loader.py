@@ -60,7 +60,9 @@ def build_train_loader(
     """Batches of `data` in the order of `sampler`; ``on_bad_image: skip`` replaces bad images by others."""
     dataset = CocoDataset(data, config, training=True, seed=seed)
     replacements = sampler.candidates if config.on_bad_image == "skip" else None
-    return _build_loader(SafeDataset(dataset, replacements=replacements), sampler, config.workers, pin_memory)
+    hint = "; with data.on_bad_image=skip training takes others in place of such images"
+    safe = SafeDataset(dataset, replacements=replacements, hint=hint)
+    return _build_loader(safe, sampler, config.workers, pin_memory)
 
 
 def build_eval_loader(

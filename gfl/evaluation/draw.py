@@ -26,7 +26,7 @@ CELL_HEIGHT = TITLE + STRIP + PANEL
 NOTABLE = 0.01  # bins of less probability are not drawn
 LEGEND = (
     "bars: probability of each bin, at its place in the image; left and right side above, top and bottom beside\n"
-    "white line: expectation, which is the side of the box  ·  ±: one standard deviation  ·  dot: predicting point"
+    "white line: expectation, the side of the box  ·  ± and capped line: standard deviation  ·  dot: predicting point"
 )
 
 

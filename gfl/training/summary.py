@@ -11,14 +11,14 @@ from torch import nn
 
 from gfl.checkpoint import Progress
 from gfl.common import distributed
-from gfl.common.text import format_differences
+from gfl.common.text import format_differences, printable
 from gfl.config import Config
 from gfl.data.loader import TrainingData
 from gfl.training.data_fit import fit_notes
 from gfl.training.log import METRICS_FILE, loss_trend
 from gfl.training.optim import autocast_dtype, scaled_lr
 
-MAX_NOTES = 12
+MAX_CLASSES, MAX_NOTES = 20, 12  # that are shown
 MIN_AP = 0.001  # below it nothing was learned
 
 
@@ -31,15 +31,16 @@ def run_summary(config: Config, device: torch.device, model: nn.Module, data: Tr
     processes, amp = distributed.world_size(), autocast_dtype(optim, device)
     kind = f"{device.type}" + (f" ({torch.get_num_threads()} threads)" if device.type == "cpu" else "")
     precision = "float32" if amp is None else f"{str(amp).removeprefix('torch.')} autocast"
-    classes = ", ".join(
-        f"{label} {name} (id {category})"
+    classes = [
+        f"{label} {printable(name)} (id {category})"
         for label, (name, category) in enumerate(zip(train.class_names, train.category_ids, strict=True))
-    )
+    ]
+    more = f" and {len(classes) - MAX_CLASSES} more" if len(classes) > MAX_CLASSES else ""
     lines = {
         "device": f"{processes} x {kind}, {precision}" + (", channels_last" if optim.channels_last else ""),
         "train": f"{len(sampler.candidates)} of {len(train)} images, {len(train.labels)} boxes  {train.annotations}",
         "val": f"{len(val)} images, {len(val.labels)} boxes  {val.annotations}",
-        "classes": f"{len(train.class_names)}: {classes}",
+        "classes": f"{len(classes)}: {', '.join(classes[:MAX_CLASSES])}{more}",
         "model": f"{config.model.backbone.name}, {total:.2f} M parameters ({trained:.2f} M trained)",
         "batch": f"{optim.batch} = {processes} process(es) x {optim.accumulate} pass(es) x "
         f"{optim.batch // processes // optim.accumulate} images",

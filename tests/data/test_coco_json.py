@@ -114,5 +114,15 @@ def test_names_that_look_alike_are_quoted(refusal, name):
     assert f"'cat' and {name!a}" in message
 
 
+@pytest.mark.parametrize(
+    ("names", "option"),
+    [(["cat", "ignore"], True), (["cat", *"abcd"], False), (["ignore"], False)],
+)
+def test_a_few_categories_more_can_be_left_out(refusal, names, option):
+    message = refusal(match_classes, dict(enumerate(names)), ("cat",), "some.json")
+    assert ('"data.ignore_classes=[ignore]"' in message) == option
+    assert ("ignore_classes" in message) == option
+
+
 def test_an_accent_as_a_character_of_its_own_is_quoted(refusal):
     assert "'caf\\xe9' and 'cafe\\u0301'" in refusal(match_classes, {1: "cafe\u0301"}, ("caf\u00e9",), "some.json")

@@ -25,7 +25,7 @@ from gfl.data.coco_json import (
     quote_invisible,
     read_images,
 )
-from gfl.data.file_names import find_spellings, fix_names_command, missing_advice
+from gfl.data.file_names import find_spellings, fix_names_command, leave_out_command
 from gfl.data.image_errors import is_url
 from gfl.data.image_files import missing_files
 from gfl.tools.doctor.box_findings import box_findings, group_findings, repetition_findings
@@ -132,7 +132,7 @@ def _ignored_ids(
 def _check_images(entries: list[Any], path: str, root: str, findings: list[Finding]) -> list[Any]:
     """The usable images whose files exist."""
     refused = refused_entries(entries, lambda entry, position: read_images([entry], path))
-    findings += refusal_findings("images", entries, refused)
+    findings += refusal_findings("images", entries, refused, fix_names=fix_names_command(path, root))
     usable = [entry for position, entry in enumerate(entries) if position not in refused]
     ids, names = [entry["id"] for entry in usable], [entry["file_name"] for entry in usable]
     findings += finding_if_any("error", "image ids that occur twice", "give each its own", duplicates(ids))
@@ -150,16 +150,16 @@ def _missing_findings(path: str, root: str, names: list[str], present: set[str])
     spelled = find_spellings(root, names, present) if names else {}
     absent = [name for name in names if name not in spelled]
     paths = [os.path.join(root, name) for name in absent]
-    advice = missing_advice(absent)
-    if paths and not present and not spelled and not any(map(is_url, absent)):
-        advice = f"wrong folder? looked for {paths[0]}"
+    all_missing = paths and not present and not spelled
+    advice = f"wrong folder? looked for {paths[0]}" if all_missing else "add or leave out"
+    advice = "download them into the folder, then correct the names" if any(map(is_url, absent)) else advice
+    reasons = [f"no file {file}" for file in paths]
     pairs = [f"{name} -> {file}" for name, file in spelled.items()]
+    fix, leave_out = fix_names_command(path, root), "" if all_missing else leave_out_command(path, root)
     what = "images whose file has another spelling"
     return [
-        *finding_if_any(
-            "error", "images that are not in the folder", advice, absent, [f"no file {file}" for file in paths]
-        ),
-        *finding_if_any("error", what, fix_names_command(path, root), pairs),
+        *finding_if_any("error", what, "correct the names", pairs, command=fix),
+        *finding_if_any("error", "images that are not in the folder", advice, absent, reasons, leave_out),
     ]
 
 

@@ -25,12 +25,13 @@ def shared_image_findings(
     """Images that are in both splits."""
     in_train, in_val = _names_by_digest(train, train_images), _names_by_digest(val, val_images)
     both = [f"{names[0]} = {in_train[digest][0]}" for digest, names in in_val.items() if digest in in_train]
-    advice = "AP is too high; leave them out of one split"
+    command = ""
     if len(both) < len(in_val):  # otherwise nothing would be left
         out = Path(val.annotations).with_name(f"{Path(val.annotations).stem}_unseen.json")
         words = ["python", "scripts/doctor.py", val.annotations, val.root, "--leave-out", str(out)]
-        advice = f"AP is too high; {shlex.join([*words, '--no-copies', train.annotations, train.root])}"
-    return finding_if_any("warning", "val images that are also in train", advice, both)
+        command = shlex.join([*words, "--no-copies", train.annotations, train.root])
+    advice = "AP is too high; leave them out of one split"
+    return finding_if_any("warning", "val images that are also in train", advice, both, command=command)
 
 
 def copied_names(

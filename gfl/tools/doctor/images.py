@@ -18,6 +18,7 @@ from gfl.common.errors import UserError
 from gfl.common.findings import Finding, finding_if_any
 from gfl.common.text import list_some
 from gfl.data.coco import CocoData, image_path
+from gfl.data.file_names import find_spellings, leave_out_command
 from gfl.data.image_errors import MAX_PIXELS_VARIABLE, max_pixels
 from gfl.data.image_files import (
     MAX_CHANNELS,
@@ -34,12 +35,12 @@ from gfl.data.orientation import TRANSPOSED, read_orientation
 
 MIN_SHARE_OF_RANGE = 0.5  # of 16 bits, below which the values in use are called few
 CHUNK = 16  # images per message from a process
-LEAVE_OUT = "restore, or --leave-out OUT.json"
-DAMAGED = ("damaged or unreadable images", LEAVE_OUT)
+RESTORE = "restore or leave out"
+DAMAGED = ("damaged or unreadable images", RESTORE)
 UNREADABLE = {  # code of the error: what, advice
-    "truncated": ("images whose end is missing", LEAVE_OUT),
-    "empty_image": ("images of 0 bytes", LEAVE_OUT),
-    "not_an_image": ("files that are no images", LEAVE_OUT),
+    "truncated": ("images whose end is missing", RESTORE),
+    "empty_image": ("images of 0 bytes", RESTORE),
+    "not_an_image": ("files that are no images", RESTORE),
     "video": ("videos", "extract their frames"),
     "heic": ("HEIC images", "convert to JPEG or PNG"),
     "format": ("images of a format that is not read", "convert to PNG"),
@@ -178,26 +179,22 @@ def image_findings(data: CocoData, inspected: dict[int, InspectedImage], bit_dep
         names = [str(data.file_names[row]) for row in selected]
         return names, [image.reason or image.decoder_warning for image in selected.values()]
 
+    leave_out = leave_out_command(data.annotations, data.root)
+    unreadable = []
+    codes = {image.code for image in inspected.values() if image.problem == "unreadable"}
+    for code in sorted(codes - {"pixel_type"}):  # which is a finding on depth
+        what, advice = UNREADABLE.get(code, DAMAGED)
+        command = leave_out if advice == RESTORE else ""
+        unreadable += finding_if_any("error", what, advice, *select(lambda image, c=code: image.code == c), command)
     other_size = select(lambda image: image.problem == "size")
-    unreadable = [
-        finding
-        for code in sorted({image.code for image in inspected.values() if image.problem == "unreadable"})
-        if code != "pixel_type"  # a finding on depth
-        for finding in finding_if_any(
-            "error", *UNREADABLE.get(code, DAMAGED), *select(lambda image, c=code: image.code == c)
-        )
-    ]
+    what = "images of another size than the json's"
+    wrong_size = finding_if_any("error", what, "correct or leave out", *other_size, leave_out)
     corrupt = select(lambda image: image.decoder_warning)
     unrotated, _ = select(lambda image: image.rotation == "unrotated")
     ambiguous, _ = select(lambda image: image.rotation == "ambiguous")
     return [
         *unreadable,
-        *finding_if_any(
-            "error",
-            "images of another size than the json's",
-            "correct, or --leave-out OUT.json",
-            *other_size,
-        ),
+        *wrong_size,
         *finding_if_any("warning", "images with corrupt parts", "read with wrong pixels", *corrupt),
         *finding_if_any(
             "warning", "rotated images (EXIF, XMP), json's size unrotated", "read as stored; check boxes", unrotated
@@ -249,23 +246,28 @@ def _depth_advice(kind: str, low: float, high: float, bit_depth: BitDepth, refus
 
 
 def unlisted_image_findings(trees: Sequence[dict], roots: Sequence[str]) -> list[list[Finding]]:
-    """Per split, the images in its folder and below that none of the jsons names; each is reported once."""
+    """Per split, the images in its folder and below that none of the jsons names; each is reported once.
+
+    A file that a json names under another spelling is named.
+    """
     named = {
         os.path.abspath(os.path.join(root, name))
         for tree, root in zip(trees, roots, strict=True)
-        for name in _names(tree)
+        for name in _names_and_spellings(tree, root)
     }
     findings = []
     for root in roots:
         paths = [str(path) for path in find_images(Path(os.path.abspath(root))) if str(path) not in named]
         named.update(paths)
         names = [os.path.relpath(path, root) for path in paths]
-        what = f"images in the folder that no json names: {list_some(names)}" if names else ""
+        what = f"images in the folder that no json names ({list_some(names)})"
         findings.append(finding_if_any("ok", what, "not used", names))
     return findings
 
 
-def _names(tree: dict) -> list[str]:
-    """The file names of a json, whose entries may still be anything."""
-    names = (entry.get("file_name") for entry in tree["images"] if isinstance(entry, dict))
-    return [name for name in names if isinstance(name, str)]
+def _names_and_spellings(tree: dict, root: str) -> set[str]:
+    """The file names of a json, whose entries may still be anything, and the files that misspelt ones can mean."""
+    entries = (entry.get("file_name") for entry in tree["images"] if isinstance(entry, dict))
+    names = {name for name in entries if isinstance(name, str)}
+    missing = {name for name in names if "\0" in name or not os.path.isfile(os.path.join(root, name))}
+    return names | set(find_spellings(root, missing, names - missing).values()) if missing else names

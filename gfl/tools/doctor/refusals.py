@@ -8,7 +8,7 @@ from gfl.common.findings import Finding, finding_if_any
 from gfl.data.coco_json import entry_name
 
 LEAVE_OUT = "correct them, or --leave-out OUT.json"
-FIX_NAMES = "--fix-names OUT.json corrects them"
+FIX_NAMES = "correct the names"
 
 # What is wrong with a refused entry, by the code of the error, and what to do; "" for all others of that list.
 FAULTS = {
@@ -44,13 +44,14 @@ def refused_entries(entries: list[Any], check: Callable[[Any, int], object]) -> 
 
 
 def refusal_findings(
-    kind: str, entries: list[Any], refused: Refused, known_categories: Collection[int] = ()
+    kind: str, entries: list[Any], refused: Refused, known_categories: Collection[int] = (), fix_names: str = ""
 ) -> list[Finding]:
     """One finding per kind of fault.
 
     Args:
         kind: the json's list of these entries, a key of `FAULTS`.
         known_categories: ids that annotations may have.
+        fix_names: the command that corrects names.
     """
     faults, groups = FAULTS[kind], {}
     for position, error in refused.items():
@@ -61,7 +62,9 @@ def refusal_findings(
         if code == "category_id":
             advice = _off_by_one_advice(entries, known_categories) or advice
         names = [entry_name(entries[position], position) for position in positions]
-        findings += finding_if_any("error", what, advice, names, [str(refused[position]) for position in positions])
+        reasons = [str(refused[position]) for position in positions]
+        command = fix_names if advice == FIX_NAMES else ""
+        findings += finding_if_any("error", what, advice, names, reasons, command)
     return findings
 
 

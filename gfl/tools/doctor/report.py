@@ -106,6 +106,8 @@ def _usable(data: CocoData, images: dict[int, InspectedImage]) -> np.ndarray:
 def format_report(result: dict[str, Any], width: int | None = None, *, hint: bool = True) -> str:
     """The result of `check_dataset` as lines of at most `width` characters, by default the terminal's 80 to 140.
 
+    Only the commands at the end are not broken into lines, so that they can be pasted.
+
     Args:
         hint: say how to get the names that did not fit.
     """
@@ -123,6 +125,8 @@ def format_report(result: dict[str, Any], width: int | None = None, *, hint: boo
     lines.append(f"errors {errors}, warnings {warnings}: {VERDICTS[code]} (exit code {code})")
     if hint and not all(all_named(entry, width) for entry in entries):
         lines.append("all names: add --json FILE")
+    for part in result["findings"].values():  # of each split the first: it may be all that is needed
+        lines += [f"next: {printable(entry['command'])}" for entry in part if entry["command"]][:1]
     return "\n".join(lines)
 
 

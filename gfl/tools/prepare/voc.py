@@ -180,6 +180,8 @@ def unlisted_note(voc: VocFolders, splits: Mapping[str, Sequence[str]]) -> tuple
 
 def _advice(root: Path) -> str:
     """What to do about missing folders or splits, by what is in the folder."""
+    if not root.is_dir():
+        return f"{root} is no folder"
     if devkits := sorted(path for level in ("*", "*/*") for path in root.glob(f"{level}/ImageSets/Main")):
         return f"the data set is in {devkits[0].parent.parent}; give that folder"
     found = folder_overview(root)

@@ -149,10 +149,10 @@ def test_images_that_no_json_names_are_counted_once(coco_set):
     train, val = coco_set([(60, 40), (50, 30)]), coco_set([(60, 40)], name="val")
     listed = val.tree["images"][0]
     (train.file(0).parent / "sub").mkdir()
-    train.file(0).rename(train.file(0).parent / "sub" / "000.PNG")  # now missing, and not named
-    listed["file_name"] = "001.png"
+    train.file(0).rename(train.file(0).parent / "sub" / "new.PNG")  # now missing, and not named
+    listed["file_name"] = "SUB\\001.png"  # named, in another spelling
     roots = [train.images, train.images]
     first, second = unlisted_image_findings([{"images": [train.tree["images"][0]]}, val.tree], roots)
-    assert findings_of(first) == [("ok", "sub/000.PNG")]
-    assert "sub/000.PNG" in first[0].what
+    assert findings_of(first) == [("ok", "sub/new.PNG")]
+    assert "sub/new.PNG" in first[0].what
     assert second == []

@@ -278,3 +278,9 @@ def test_the_command_that_repairs_a_list_made_elsewhere_works(yolo, refusal, bef
     subprocess.run(command, shell=True, check=True)
     assert path.read_text() == "images/train/a.png\nimages/train/b.png\n"
     assert bboxes(yolo_tree(yolo)) == [[5, 3, 10, 4]]
+
+
+def test_a_folder_is_refused_with_the_file_to_give(yolo, refusal):
+    message = refusal(read_yolo, yolo.parent, ["train"])
+    assert message.code == "folder"
+    assert str(yolo) in message
