@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from gfl.common import torch_file
 from gfl.common.errors import UserError
-from gfl.tools.convert import torch_file
-from gfl.tools.convert.torch_file import read_torch_file
+from gfl.common.torch_file import read_torch_file
 
 HUGE = 2**62 + 16  # numbers of 4 bytes: 64 bytes if the product overflows 64 bits
 
