@@ -10,7 +10,7 @@ import yaml
 
 from gfl.common.dataclass_from_dict import check_plain
 from gfl.common.errors import UserError
-from gfl.common.text import decode_text, describe, format_value, is_text, short_repr
+from gfl.common.text import decode_text, describe, format_value, is_text, printable, short_repr
 
 # So that PyYAML takes seconds at most. The names of 13,000 classes fit.
 MAX_BYTES, MAX_NODES = 1_000_000, 50_000
@@ -85,7 +85,7 @@ def parse_yaml(text: str, source: str) -> Any:
     try:
         tree = yaml.load(text, _Loader)
     except yaml.YAMLError as error:
-        raise UserError(f"{source}: not valid YAML: {' '.join(str(error).split())}") from None
+        raise UserError(f"{source}: not valid YAML: {printable(' '.join(str(error).split()))}") from None
     except RecursionError:
         raise UserError(f"{source}: not valid YAML: nested too deeply") from None
     check_plain(tree, source)

@@ -48,12 +48,15 @@ def test_an_empty_file_is_an_empty_mapping(write):
         "a: 1:59" + ":59" * 200 + ".0",
         "a: " + "1:" * 1000 + "1",
         f"{2**61 - 1}: 1",
+        "a: 1\n\u202e: 1\n- 1",
         "[" * 500 + "]" * 500,
     ],
 )
 def test_a_file_that_is_not_a_plain_mapping_is_refused(write, refusal, text):
     path = write(text)
-    assert refusal(read_yaml, path).startswith(f"{path}: ")
+    message = refusal(read_yaml, path)
+    assert message.startswith(f"{path}: ")
+    assert message.isprintable()
 
 
 def test_a_file_of_more_values_or_bytes_than_a_config_has_is_refused(write, refusal, monkeypatch):
