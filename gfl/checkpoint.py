@@ -6,9 +6,7 @@ Each checkpoint of a run has a `.json` beside it with its size and SHA-256, so t
 import contextlib
 import json
 import os
-import pickle
 import shlex
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,8 +18,9 @@ from torch import Tensor, nn
 from gfl.build import build_detector
 from gfl.common.dataclass_from_dict import at_least, check_plain
 from gfl.common.errors import UserError, error_context
-from gfl.common.files import ZIP_START, file_digest, temporary, write_json
+from gfl.common.files import file_digest, temporary, write_json
 from gfl.common.text import describe, is_text, list_some, short_repr
+from gfl.common.torch_file import read_torch_file
 from gfl.common.yaml_file import merge
 from gfl.config import Config, config_from_dict, config_to_dict, parse_overrides
 from gfl.evaluation.inference import Detector, default_device
@@ -123,7 +122,8 @@ def _checksum(path: Path) -> dict[str, Any]:
 def _verify_checksum(path: Path) -> None:
     """Raise `UserError` if the file has changed since it was written; a file without a checksum is accepted."""
     try:
-        written = json.loads(_checksum_path(path).read_text(encoding="utf-8"))
+        with open(_checksum_path(path), encoding="utf-8") as file:
+            written = json.loads(file.read(1000))
         size, digest = written["bytes"], written["sha256"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return
@@ -168,30 +168,15 @@ def conversion_advice(path: Path) -> str:
 
 
 def read_tensor_file(path: Path) -> Any:
-    """Read a `torch.save` file of tensors and plain data, on the CPU; pages are loaded when they are used.
+    """Read a `torch.save` file, which must agree with its checksum if there is one; see `read_torch_file`.
 
     Raises `UserError` if the file is missing, damaged or of another kind.
     """
     try:
         _verify_checksum(path)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about the file's content; they would be printed above our error
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
-    except UserError:
-        raise
     except OSError as error:
         raise UserError(f"cannot read checkpoint {path}: {error.strerror or error}", code="unreadable") from None
-    except pickle.UnpicklingError:  # other objects beside the tensors, or damage of their descriptions
-        problem = f"{path} is damaged, or holds more than tensors and plain data; {conversion_advice(path)}"
-        raise UserError(problem, code="damaged") from None
-    except Exception:  # torch raises many types for a file it cannot read
-        raise UserError(f"{path} is damaged or not a file of tensors", code="damaged") from None
-
-
-def _is_zip(path: Path) -> bool:
-    """Whether it has torch's format since 1.6, the only one that can be memory-mapped."""
-    with open(path, "rb") as file:
-        return file.read(len(ZIP_START)) == ZIP_START
+    return read_torch_file(path)
 
 
 def _check_types(state: dict[str, Any], path: Path) -> None:
@@ -201,18 +186,16 @@ def _check_types(state: dict[str, Any], path: Path) -> None:
         return UserError(f"{path}: {problem}; it is damaged", code="damaged")
 
     model, config, names = state["model"], state["config"], state["class_names"]
-    if not isinstance(model, dict) or not all(isinstance(name, str) and _is_dense(model[name]) for name in model):
-        raise damaged("its model is not a dict of named tensors in memory")
+    if not isinstance(model, dict) or not all(
+        isinstance(name, str) and isinstance(model[name], Tensor) for name in model
+    ):
+        raise damaged("its model is not a dict of named tensors")
     if not isinstance(config, dict):
         raise damaged(f"its config is {describe(config)}, not a section with keys")
     check_plain(config, f"config in {path}")
     named = isinstance(names, list) and names and all(isinstance(name, str) and is_text(name) for name in names)
     if not named or len(set(names)) < len(names):
         raise damaged(f"its class_names are {describe(names)}, not a list of different names")
-
-
-def _is_dense(value: Any) -> bool:
-    return isinstance(value, Tensor) and value.layout == torch.strided and value.device.type == "cpu"
 
 
 def newest_checkpoint(run_dir: Path) -> tuple[Path | None, list[str]]:

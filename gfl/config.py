@@ -262,7 +262,7 @@ def config_differences(before: Mapping[str, Any], config: Config) -> dict[str, t
     def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         entries: dict[str, Any] = {}
         for key, value in tree.items():
-            entries |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
+            entries |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
         return entries
 
     old, new = flat(before), flat(config_to_dict(config))

@@ -41,11 +41,11 @@ from gfl.checkpoint import FORMAT, detector_content, find_detector, read_checkpo
 from gfl.common.errors import UserError, error_context, run
 from gfl.common.files import temporary
 from gfl.common.text import list_some, printable
+from gfl.common.torch_file import read_torch_file
 from gfl.config import Config, config_from_dict, load_config
 from gfl.data.coco_json import category_names, read_coco_json
 from gfl.tools.convert.architecture import ExternalCheckpoint, allowed_settings, head_kind, parse_external
 from gfl.tools.convert.state_dict import convert_backbone, convert_detector, to_mmdet
-from gfl.tools.convert.torch_file import read_torch_file
 
 
 def main(args: argparse.Namespace) -> None:

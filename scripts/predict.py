@@ -42,8 +42,9 @@ import numpy as np
 
 from gfl.checkpoint import load_detector
 from gfl.common.errors import UserError, run
+from gfl.common.file_kinds import is_url
 from gfl.common.files import output_folder, write_json
-from gfl.data.image_errors import is_url, url_error
+from gfl.data.image_errors import url_error
 from gfl.data.image_files import IMAGE_SUFFIXES, find_images, read_image
 from gfl.evaluation.draw import draw_boxes, draw_distributions, save_image
 from gfl.evaluation.inference import Prediction

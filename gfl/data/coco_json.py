@@ -10,9 +10,9 @@ from typing import Any, TypeVar
 import numpy as np
 
 from gfl.common.errors import UserError
+from gfl.common.file_kinds import recognise_content
 from gfl.common.text import is_text, list_some, parse_flag, short_repr
 from gfl.common.yaml_file import list_in_yaml
-from gfl.data.image_errors import recognise_content
 from gfl.data.image_files import check_file_name
 
 T = TypeVar("T")

@@ -13,10 +13,10 @@ from urllib.parse import parse_qs, unquote, urlsplit
 import numpy as np
 
 from gfl.common.errors import UserError
+from gfl.common.file_kinds import is_url
 from gfl.common.files import write_text
 from gfl.common.text import format_value, list_some
 from gfl.data.coco_json import read_coco_json
-from gfl.data.image_errors import is_url
 from gfl.data.image_files import check_image_folder, missing_files
 
 MAX_FILES = 2_000_000  # of a folder that are compared with the names of a json

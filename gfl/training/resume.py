@@ -164,8 +164,7 @@ def _state_fits(state: Any, parameter: Tensor, keys: set[str]) -> bool:
 def _is_finite_tensor(value: Any, shape: torch.Size) -> bool:
     return (
         isinstance(value, Tensor)
-        and (value.shape, value.dtype, value.layout) == (shape, torch.float32, torch.strided)
-        and value.device.type != "meta"
+        and (value.shape, value.dtype) == (shape, torch.float32)
         and bool(value.isfinite().all())
     )
 

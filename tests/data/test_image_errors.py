@@ -10,9 +10,10 @@ import pytest
 from PIL import Image
 
 from gfl.common.errors import UserError
+from gfl.common.file_kinds import is_url
 from gfl.config import parse_overrides
 from gfl.data import image_files
-from gfl.data.image_errors import BadImage, is_url, url_error
+from gfl.data.image_errors import BadImage, url_error
 from gfl.data.image_files import image_sizes, range_option, read_image
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (61, 83, 3), dtype=np.uint8)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from gfl.common.errors import UserError
 from gfl.common.text import describe, format_value, list_some
-from gfl.tools.convert.torch_file import Placeholder
+from gfl.common.torch_pickle import Placeholder
 
 EMA, MODEL = "ema", "model"  # the averaged weights, those of the last training step
 CONTAINERS = {

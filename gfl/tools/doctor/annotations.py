@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from gfl.common.errors import UserError
+from gfl.common.file_kinds import is_url
 from gfl.common.findings import Finding, finding_if_any
 from gfl.data.annotation_marks import (
     area_findings,
@@ -26,7 +27,6 @@ from gfl.data.coco_json import (
     read_images,
 )
 from gfl.data.file_names import find_spellings, fix_names_command, leave_out_command
-from gfl.data.image_errors import is_url
 from gfl.data.image_files import missing_files
 from gfl.tools.doctor.box_findings import box_findings, group_findings, repetition_findings
 from gfl.tools.doctor.refusals import is_integer, refusal_findings, refused_entries

@@ -11,9 +11,9 @@ from typing import Any
 from xml.etree import ElementTree
 
 from gfl.common.errors import UserError
+from gfl.common.file_kinds import recognise_content
 from gfl.common.text import parse_flag
 from gfl.data.annotation_marks import ignored_because
-from gfl.data.image_errors import recognise_content
 from gfl.data.image_files import image_sizes
 from gfl.tools.prepare.find_files import count_note
 from gfl.tools.prepare.to_coco import Box, BoxAdjustments, clip_box, parse_number

@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from gfl.common.errors import UserError
+from gfl.common.file_kinds import is_url
 from gfl.common.yaml_file import read_yaml
 from gfl.data.coco_json import duplicates
-from gfl.data.image_errors import is_url, url_error
+from gfl.data.image_errors import url_error
 from gfl.data.image_files import find_images, image_sizes
 from gfl.tools.prepare.darknet import FOLDER, is_darknet, read_darknet
 from gfl.tools.prepare.faults import Faults

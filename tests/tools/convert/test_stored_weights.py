@@ -7,8 +7,8 @@ import pytest
 import torch
 from external_models import Buffer
 
+from gfl.common.torch_pickle import Placeholder
 from gfl.tools.convert.stored_weights import find_weights
-from gfl.tools.convert.torch_file import Placeholder
 
 NAMES = ("backbone.conv1.weight", "neck.fpn_convs.0.conv.bias")
 LAST = {name: torch.full((2,), 1.0) for name in NAMES}
