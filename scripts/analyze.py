@@ -2,6 +2,7 @@
 
 import argparse
 
+from gfl.common.output import protect_output
 from gfl.common.progress import announce
 
 
@@ -24,6 +25,7 @@ def parse_args() -> argparse.Namespace:
 
 
 if __name__ == "__main__":  # before the heavy imports, so that --help answers at once
+    protect_output()
     ARGS = parse_args()
     announce(f"loading libraries and {', '.join(ARGS.checkpoints)}")
 

@@ -6,6 +6,8 @@ import shlex
 import sys
 from pathlib import Path
 
+from gfl.common.output import protect_output
+
 EXAMPLE = """exit code: 0 no problems, 1 warnings, 2 training would refuse the data or stop
 example: python scripts/doctor.py train.json images/train --val val.json images/val --config configs/finetune.yaml
 with other settings: python scripts/doctor.py train.json images/train data.short_side=640 model.head.reg_max=24"""
@@ -83,6 +85,7 @@ def main(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
+    protect_output()
     ARGS = parse_args()  # before anything heavy is imported: --help answers at once
     from gfl.common.errors import run
 

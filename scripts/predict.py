@@ -5,6 +5,8 @@ import os
 import sys
 from pathlib import Path
 
+from gfl.common.output import protect_output
+
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
@@ -23,7 +25,9 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_intermixed_args()  # images may also follow a flag
 
 
-ARGS = parse_args() if __name__ == "__main__" else None  # before the heavy imports, so that --help answers at once
+if __name__ == "__main__":  # before the heavy imports, so that --help answers at once
+    protect_output()
+    ARGS = parse_args()
 
 from collections import Counter
 from collections.abc import Sequence
