@@ -23,18 +23,14 @@ def new_file_with_checksum(path: Path, *, backup_to: Path | None = None) -> Iter
     Args:
         backup_to: where to keep the file that is replaced, with its checksum.
     """
-    # Left in the opposite order: the checksum is put in its place last.
-    with new_file(_json(path)) as unfinished_json, new_file(path) as unfinished:
+    with new_file(path) as unfinished:
         yield unfinished
-        unfinished_json.write_text(json.dumps(_checksum(unfinished)), encoding="utf-8")
+        text = json.dumps(_checksum(unfinished))
         if backup_to and path.is_file():
             _back_up(path, backup_to)
         _json(path).unlink(missing_ok=True)
-        ours = unfinished.stat()
-    # Where a file system has no locks, another process may have replaced the file since.
-    with writing(path):
-        if not os.path.samestat(ours, path.stat()):
-            _json(path).unlink(missing_ok=True)
+        described = unfinished.stat()
+    _put_checksum(path, text, described)
 
 
 def _back_up(path: Path, target: Path) -> None:
@@ -44,11 +40,21 @@ def _back_up(path: Path, target: Path) -> None:
             os.link(path, kept)
         except OSError:  # a file system without hard links; on such there is no file at `path` for a moment
             os.replace(path, kept)
-        text = _read(path)
-        described = not path.exists() or os.path.samefile(path, kept)  # as above
+        described, text = kept.stat(), _read(path)
+        if path.exists() and not os.path.samestat(described, path.stat()):
+            text = ""  # of a file that has replaced it, see below
         _json(target).unlink(missing_ok=True)
-    if text and described:
-        write_text(_json(target), text)
+    if text:
+        _put_checksum(target, text, described)
+
+
+def _put_checksum(path: Path, text: str, described: os.stat_result) -> None:
+    """Put `text` beside the file it describes, unless another process, where there are no locks, has replaced that."""
+    with writing(path):
+        if os.path.samestat(described, path.stat()):
+            write_text(_json(path), text)
+        if not os.path.samestat(described, path.stat()):  # meanwhile
+            _json(path).unlink(missing_ok=True)
 
 
 def verify_checksum(path: Path, opened: Path) -> None:

@@ -24,23 +24,38 @@ def test_a_file_that_is_replaced_while_it_is_verified_is_no_damage(tmp_path, ref
     assert refusal(verify_checksum, path, path).code == "checksum"
 
 
-@pytest.mark.parametrize("moment", ["link", "unlink", "replace"])
-def test_of_two_writers_at_once_neither_leaves_a_checksum_of_the_others_file(moment, tmp_path, monkeypatch):
-    """The second writes all of its file in the middle of the first's saving."""
-    path = tmp_path / "a"
-    write(path, "before")
-    owner = type(path) if moment == "unlink" else os
-    original = getattr(owner, moment)
+@pytest.mark.parametrize(
+    ("owner", "function", "argument"),
+    [
+        (os, "link", "a"),
+        (Path, "unlink", "backup.json"),
+        (os, "replace", "backup"),
+        (Path, "write_text", "backup.json."),  # its temporary file
+        (Path, "unlink", "a.json"),
+        (os, "replace", "a"),
+        (Path, "write_text", "a.json."),
+    ],
+)
+def test_of_two_writers_at_once_neither_leaves_a_checksum_of_the_others_file(
+    owner, function, argument, tmp_path, monkeypatch
+):
+    """The second writes all of its file after one call of the first."""
+    path, backup, original, calls = tmp_path / "a", tmp_path / "backup", getattr(owner, function), []
+    write(path, "at first")
 
     def interfere(*args, **kwargs):
-        original(*args, **kwargs)
-        if moment != "replace" or str(args[-1]) == str(path):
+        result = original(*args, **kwargs)
+        names = [Path(arg).name for arg in args[:2]]
+        if any(name.startswith(argument) if argument.endswith(".") else name == argument for name in names):
             monkeypatch.undo()
-            write(path, "second", backup_to=tmp_path / "backup")
+            calls.append(names)
+            write(path, "of the second", backup_to=backup)
+        return result
 
-    monkeypatch.setattr(owner, moment, interfere)
-    write(path, "the first", backup_to=tmp_path / "backup")
-    for name in ("a", "backup"):
-        verify_checksum(tmp_path / name, tmp_path / name)
-        found = tmp_path / f"{name}.json"
-        assert not found.exists() or json.loads(found.read_text())["bytes"] == (tmp_path / name).stat().st_size
+    monkeypatch.setattr(owner, function, interfere)
+    write(path, "of the first one", backup_to=backup)
+    assert calls
+    for file in (path, backup):
+        verify_checksum(file, file)
+        found = tmp_path / f"{file.name}.json"
+        assert not found.exists() or json.loads(found.read_text())["bytes"] == file.stat().st_size
