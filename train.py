@@ -2,6 +2,7 @@
 
 import argparse
 
+from gfl.common.output import protect_output
 from gfl.common.progress import announce, print_lines, progress_bar
 from gfl.training.signals import StopRequest
 
@@ -22,6 +23,7 @@ def parse_args() -> argparse.Namespace:
 
 
 if __name__ == "__main__":  # before the heavy imports, so that --help answers at once and no signal is missed
+    protect_output()
     ARGS, STOP = parse_args(), StopRequest()
     announce(f"start    {ARGS.config}: loading libraries and data")
 
@@ -46,13 +48,14 @@ from gfl.training.log import RunLog
 from gfl.training.nonfinite import FiniteGuard
 from gfl.training.optim import autocast_dtype, build_optimizer, learning_rate, memory_format
 from gfl.training.resume import find_resume_checkpoint, restore, write_launch_id
+from gfl.training.run_lock import run_lock
 from gfl.training.step import train_step
 from gfl.training.summary import end_summary, resume_summary, run_summary
 
 
 def main(args: argparse.Namespace, stop: StopRequest) -> None:
     config = load_config(args.config, args.overrides)
-    with distributed.process_group() as device:
+    with distributed.process_group() as device, run_lock(Path(config.run_dir), stop, resume=args.resume):
         train(config, device, stop, resume=args.resume)
 
 

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from gfl.common.output import protect_output
 from gfl.common.progress import announce
 
 EXAMPLE = """exit code: 0 no problems, 1 warnings, 2 training would refuse the data or stop
@@ -99,6 +100,7 @@ def main(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
+    protect_output()
     ARGS = parse_args()  # before anything heavy is imported: --help answers at once
     announce(f"loading libraries and {ARGS.annotations}")
     from gfl.common.errors import run

@@ -6,6 +6,7 @@ import signal
 import sys
 from pathlib import Path
 
+from gfl.common.output import protect_output
 from gfl.common.progress import announce
 
 
@@ -29,7 +30,8 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_intermixed_args()  # images may also follow a flag
 
 
-if __name__ == "__main__":  # before the heavy imports, so that --help answers at once and Ctrl-C is no traceback
+if __name__ == "__main__":  # before the heavy imports, so that --help answers at once
+    protect_output()
     ARGS = parse_args()
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     announce(f"loading libraries and {ARGS.checkpoint}")

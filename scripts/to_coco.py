@@ -8,6 +8,8 @@ EXAMPLE = (
     "another: python scripts/to_coco.py yolo data/coco8/data.yaml --out data/coco8/coco"
 )
 
+from gfl.common.output import protect_output
+
 
 def parse_args() -> argparse.Namespace:
     style = {"formatter_class": argparse.RawDescriptionHelpFormatter, "epilog": EXAMPLE}
@@ -87,7 +89,9 @@ def share(text: str) -> float:
     return value
 
 
-ARGS = parse_args() if __name__ == "__main__" else None  # before the heavy imports, so that --help answers at once
+if __name__ == "__main__":  # before the heavy imports, so that --help answers at once
+    protect_output()
+    ARGS = parse_args()
 
 import json
 import os

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from gfl.common.distributed import gather_to_main
+from gfl.common.errors import UserError
 from gfl.common.files import write_json
 
 FILE = "bad_images.json"  # in the run folder, if there were any
@@ -27,7 +28,10 @@ def report_bad_images(replaced: Mapping[str, str], run_dir: Path) -> None:
         bad |= part
     if not bad:
         return
-    write_json(path, bad)
     print(f"bad      {len(bad)} training images were replaced by others (data.on_bad_image=skip): {path}")
+    try:
+        write_json(path, bad)
+    except UserError as error:  # the checkpoint is saved, and the list is printed
+        print(f"warning  {error}")
     for reason in list(bad.values())[:MAX_LINES]:
         print(f"bad      {reason}")

@@ -158,8 +158,8 @@ def _ignore_stop_signals(worker: int) -> None:
     The main process also ends leftover workers with SIGTERM, so that signal ends the worker, but 10 s later.
     """
     os.setpgid(0, 0)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    for signum in (signal.SIGINT, signal.SIGUSR1, signal.SIGHUP):
+        signal.signal(signum, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: signal.alarm(10))  # SIGALRM ends the process
 
 

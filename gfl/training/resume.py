@@ -38,8 +38,6 @@ def find_resume_checkpoint(run_dir: Path, *, resume: bool) -> tuple[Path | None,
     Processes that torchrun restarts after a failure resume without ``--resume``. If `resume` is False, raises
     `UserError` for a folder that already holds a run, which is never overwritten.
     """
-    if run_dir.exists() and not run_dir.is_dir():
-        raise UserError(f"run_dir {run_dir} is a file; choose a folder", code="run_dir_is_file")
     restarted = distributed.is_main() and _read_launch_id(run_dir) == distributed.launch_id() != ""
     resume = resume or distributed.share_from_main(restarted)
     if find_checkpoint(run_dir, LAST, PREVIOUS, BEST) and not resume:
