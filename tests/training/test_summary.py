@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from gfl.training.log import METRICS_FILE
+from gfl.training.metrics_file import METRICS_FILE
 from gfl.training.summary import end_summary
 
 
