@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from gfl.build import build_detector
+from gfl.common import distributed
 from gfl.common.checksum import new_file_with_checksum, verify_checksum
-from gfl.common.dataclass_from_dict import at_least, check_plain
+from gfl.common.dataclass_from_dict import above, at_least, check_plain
 from gfl.common.errors import UserError, error_context
 from gfl.common.files import new_file
 from gfl.common.text import describe, is_text, list_some, short_repr
@@ -39,6 +40,15 @@ class Progress(NamedTuple):
     step: Annotated[int, at_least(0)] = 0
     best: float = -1.0  # the best AP so far
     steps_per_epoch: Annotated[int, at_least(0)] = 0  # what `step` counts against
+    lr_factor: Annotated[float, above(0)] = 1.0  # on the learning rate; below 1 after `optim.on_divergence: rewind`
+
+
+class RunningLoss(NamedTuple):
+    """The total loss of a run over its last steps, as `gfl/training/divergence.py` averages and judges it."""
+
+    steps: Annotated[int, at_least(0)] = 0  # that it has averaged
+    mean: float = 0.0
+    lowest: float = 0.0  # the lowest mean so far
 
 
 @dataclass
@@ -49,14 +59,23 @@ class TrainState:
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     progress: Progress = field(default_factory=Progress)
+    running_loss: RunningLoss = field(default_factory=RunningLoss)
+    bad_images: dict[str, str] = field(default_factory=dict)  # that were replaced by others: file name -> reason
 
 
 def save_checkpoint(
-    path: Path, state: TrainState, config: Config, class_names: Sequence[str], *, backup_to: Path | None = None
+    path: Path,
+    state: TrainState,
+    config: Config,
+    class_names: Sequence[str],
+    digests: Mapping[str, str],
+    *,
+    backup_to: Path | None = None,
 ) -> None:
     """Write everything that ``--resume`` needs; an interrupted write leaves the previous file.
 
     Args:
+        digests: of the splits, by name; a resumed run reports whether they have changed.
         backup_to: where to move the previous file instead of overwriting it.
 
     Raises `UserError` if the disk is full or the folder cannot be written.
@@ -65,8 +84,17 @@ def save_checkpoint(
         "progress": state.progress._asdict(),
         "optimizer": state.optimizer.state_dict(),
         "scaler": state.scaler.state_dict(),
+        "running_loss": state.running_loss._asdict(),
+        "bad_images": state.bad_images,
+        "digests": dict(digests),
+        "processes": distributed.world_size(),
     }
     content = detector_content(state.model.state_dict(), config, class_names) | training
+    write_checkpoint(path, content, backup_to=backup_to)
+
+
+def write_checkpoint(path: Path, content: Mapping[str, Any], *, backup_to: Path | None = None) -> None:
+    """Write the content of a checkpoint as `save_checkpoint` does, with the same arguments and errors."""
     try:
         with new_file_with_checksum(path, backup_to=backup_to) as unfinished:
             _save(content, unfinished)
@@ -171,11 +199,8 @@ def newest_checkpoint(run_dir: Path) -> tuple[Path | None, list[str]]:
     return None, []
 
 
-def load_model_state(model: nn.Module, state: dict[str, Any], path: Path, *, assign: bool = False) -> None:
-    """Fill `model` from a checkpoint; with `assign` the checkpoint's tensors become the model's own, without a copy.
-
-    Raises `UserError` naming tensors that do not fit or hold NaN or infinity.
-    """
+def check_model_state(model: nn.Module, state: dict[str, Any], path: Path) -> None:
+    """Raise `UserError` naming tensors of a checkpoint that do not fit `model` or hold NaN or infinity."""
     own, saved = model.state_dict(), state["model"]
     ours, theirs = ({name: (t.shape, t.dtype) for name, t in tensors.items()} for tensors in (own, saved))
     if wrong := [name for name in {**own, **saved} if ours.get(name) != theirs.get(name)]:
@@ -190,7 +215,15 @@ def load_model_state(model: nn.Module, state: dict[str, Any], path: Path, *, ass
             "training diverged: use an earlier checkpoint",
             code="not_finite",
         )
-    model.load_state_dict(saved, assign=assign)
+
+
+def load_model_state(model: nn.Module, state: dict[str, Any], path: Path, *, assign: bool = False) -> None:
+    """Fill `model` from a checkpoint; with `assign` the checkpoint's tensors become the model's own, without a copy.
+
+    Raises `UserError` as `check_model_state` does.
+    """
+    check_model_state(model, state, path)
+    model.load_state_dict(state["model"], assign=assign)
 
 
 def find_checkpoint(path: Path, *names: str) -> Path | None:

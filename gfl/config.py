@@ -188,6 +188,9 @@ class OptimConfig:
     clip_norm: NotNegative = 0.0  # largest gradient norm, 0 for no limit
     amp: Literal["none", "auto", "bf16", "fp16"] = "none"  # auto: bf16 where the hardware has it, else none
     channels_last: bool = False
+    # What follows a loss or gradient that is not finite. Rewind: once in a run, back to the newest checkpoint from
+    # before the loss rose, and on from there at half the learning rate (gfl/training/divergence.py).
+    on_divergence: Literal["stop", "rewind"] = "stop"
 
 
 @dataclass(frozen=True)

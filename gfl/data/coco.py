@@ -1,5 +1,6 @@
 """COCO-format json: checked, and turned into flat arrays that loader processes can share."""
 
+import hashlib
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,6 +69,16 @@ class CocoData:
     def ignored_of(self, index: int) -> np.ndarray:
         """Boxes (k, 4) of the regions of image `index` that are ignored."""
         return self.ignored_xyxy[self.ignored_offsets[index] : self.ignored_offsets[index + 1]]
+
+    def digest(self) -> str:
+        """SHA-256 of all that a run takes from the json: ids, names and sizes of images, boxes, labels and classes."""
+        texts = (self.file_names.tolist(), self.class_names, self.category_ids, self.ignored_categories)
+        arrays = (self.image_ids, self.sizes, self.boxes_xyxy, self.labels, self.offsets)
+        digest = hashlib.sha256(repr(texts).encode("utf-8", "surrogatepass"))
+        for array in (*arrays, self.ignored_xyxy, self.ignored_offsets):
+            digest.update(f"{array.shape}".encode())
+            digest.update(np.ascontiguousarray(array))
+        return digest.hexdigest()
 
 
 def load_coco(

@@ -30,6 +30,10 @@ class TrainingData(NamedTuple):
     train_loader: DataLoader
     val_loader: DataLoader
 
+    def digests(self) -> dict[str, str]:
+        """What the splits hold, by name; see `CocoData.digest`."""
+        return {"train": self.train.digest(), "val": self.val.digest()}
+
 
 def load_training_data(config: Config, device: torch.device) -> TrainingData:
     """Read both splits and build their loaders; raises `UserError` if either cannot be used."""

@@ -16,11 +16,10 @@ from tqdm import tqdm
 from gfl.checkpoint import Progress
 from gfl.common.distributed import mean_over_processes
 from gfl.common.errors import UserError
-from gfl.common.files import append, write_text, writing
+from gfl.common.files import append, writing
 from gfl.common.progress import progress_bar
 from gfl.config import Config
-
-METRICS_FILE = "metrics.jsonl"
+from gfl.training.metrics_file import METRICS_FILE, drop_after
 
 
 class RunLog:
@@ -49,7 +48,9 @@ class RunLog:
 
         self.path = run_dir / METRICS_FILE
         with writing(run_dir):
-            _drop_after(self.path, first_step, evaluated=progress.step < steps_per_epoch)
+            damaged = drop_after(self.path, first_step, evaluated=progress.step < steps_per_epoch)
+        if damaged:
+            print(f"warning  {damaged} damaged line(s) dropped from {self.path}", flush=True)
         self.events = EventFile(run_dir / "tensorboard", purge_step=first_step + 1)
         if sys.stderr.isatty():
             # The losses stand in the lines above it, so that 80 columns have room for a bar.
@@ -159,34 +160,3 @@ def fit_parts(parts: Sequence[str], width: int) -> list[str]:
             lines.append(indent)
         lines[-1] += f" {part}"
     return lines
-
-
-def loss_trend(path: Path) -> tuple[float, float] | None:
-    """Mean total loss over the first and the last tenth of the records in `path`; None for fewer than two records."""
-    losses = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
-        terms = [value for name, value in json.loads(line).items() if name.startswith("loss/")]
-        losses += [sum(terms)] if terms else []
-    if len(losses) < 2:
-        return None
-    count = max(len(losses) // 10, 1)
-    return sum(losses[:count]) / count, sum(losses[-count:]) / count
-
-
-def _drop_after(path: Path, step: int, *, evaluated: bool) -> None:
-    """Keep the records up to `step`, with the evaluation at that step if `evaluated`; drop lines that were cut off."""
-    if not path.is_file():
-        return
-    lines = path.read_text(encoding="utf-8").splitlines()
-    kept = [line for line in lines if _place(line) <= (step, evaluated)]
-    if len(kept) < len(lines):
-        write_text(path, "".join(line + "\n" for line in kept))
-
-
-def _place(line: str) -> tuple[float, bool]:
-    """The step of a record, and whether it is of the evaluation after that step."""
-    try:
-        record = json.loads(line)
-        return record["step"], any(key.startswith("val") for key in record)
-    except (ValueError, TypeError, KeyError):
-        return float("inf"), True

@@ -158,14 +158,19 @@ def test_an_evaluation_that_is_repeated_after_resuming_is_recorded_once(tmp_path
     assert ["val/AP" in line for line in records(tmp_path)] == [False] * 5 + [True] * evaluated
 
 
-def test_a_last_line_that_was_cut_off_is_dropped(tmp_path):
+def test_a_last_line_that_was_cut_off_is_dropped_and_reported(tmp_path, capsys):
     log = open_log(tmp_path)
     train(log, range(1, 5))
     log.close()
     with open(tmp_path / "metrics.jsonl", "a") as file:
         file.write('{"step": 6, "epo')
+    capsys.readouterr()
     open_log(tmp_path, done=99).close()
     assert [line["step"] for line in records(tmp_path)] == [2, 4]
+    (warning,) = capsys.readouterr().out.splitlines()
+    assert warning.startswith("warning  1 ")
+    open_log(tmp_path, done=99).close()
+    assert capsys.readouterr().out == ""
 
 
 def test_a_new_run_starts_without_records(tmp_path):
