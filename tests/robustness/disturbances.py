@@ -76,10 +76,10 @@ def races(folder: Path, rng: random.Random, count: int) -> Iterator[str]:
             trainings.append(faults.Training(config, f"run_dir={run}", *extra))
             time.sleep(rng.choice([0, rng.uniform(0, 4)]))
         codes = [training.end() for training in trainings]
-        refused = [text for text in (training.text for training in trainings) if "error: " in text]
-        named = all(f"process {training.process.pid} on" in "".join(refused) for training in trainings[:1] if refused)
+        refused = [one for one, training in enumerate(trainings) if "error: " in training.text]
+        named = all(f"process {trainings[1 - one].process.pid} on" in trainings[one].text for one in refused)
         broken = "".join(traceback_in(training.text) for training in trainings)
-        yield f"exits {codes}, {len(refused)} refused{' naming the first' if refused and named else ''}{broken}"
+        yield f"exits {codes}, {len(refused)} refused{' naming the other' if refused and named else ''}{broken}"
         yield f"{faults.verdict(expected, run)}, {readable(run)}, {leftovers(run)} temporary files"
         shutil.rmtree(run)
 

@@ -29,7 +29,7 @@ def lines(kind, folder, count=1):
 
 def test_of_two_trainings_in_one_folder_one_is_refused_or_waits(folder):
     found = lines("races", folder, 2)
-    assert found[0].startswith(("exits [0, 2], 1 refused naming the first", "exits [2, 0], 1 refused"))
+    assert found[0].startswith(("exits [0, 2], 1 refused naming the other", "exits [2, 0], 1 refused naming the other"))
     assert found[2].startswith("exits [0, 0], 0 refused")
     assert all("both checkpoints readable, 0 temporary files" in line for line in found[1::2])
 
