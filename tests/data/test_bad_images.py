@@ -2,7 +2,7 @@
 
 import json
 
-from gfl.data.bad_images import report_bad_images
+from gfl.data.bad_images import FILE, report_bad_images
 
 
 def test_the_list_of_bad_images_is_kept_between_runs(tmp_path, capsys):
@@ -20,3 +20,11 @@ def test_the_list_of_bad_images_is_kept_between_runs(tmp_path, capsys):
     path.write_text("[1]")
     report_bad_images(first, tmp_path)
     assert json.loads(path.read_text()) == first
+
+
+def test_a_list_that_cannot_be_written_is_a_warning(tmp_path, capsys):
+    (tmp_path / FILE).mkdir()
+    report_bad_images({"a.png": "a.png is no image"}, tmp_path)
+    out = capsys.readouterr().out
+    assert "a.png is no image" in out
+    assert any(line.startswith("warning ") and str(tmp_path / FILE) in line for line in out.splitlines())
