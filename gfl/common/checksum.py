@@ -7,6 +7,7 @@ none, so that a checksum never stands beside a file that it does not describe. A
 import contextlib
 import json
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from typing import Any
 from gfl.common.errors import UserError
 from gfl.common.files import file_digest, new_file, write_text, writing
 from gfl.common.text import short_repr
+
+SETTLE_S = 0.1  # before damage is reported: of two savers without locks one may be about to remove a wrong checksum
 
 
 @contextlib.contextmanager
@@ -72,6 +75,7 @@ def verify_checksum(path: Path, opened: Path) -> None:
     found = opened.stat().st_size
     if found == size and _checksum(opened)["sha256"] == digest:
         return
+    time.sleep(SETTLE_S)
     if _read(path) != text or not (path.exists() and os.path.samefile(path, opened)):
         return  # replaced meanwhile, by a whole file
     if found != size:
