@@ -128,7 +128,7 @@ class Unpickler(pickle._Unpickler):
             raise ValueError("a storage without key or size")
         start = view[0][1] if view and view[0] else 0
         known = self.storages.setdefault(key, StorageInfo(dtype, key, numel, start))
-        if (known.dtype, known.numel) != (dtype, numel):
+        if known.dtype is not dtype or known.numel != numel:  # comparing nested tuples may take long
             raise ValueError("a storage of two types or sizes")
         return StorageInfo(dtype, key, numel, start)
 

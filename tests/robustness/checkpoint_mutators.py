@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from mutators import _spots
+from mutators import spots
 from pickles import call, name_of, plain, storage, view
+from text_mutators import graft
 
 MARKER = "@injected@"
 PRIME = 2**61 - 1  # numbers that differ by it have one hash
@@ -50,7 +51,7 @@ INSTRUCTIONS = {
 
 def mutate_tensor(state: Any, rng: random.Random) -> str:
     """Replace a tensor anywhere in `state` by one of another kind."""
-    path, container, key = rng.choice([spot for spot in _spots(state) if isinstance(spot[1][spot[2]], torch.Tensor)])
+    path, container, key = rng.choice([spot for spot in spots(state) if isinstance(spot[1][spot[2]], torch.Tensor)])
     tensor = container[key].detach().float()
     changes: dict[str, Callable[[], Any]] = {
         "expanded": lambda: torch.zeros(()).expand(tensor.shape),
@@ -88,7 +89,7 @@ def mutate_tensor(state: Any, rng: random.Random) -> str:
 
 def mutate_keys(state: Any, rng: random.Random) -> str:
     """Another type for a key of any dict in `state`."""
-    path, container, key = rng.choice([spot for spot in _spots(state) if isinstance(spot[1], dict)])
+    path, container, key = rng.choice([spot for spot in spots(state) if isinstance(spot[1], dict)])
     new = rng.choice([0, -1, True, 0.0, -0.0, 1.0, float("nan"), 2**70, None, (key,), (1, (2,)), b"x", "\ud800", "a\n"])
     container[new] = container.pop(key)
     return f"key {new!r} for {'.'.join(map(str, path))[:80]}"
@@ -96,12 +97,15 @@ def mutate_keys(state: Any, rng: random.Random) -> str:
 
 def mark(state: Any, rng: random.Random) -> str:
     """Put `MARKER` in the place of a value or of a key; `inject` replaces it."""
-    path, container, key = rng.choice(list(_spots(state)))
+    path, container, key = rng.choice(list(spots(state)))
     if isinstance(container, dict) and rng.random() < 0.3:
         container[MARKER] = container.pop(key)
     else:
         container[key] = MARKER
     return ".".join(map(str, path))[:80]
+
+
+STATE_MUTATIONS = {"graft": graft, "tensor": mutate_tensor, "keys": mutate_keys, "instructions": mark}
 
 
 def inject(path: Path, rng: random.Random) -> str:

@@ -16,7 +16,7 @@ import cv2
 import numpy as np
 import torch
 import yaml
-from checkpoint_mutators import inject, mark, mutate_keys, mutate_lengths, mutate_tensor
+from checkpoint_mutators import STATE_MUTATIONS, inject, mutate_lengths
 from mutators import SYNTAX, hostile, mutate_bytes, mutate_tree, with_raw
 from text_mutators import BOMBS, graft, mutate_text
 from torch import nn
@@ -247,9 +247,6 @@ def shallow(tree: Any) -> Any:
     return [shallow(value) for value in tree] if isinstance(tree, list) else tree
 
 
-STATE_MUTATIONS = {"graft": graft, "tensor": mutate_tensor, "keys": mutate_keys, "instructions": mark}
-
-
 def write_checkpoints(folder: Path, rng: random.Random) -> str:
     path = folder / checkpoints.LAST
     state, done = shallow(good_state()), ""
@@ -286,8 +283,8 @@ def check_checkpoints(folder: Path, attempt: Attempt) -> None:
         "\n".join(detector.class_names).encode()
         detect_on(detector.model, detector.config)
     attempt(load_backbone_weights, Backbone("resnet18"), "resnet18", str(path))
-    with contextlib.suppress(UserError):  # also for a good one, which is ours already
-        convert(path)
+    with contextlib.suppress(UserError):  # of a good one, too: conversion is for those of other codebases
+        convert_detector(parse_external(read_torch_file(path)))
     config, model, _, _ = trained()
     optimizer, scaler = build_optimizer(model, config.optim), torch.amp.GradScaler("cpu")
     state = checkpoints.TrainState(model, optimizer, scaler)
@@ -296,11 +293,6 @@ def check_checkpoints(folder: Path, attempt: Attempt) -> None:
     if changes is not None:
         step(optimizer, scaler)
         assert all(parameter.isfinite().all() for parameter in model.parameters())
-
-
-def convert(path: Path) -> None:
-    """As scripts/convert_checkpoint.py, which reads the weights of other codebases."""
-    convert_detector(parse_external(read_torch_file(path)))
 
 
 def detect_on(model: DenseDetector, config: Config) -> None:

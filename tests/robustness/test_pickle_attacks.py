@@ -189,6 +189,11 @@ ATTACKS = {
         name_of("collections", "OrderedDict") + b"q\x01",
         b"h\x01h\x00R0" * 100_000,
     ),
+    "types of tuples that share tuples": (
+        b"](",
+        *(pack(plain("storage"), b")" + b"2\x86" * 60, plain("0"), b"N", plain(16)) + b"Q" for _ in range(2)),
+        b"e",
+    ),
     "large storages": (LARGE, b"h\x00Q0" * 100_000),
     "a tensor of many dimensions": (b"](", view(size=(1,) * 200_000, stride=(1,) * 200_000), b"e"),
     "a size of many digits": (view(size=(2**80_000,) * 64, stride=(1,) * 64),),

@@ -4,7 +4,7 @@ import copy
 import random
 from typing import Any
 
-from mutators import _spots
+from mutators import spots
 
 # Scalars as written, in place of a number, a switch or text.
 SCALARS = [
@@ -45,7 +45,7 @@ BOMBS = [
 
 def graft(tree: Any, rng: random.Random) -> str:
     """Swap two subtrees of `tree`, or put a copy of one, or the same object, in the place of another."""
-    (path, container, key), (other_path, other, other_key) = rng.sample(list(_spots(tree)), 2)
+    (path, container, key), (other_path, other, other_key) = rng.sample(list(spots(tree)), 2)
     if path[: len(other_path)] == other_path or other_path[: len(path)] == path:  # one within the other
         container[key] = copy.copy(other[other_key])
         return f"graft {other_path} at {path}"
