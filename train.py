@@ -2,7 +2,8 @@
 
 import argparse
 
-from gfl.common.progress import announce, print_lines
+from gfl.common.output import protect_output
+from gfl.common.progress import announce, print_lines, progress_bar
 from gfl.training.signals import StopRequest
 
 
@@ -26,6 +27,7 @@ def parse_args() -> argparse.Namespace:
 
 
 if __name__ == "__main__":  # before the heavy imports, so that --help answers at once and no signal is missed
+    protect_output()
     ARGS, STOP = parse_args(), StopRequest()
     announce(f"start    {ARGS.config}: loading libraries and data")
 
@@ -52,13 +54,14 @@ from gfl.training.log import RunLog
 from gfl.training.nonfinite import FiniteGuard
 from gfl.training.optim import autocast_dtype, build_optimizer, learning_rate, memory_format
 from gfl.training.resume import find_resume_checkpoint, restore, write_launch_id
+from gfl.training.run_lock import run_lock
 from gfl.training.step import train_step
 from gfl.training.summary import end_summary, resume_summary, run_summary
 
 
 def main(args: argparse.Namespace, stop: StopRequest) -> None:
     config = load_config(args.config, args.overrides)
-    with distributed.process_group() as device:
+    with distributed.process_group() as device, run_lock(Path(config.run_dir), stop, resume=bool(args.resume)):
         train_with_rewind(partial(train, config, device, stop), args.resume)
 
 
@@ -189,7 +192,8 @@ def evaluate(
     """COCO metrics of the validation split, which are logged; None on all processes but the main one."""
     distributed.share_buffers(model)  # the statistics of trained BatchNorms differ between processes
     loader = interruptible_batches(data, stop_if_requested)
-    results = run_detector(model, loader, data.val, config.eval, device)
+    with progress_bar(total=len(data.val_loader), desc="val", leave=False, enabled=distributed.is_main()) as bar:
+        results = run_detector(model, loader, data.val, config.eval, device, on_batch=bar.update)
     if results is None:
         return None
     metrics = coco_metrics(data.val, results, max_detections=config.eval.max_detections)

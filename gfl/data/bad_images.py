@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from gfl.common.distributed import gather_to_main, is_main
+from gfl.common.errors import UserError
 from gfl.common.files import write_json
 
 FILE = "bad_images.json"  # in the run folder, if there were any
@@ -20,7 +21,10 @@ def report_bad_images(replaced: Mapping[str, str], run_dir: Path) -> None:
     if not replaced or not is_main():
         return
     path = run_dir / FILE
-    write_json(path, dict(replaced))
     print(f"bad      {len(replaced)} training images were replaced by others (data.on_bad_image=skip): {path}")
+    try:
+        write_json(path, dict(replaced))
+    except UserError as error:  # the checkpoint is saved, and the list is printed
+        print(f"warning  {error}")
     for reason in list(replaced.values())[:MAX_LINES]:
         print(f"bad      {reason}")

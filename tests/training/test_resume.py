@@ -46,11 +46,6 @@ def test_a_run_is_resumed_only_on_request(tmp_path, capsys, refusal):
     assert (found, len(problems)) == (run / PREVIOUS, 1)
 
 
-def test_a_run_folder_that_is_a_file_is_refused(tmp_path, refusal):
-    (tmp_path / "run").touch()
-    assert refusal(find_resume_checkpoint, tmp_path / "run", "").code == "run_dir_is_file"
-
-
 def test_processes_that_torchrun_restarts_resume_only_their_own_run(tmp_path, monkeypatch, refusal):
     save(tmp_path / LAST)
     monkeypatch.setattr(distributed, "launch_id", lambda: "id 1")
