@@ -80,7 +80,7 @@ def test_a_run_stopped_by_sigterm_is_resumed_by_two_processes_and_ends_like_an_u
     command = ["train.py", project.config, f"run_dir={run}"]
     assert train_and_signal(signal.SIGTERM, *command, after="epoch   1  step      1/") == 128 + signal.SIGTERM
     assert 1 <= torch.load(run / "last.pt", weights_only=True)["progress"]["step"] < 6
-    succeed(*command, "--resume", launcher=TWO_PROCESSES)
+    assert "processes: 1 -> 2" in succeed(*command, "--resume", launcher=TWO_PROCESSES)
     assert [record["step"] for record in records(run, "loss/cls")] == list(range(1, 7))
     for one, two in zip(records(runs["plain"], "loss/cls"), records(run, "loss/cls"), strict=True):
         assert two["loss/cls"] == pytest.approx(one["loss/cls"], rel=1e-5)

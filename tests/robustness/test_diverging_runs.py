@@ -120,16 +120,20 @@ def test_all_processes_go_back_when_one_has_a_loss_that_is_not_finite(tmp_path):
     assert steps(records(run)) == list(range(1, 11))
 
 
-def test_a_rate_that_is_far_too_high_after_a_long_warm_up(tmp_path):
-    """The loss explodes for dozens of steps and several checkpoints before it is NaN."""
+def test_a_rate_that_ruins_the_weights_for_some_steps_before_nan(tmp_path):
+    """55 steps that learn, then a thousand times their rate: the loss explodes and is saved before it is NaN."""
     config, run = faults.write_config(tmp_path), tmp_path / "run"
-    words = [config, f"run_dir={run}", "eval.interval=999", "log.interval=5", "optim.steps=[]"]
-    training = faults.Training(*words, "optim.epochs=80", "optim.lr=30", "optim.warmup_steps=1000")
-    assert training.end(600) == 2, training.text[-2000:]
-    assert training.text.strip().endswith("--resume-from previous")
-    sane, ruined = (read_checkpoint(run / name) for name in (PREVIOUS, LAST))
-    assert ruined["running_loss"]["mean"] > 3 * sane["running_loss"]["mean"]
-    lower = ["optim.lr=0.001", "optim.warmup_steps=0", f"optim.epochs={sane['progress']['epoch'] + 6}"]
-    training = faults.Training(*words, *lower, "--resume-from", "previous")
-    assert training.end() == 0, training.text
-    assert read_checkpoint(run / LAST)["running_loss"]["mean"] < 1.5 * sane["running_loss"]["mean"]
+    words = [config, f"run_dir={run}", "eval.interval=999", "optim.steps=[]", "save_interval=1"]
+
+    def train_on(*others):
+        training = faults.Training(*words, *others)
+        return training.end(), training.text.strip().splitlines()[-1]
+
+    assert train_on("optim.epochs=11")[0] == 0
+    code, line = train_on("optim.epochs=20", "optim.lr=10.0", "--resume")
+    assert code == 2
+    assert line.endswith("--resume-from previous")
+    sane, ruined = (read_checkpoint(run / name)["running_loss"] for name in (PREVIOUS, LAST))
+    assert ruined["mean"] > 10 * sane["mean"]
+    assert train_on("optim.epochs=14", "--resume-from", "previous")[0] == 0
+    assert read_checkpoint(run / LAST)["running_loss"]["mean"] < sane["mean"]
