@@ -5,6 +5,7 @@ import re
 import shlex
 import signal
 
+from gfl.common.output import protect_output
 from gfl.common.progress import announce, print_lines, progress_bar
 
 
@@ -34,6 +35,7 @@ def parse_args() -> argparse.Namespace:
 
 
 if __name__ == "__main__":  # before the heavy imports, so that --help answers at once and Ctrl-C is no traceback
+    protect_output()
     ARGS = parse_args()
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     announce(f"loading libraries and {ARGS.checkpoint}")

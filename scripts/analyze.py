@@ -3,6 +3,7 @@
 import argparse
 import signal
 
+from gfl.common.output import protect_output
 from gfl.common.progress import announce
 
 
@@ -25,6 +26,7 @@ def parse_args() -> argparse.Namespace:
 
 
 if __name__ == "__main__":  # before the heavy imports, so that --help answers at once and Ctrl-C is no traceback
+    protect_output()
     ARGS = parse_args()
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     announce(f"loading libraries and {', '.join(ARGS.checkpoints)}")

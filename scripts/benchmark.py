@@ -2,6 +2,9 @@
 
 import argparse
 
+from gfl.common.output import protect_output
+from gfl.common.progress import announce
+
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
@@ -19,7 +22,10 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_intermixed_args()  # overrides may also follow a flag
 
 
-ARGS = parse_args() if __name__ == "__main__" else None  # before the heavy imports, so that --help answers at once
+if __name__ == "__main__":  # before the heavy imports, so that --help answers at once
+    protect_output()
+    ARGS = parse_args()
+    announce(f"loading libraries and {ARGS.config}")
 
 import resource
 import statistics

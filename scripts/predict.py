@@ -6,6 +6,7 @@ import signal
 import sys
 from pathlib import Path
 
+from gfl.common.output import protect_output
 from gfl.common.progress import announce
 
 
@@ -23,10 +24,14 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--score", type=float, default=0.3, help="minimum score of a detection (default 0.3)")
     parser.add_argument("--boxes", type=int, default=3, help="boxes whose sides are drawn (default 3)")
     parser.add_argument("--limit", type=int, help="stop after this many images")
+    parser.add_argument(
+        "--override", nargs="+", default=[], metavar="section.key=value", help="override the checkpoint's config"
+    )
     return parser.parse_intermixed_args()  # images may also follow a flag
 
 
-if __name__ == "__main__":  # before the heavy imports, so that --help answers at once and Ctrl-C is no traceback
+if __name__ == "__main__":  # before the heavy imports, so that --help answers at once
+    protect_output()
     ARGS = parse_args()
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     announce(f"loading libraries and {ARGS.checkpoint}")
@@ -39,25 +44,29 @@ import numpy as np
 
 from gfl.checkpoint import load_detector
 from gfl.common.errors import UserError, run
+from gfl.common.file_kinds import is_url
 from gfl.common.files import output_folder, write_json
-from gfl.data.image_errors import is_url, url_error
+from gfl.data.image_errors import url_error
 from gfl.data.image_files import IMAGE_SUFFIXES, find_images, read_image
 from gfl.evaluation.draw import draw_boxes, draw_distributions, save_image
 from gfl.evaluation.inference import Prediction
+from gfl.tools.prepare.find_files import count_note, unknown_files
 
 
 def main(args: argparse.Namespace) -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     out = output_folder(args.out)
     paths = list_images(args.images, out)[: args.limit]
-    detector = load_detector(args.checkpoint)
+    detector = load_detector(args.checkpoint, args.override)
     predictions, failed = {}, 0
     for path, name in zip(paths, output_names(paths), strict=True):
         try:
             image = read_image(path, bit_depth=detector.config.data.bit_depth)
         except UserError as error:  # one bad file does not stop the others
+            if error.code == "pixel_type":
+                error = UserError(f"{error} after --override", code=error.code)
             if len(paths) == 1:
-                raise
+                raise error
             print(f"skipped: {error}", file=sys.stderr)
             failed += 1
             continue
@@ -90,10 +99,13 @@ def list_images(arguments: Sequence[str], out: Path) -> list[Path]:
         if not path.is_dir():
             raise UserError(f"no image or folder {path}")
         found = find_images(path)
+        others = count_note(unknown_files(path), "files have no suffix of an image and are left out")
         if path.absolute() in out.absolute().parents:
             found = [image for image in found if out.absolute() not in image.absolute().parents]
         if not found:
-            raise UserError(f"no images in {path} or below; known endings: {', '.join(IMAGE_SUFFIXES)}")
+            endings = f"known endings: {', '.join(IMAGE_SUFFIXES)}"
+            raise UserError("; ".join((f"no images in {path} or below", *others, endings)), code="no_images")
+        print("".join(f"note: {note}\n" for note in others), end="", flush=True)
         images += found
     return list(dict.fromkeys(images))
 

@@ -50,6 +50,17 @@ def test_every_help_ends_with_an_example_and_imports_nothing_heavy():
     assert not {"torch", "numpy", "cv2"} & set(result["modules"])
 
 
+def test_no_command_fails_where_its_output_cannot_be_written():
+    with open("/dev/full", "w") as full:
+        pipes = {"stdout": full, "stderr": subprocess.PIPE}
+        running = [subprocess.Popen([sys.executable, ROOT / path, "--help"], cwd=ROOT, **pipes) for path in COMMANDS]
+        ended = {
+            path: (process.communicate()[1], process.returncode)
+            for path, process in zip(COMMANDS, running, strict=True)
+        }
+    assert ended == dict.fromkeys(COMMANDS, (b"", 0))
+
+
 def test_bad_input_is_one_line_and_exit_code_2(tmp_path):
     (tmp_path / "file").touch()
     assert str(tmp_path / "file" / "shapes") in refuse("scripts/make_shapes.py", "--out", tmp_path / "file" / "shapes")
@@ -69,7 +80,7 @@ def test_a_run_stopped_by_sigterm_is_resumed_by_two_processes_and_ends_like_an_u
     command = ["train.py", project.config, f"run_dir={run}"]
     assert train_and_signal(signal.SIGTERM, *command, after="epoch   1  step      1/") == 128 + signal.SIGTERM
     assert 1 <= torch.load(run / "last.pt", weights_only=True)["progress"]["step"] < 6
-    succeed(*command, "--resume", launcher=TWO_PROCESSES)
+    assert "processes: 1 -> 2" in succeed(*command, "--resume", launcher=TWO_PROCESSES)
     assert [record["step"] for record in records(run, "loss/cls")] == list(range(1, 7))
     for one, two in zip(records(runs["plain"], "loss/cls"), records(run, "loss/cls"), strict=True):
         assert two["loss/cls"] == pytest.approx(one["loss/cls"], rel=1e-5)

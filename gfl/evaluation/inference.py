@@ -13,10 +13,11 @@ import numpy as np
 import torch
 from PIL import Image
 
+from gfl.common.file_kinds import is_url
 from gfl.common.text import one_line
 from gfl.config import Config, EvalConfig
 from gfl.data.dataset import Sample, collate
-from gfl.data.image_errors import BadImage, is_url, url_error
+from gfl.data.image_errors import BadImage, url_error
 from gfl.data.image_files import BitDepth, read_image
 from gfl.data.orientation import pil_orientation, turn_upright
 from gfl.data.transforms import keep_ratio_size, resize

@@ -9,14 +9,16 @@ from typing import Any
 import torch
 from torch import nn
 
-from gfl.checkpoint import Progress
+from gfl.checkpoint import TrainState
 from gfl.common import distributed
 from gfl.common.text import format_differences, printable
 from gfl.config import Config
 from gfl.data.loader import TrainingData
 from gfl.training.data_fit import fit_notes
-from gfl.training.log import METRICS_FILE, loss_trend
+from gfl.training.divergence import has_risen, newest_sane_checkpoint
+from gfl.training.metrics_file import METRICS_FILE, loss_trend
 from gfl.training.optim import autocast_dtype, scaled_lr
+from gfl.training.resume import resume_option
 
 MAX_CLASSES, MAX_NOTES = 20, 12  # that are shown
 MIN_AP = 0.001  # below it nothing was learned
@@ -76,7 +78,7 @@ def limit_notes(notes: Sequence[str], config: Config) -> list[str]:
 
 def resume_summary(
     config: Config,
-    progress: Progress,
+    state: TrainState,
     checkpoint: Path | None,
     initial_weights: str,
     damaged: Sequence[str],
@@ -88,9 +90,9 @@ def resume_summary(
         checkpoint: what it resumes from, None for a new run.
         initial_weights: what `load_initial_weights` returned.
         damaged: what is wrong with newer checkpoints.
-        changes: how the config differs from the checkpoint's.
+        changes: how config, data and number of processes differ from the checkpoint's.
     """
-    lines = []
+    lines, progress, loss = [], state.progress, state.running_loss
     if checkpoint and progress.epoch == config.optim.epochs:
         lines.append(f"resume   {checkpoint} is complete: nothing to train")
     elif checkpoint:
@@ -98,6 +100,12 @@ def resume_summary(
     if initial_weights:
         lines.append(f"weights  {initial_weights}")
     lines += [f"warning  {problem}" for problem in damaged]
+    if has_risen(loss):
+        sane = newest_sane_checkpoint(Path(config.run_dir), loss)
+        advice = f"; {resume_option(sane)} goes back to before that" if sane else ""
+        lines.append(f"warning  its loss had risen from {loss.lowest:.3g} to {loss.mean:.3g}{advice}")
+    if progress.lr_factor != 1:
+        lines.append(f"note     {progress.lr_factor:g} of the learning rate since it went back after a divergence")
     return lines + [f"changed  {change}" for change in format_differences(changes)]
 
 

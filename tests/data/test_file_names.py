@@ -35,6 +35,8 @@ def files(tmp_path):
         ("/mnt/../data/a%20b.png", "sub/a b.png"),
         ("100%.png", "100%25.png"),
         ("y\\same.png", "y/same.png"),
+        ("https://bucket.example.org/p/a%20b.png?X-Amz=1&s=2#top", "sub/a b.png"),
+        ("/data/local-files/?d=images/a%20b.png", "sub/a b.png"),  # of Label Studio
         ("same.png", None),  # two of them
         ("none.png", None),
         ("", None),
@@ -49,6 +51,20 @@ def test_letter_case_tells_files_apart(files):
     spellings = FileSpellings(str(files))
     assert spellings.find("sub\\upper.jpg") == "sub/upper.jpg"
     assert spellings.find("sub/UPPER.jpg") is None
+
+
+def test_a_link_to_nothing_is_no_file(coco_set, refusal):
+    made = coco_set()
+    made.file(0).unlink()
+    made.file(0).symlink_to("/nowhere/000.png")
+    assert FileSpellings(made.images).find("000.png") is None
+    assert "links" in refusal(made.load)
+
+
+def test_addresses_without_a_file_are_to_be_downloaded(coco_set, refusal):
+    made = coco_set()
+    made.tree["images"][0]["file_name"] = "https://example.org/none.png"
+    assert "download" in refusal(made.save().load)
 
 
 def test_links_in_a_circle_end(files):

@@ -3,11 +3,12 @@
 `write_KIND` writes a mutated input and returns a description of the mutation; `check_KIND` uses the input.
 """
 
+import contextlib
 import copy
 import json
 import random
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,15 @@ import cv2
 import numpy as np
 import torch
 import yaml
+from checkpoint_mutators import STATE_MUTATIONS, inject, mutate_lengths
 from mutators import SYNTAX, hostile, mutate_bytes, mutate_tree, with_raw
+from text_mutators import BOMBS, graft, mutate_text
 from torch import nn
 
 from gfl import checkpoint as checkpoints
 from gfl.build import build_criterion, build_detector
+from gfl.common.errors import UserError
+from gfl.common.torch_file import read_torch_file
 from gfl.config import Config, config_from_dict, config_to_dict, load_config, save_config
 from gfl.data.coco import CocoData, load_coco
 from gfl.data.dataset import CocoDataset, Sample, collate
@@ -28,11 +33,25 @@ from gfl.data.sampler import TrainSampler, train_candidates
 from gfl.evaluation.coco_eval import coco_metrics, format_metrics
 from gfl.evaluation.inference import detect
 from gfl.evaluation.predictions import read_ground_truth
+from gfl.model.backbone import Backbone
 from gfl.model.detector import DenseDetector
+from gfl.tools.convert.architecture import parse_external
+from gfl.tools.convert.state_dict import convert_detector
+from gfl.training.initial_weights import load_backbone_weights
 from gfl.training.optim import autocast_dtype, build_optimizer, learning_rate, set_learning_rate
 from gfl.training.resume import restore
 
 Attempt = Callable[..., Any]  # calls a function with arguments; None if it refuses its input
+
+
+def write_unchanged(kind: str, folder: Path) -> None:
+    """A good input of a kind: what it takes to use it is what mutated ones are measured by."""
+    if kind == "checkpoints":
+        checkpoints.write_torch_file(folder / checkpoints.LAST, good_state(), checksum=True)
+        return
+    write_images(folder / "images")
+    (folder / "instances.json").write_text(json.dumps(coco_tree()))
+    (folder / "config.yaml").write_text(yaml.safe_dump(full_config()))
 
 
 # Annotations
@@ -124,10 +143,16 @@ def write_configs(folder: Path, rng: random.Random) -> str:
     (folder / "other.yaml").write_text(yaml.safe_dump({"base": ["third.yaml"], "optim": tree["optim"]}))
     (folder / "third.yaml").write_text(rng.choice(["seed: 1", "base: config.yaml", "base: [other.yaml]"]))
     kind = rng.random()
-    if kind < 0.25:
-        syntax = rng.choice(SYNTAX)
+    if kind < 0.15:
+        syntax = rng.choice([rng.choice(SYNTAX), rng.choice(BOMBS)])
         content, done = syntax.encode("utf-8", "surrogatepass"), f"syntax {syntax[:60]!r}"
-    elif kind < 0.75:
+    elif kind < 0.35:
+        done = graft(tree, rng)
+        content = yaml.safe_dump(tree, sort_keys=False).encode("utf-8", "surrogatepass")
+    elif kind < 0.6:
+        text, done = mutate_text(yaml.safe_dump(tree, sort_keys=False), rng)
+        content = text.encode("utf-8", "surrogatepass")
+    elif kind < 0.8:
         tree["base"] = rng.choice([[], None, "other.yaml"])
         done = mutate_tree(tree, rng)
         text = yaml.safe_dump(tree, default_flow_style=rng.choice([None, True, False]), sort_keys=False)
@@ -210,6 +235,8 @@ def good_state() -> dict[str, Any]:
     config, model, optimizer, scaler = trained()
     progress = checkpoints.Progress(epoch=1, step=2, best=0.25, steps_per_epoch=5)
     training = {"progress": progress._asdict(), "optimizer": optimizer.state_dict(), "scaler": scaler.state_dict()}
+    training |= {"running_loss": checkpoints.RunningLoss(60, 1.5, 1.25)._asdict(), "bad_images": {"a.png": "empty"}}
+    training |= {"digests": {"train": "ab", "val": "cd"}, "processes": 1}
     return copy.deepcopy(checkpoints.detector_content(dict(model.state_dict()), config, ("disc", "ring")) | training)
 
 
@@ -223,16 +250,22 @@ def shallow(tree: Any) -> Any:
 def write_checkpoints(folder: Path, rng: random.Random) -> str:
     path = folder / checkpoints.LAST
     state, done = shallow(good_state()), ""
-    in_bytes = rng.random() < 0.35
-    if not in_bytes:
+    way = rng.choice(["tree", "tree", "bytes", "lengths", "graft", "tensor", "keys", "instructions", "instructions"])
+    if way in STATE_MUTATIONS:
+        done = STATE_MUTATIONS[way](state, rng)
+    if way == "tree":
         part = rng.choice([state, *(key for key in state if isinstance(state[key], (dict, list)))])
         done = mutate_tree(state if part is state else {part: state[part]}, rng)
         if part is not state and rng.random() < 0.5:
             state[part] = rng.choice([state[part], hostile(rng)])
-    checkpoints.write_torch_file(path, state, checksum=rng.random() < 0.5)
-    if in_bytes:
-        content, done = mutate_bytes(path.read_bytes(), rng, near=50_000)
+    later = way in ("bytes", "lengths", "instructions")  # where the checksum mostly refuses it
+    checkpoints.write_torch_file(path, state, checksum=rng.random() < (0.1 if later else 0.5))
+    if way in ("bytes", "lengths"):
+        mutate = mutate_lengths if way == "lengths" else partial(mutate_bytes, near=50_000)
+        content, done = mutate(path.read_bytes(), rng)
         path.write_bytes(content)
+    if way == "instructions":
+        done = f"{inject(path, rng)} at {done}"
     checksum = path.with_name(path.name + ".json")
     if checksum.is_file() and rng.random() < 0.5:
         written = json.loads(checksum.read_text())
@@ -249,10 +282,14 @@ def check_checkpoints(folder: Path, attempt: Attempt) -> None:
     if detector := attempt(checkpoints.load_detector, path):
         "\n".join(detector.class_names).encode()
         detect_on(detector.model, detector.config)
+    attempt(load_backbone_weights, Backbone("resnet18"), "resnet18", str(path))
+    with contextlib.suppress(UserError):  # of a good one, too: conversion is for those of other codebases
+        convert_detector(parse_external(read_torch_file(path)))
     config, model, _, _ = trained()
     optimizer, scaler = build_optimizer(model, config.optim), torch.amp.GradScaler("cpu")
     state = checkpoints.TrainState(model, optimizer, scaler)
-    changes = attempt(restore, state, path, config=config, class_names=("disc", "ring"), steps_per_epoch=5)
+    expected = {"class_names": ("disc", "ring"), "digests": {"train": "ab", "val": "cd"}, "steps_per_epoch": 5}
+    changes = attempt(restore, state, path, config=config, **expected)
     if changes is not None:
         step(optimizer, scaler)
         assert all(parameter.isfinite().all() for parameter in model.parameters())

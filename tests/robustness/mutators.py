@@ -52,24 +52,24 @@ def mutate_tree(tree: Any, rng: random.Random) -> str:
     """Change nested lists and dicts in place at one to three spots; returns a description."""
     done = []
     for _ in range(rng.choice([1, 1, 1, 2, 3])):
-        spots = list(_spots(tree))
-        if not spots:
+        found = list(spots(tree))
+        if not found:
             break
-        depth = rng.choice(sorted({len(path) for path, *_ in spots}))  # by depth first, since most entries are leaves
-        path, container, key = rng.choice([spot for spot in spots if len(spot[0]) == depth])
+        depth = rng.choice(sorted({len(path) for path, *_ in found}))  # by depth first, since most entries are leaves
+        path, container, key = rng.choice([spot for spot in found if len(spot[0]) == depth])
         change = rng.choice(CHANGES)
         change(container, key, rng)
         done.append(f"{change.__name__.strip('_')} {'.'.join(map(str, path))[:80]}")
     return ", ".join(done)
 
 
-def _spots(tree: Any, path: tuple = (), seen: frozenset = frozenset()):
+def spots(tree: Any, path: tuple = (), seen: frozenset = frozenset()):
     """(path, container, key) of every entry; lists and dicts that contain themselves are entered once."""
     if not isinstance(tree, (list, dict)) or id(tree) in seen:
         return
     for key in list(tree) if isinstance(tree, dict) else range(len(tree)):
         yield (*path, key), tree, key
-        yield from _spots(tree[key], (*path, key), seen | {id(tree)})
+        yield from spots(tree[key], (*path, key), seen | {id(tree)})
 
 
 def _replace(container: Any, key: Any, rng: random.Random) -> None:

@@ -75,10 +75,20 @@ def test_resuming_with_another_optimizer_or_batch_is_refused(change, named, proj
     assert named in refuse("train.py", project.config, f"run_dir={project.trained}", "--resume", change)
 
 
+def test_resuming_with_fewer_epochs_than_are_done_is_refused(project):
+    refuse("train.py", project.config, f"run_dir={project.trained}", "--resume", "optim.epochs=1")
+
+
 def test_other_changes_are_reported_when_resuming(project, tmp_path):
     run = shutil.copytree(project.trained, tmp_path / "run")
-    printed = succeed("train.py", project.config, f"run_dir={run}", "--resume", "seed=1")
+    tree = project.annotations("train")
+    tree["annotations"][0]["bbox"][2] += 1
+    (tmp_path / "train.json").write_text(json.dumps(tree))
+    words = [f"run_dir={run}", f"data.train.annotations={tmp_path / 'train.json'}", "seed=1"]
+    printed = succeed("train.py", project.config, *words, "--resume")
     assert "seed: 0 -> 1" in printed
+    assert "boxes or classes in data.train.annotations: SHA-256 " in printed
+    assert "boxes or classes in data.val.annotations" not in printed
 
 
 # Starting from a checkpoint

@@ -16,13 +16,8 @@ from gfl.data.coco_json import read_coco_json
 from gfl.data.image_files import BitDepth, check_image_folder
 from gfl.evaluation.coco_eval import crowded_findings
 from gfl.tools.doctor.annotations import check_annotations, compare_categories
-from gfl.tools.doctor.images import (
-    InspectedImage,
-    image_findings,
-    inspect_images,
-    shared_image_findings,
-    unlisted_image_findings,
-)
+from gfl.tools.doctor.copies import copy_findings, shared_image_findings
+from gfl.tools.doctor.images import InspectedImage, image_findings, inspect_images, unlisted_image_findings
 from gfl.training.data_fit import MAX_OBJECTS, WARN_SHARE, class_counts, class_findings, fit_findings, fit_statistics
 
 MAX_CLASSES = 12  # in the terminal; the rarest ones if there are more
@@ -58,7 +53,7 @@ def check_dataset(
         images = _inspect(data, split, config.data.bit_depth, progress) if data else {}
         if data:
             findings[split] += class_findings(data, split) if len(data.labels) else []
-            findings[split] += image_findings(data, images, config.data.bit_depth)
+            findings[split] += image_findings(data, images, config.data.bit_depth) + copy_findings(data, images)
             findings[split] += crowded_findings(data, config.eval)
         findings[split] += unlisted[split]
         splits[split] = data, images

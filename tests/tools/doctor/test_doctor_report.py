@@ -138,6 +138,7 @@ def test_the_command_exits_with_the_code_of_the_worst_finding(clean, script, tmp
     args = Namespace(
         fix_names=None,
         leave_out=None,
+        no_copies=None,
         annotations=made.annotations,
         images=made.images,
         val=None,
