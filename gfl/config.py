@@ -152,8 +152,8 @@ class DataConfig:
     bit_depth: Annotated[int | tuple[float, ...], Check("0, 8 to 16, or a range [low, high]", _is_depth_or_range)] = 0
     workers: Annotated[int, between(0, 1000)] = 4  # loader processes per training process
     on_bad_image: Literal["stop", "skip"] = "stop"  # in training; skip: another image in its place
-    # Regions to ignore are crowds, boxes marked `ignore` or `isgroupof`, and all boxes of these classes. Their points
-    # learn background, as in the reference, or nothing (mask), where no object claims them.
+    # Regions to ignore are crowds, boxes marked so (`ignore`, `difficult`, ...) and all boxes of these classes. Their
+    # points learn background, as in the reference, or nothing (mask), where no object claims them.
     ignored: Literal["background", "mask"] = "background"
     ignore_classes: tuple[str, ...] = ()  # names of the json that are no classes of the model
 
@@ -188,6 +188,9 @@ class OptimConfig:
     clip_norm: NotNegative = 0.0  # largest gradient norm, 0 for no limit
     amp: Literal["none", "auto", "bf16", "fp16"] = "none"  # auto: bf16 where the hardware has it, else none
     channels_last: bool = False
+    # What follows a loss or gradient that is not finite. Rewind: once in a run, back to the newest checkpoint from
+    # before the loss rose, and on from there at half the learning rate (gfl/training/divergence.py).
+    on_divergence: Literal["stop", "rewind"] = "stop"
 
 
 @dataclass(frozen=True)

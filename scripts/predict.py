@@ -2,8 +2,12 @@
 
 import argparse
 import os
+import signal
 import sys
 from pathlib import Path
+
+from gfl.common.output import protect_output
+from gfl.common.progress import announce
 
 
 def parse_args() -> argparse.Namespace:
@@ -20,10 +24,17 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--score", type=float, default=0.3, help="minimum score of a detection (default 0.3)")
     parser.add_argument("--boxes", type=int, default=3, help="boxes whose sides are drawn (default 3)")
     parser.add_argument("--limit", type=int, help="stop after this many images")
+    parser.add_argument(
+        "--override", nargs="+", default=[], metavar="section.key=value", help="override the checkpoint's config"
+    )
     return parser.parse_intermixed_args()  # images may also follow a flag
 
 
-ARGS = parse_args() if __name__ == "__main__" else None  # before the heavy imports, so that --help answers at once
+if __name__ == "__main__":  # before the heavy imports, so that --help answers at once
+    protect_output()
+    ARGS = parse_args()
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    announce(f"loading libraries and {ARGS.checkpoint}")
 
 from collections import Counter
 from collections.abc import Sequence
@@ -33,33 +44,41 @@ import numpy as np
 
 from gfl.checkpoint import load_detector
 from gfl.common.errors import UserError, run
+from gfl.common.file_kinds import is_url
 from gfl.common.files import output_folder, write_json
-from gfl.data.image_errors import is_url, url_error
+from gfl.data.image_errors import url_error
 from gfl.data.image_files import IMAGE_SUFFIXES, find_images, read_image
 from gfl.evaluation.draw import draw_boxes, draw_distributions, save_image
 from gfl.evaluation.inference import Prediction
+from gfl.tools.prepare.find_files import count_note, unknown_files
 
 
 def main(args: argparse.Namespace) -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     out = output_folder(args.out)
     paths = list_images(args.images, out)[: args.limit]
-    detector = load_detector(args.checkpoint)
+    detector = load_detector(args.checkpoint, args.override)
     predictions, failed = {}, 0
     for path, name in zip(paths, output_names(paths), strict=True):
         try:
             image = read_image(path, bit_depth=detector.config.data.bit_depth)
         except UserError as error:  # one bad file does not stop the others
+            if error.code == "pixel_type":
+                error = UserError(f"{error} after --override", code=error.code)
             if len(paths) == 1:
-                raise
+                raise error
             print(f"skipped: {error}", file=sys.stderr)
             failed += 1
             continue
         found = detector.predict(image, score_thresh=args.score)
-        written = draw(image, found, out / name, max_sides=args.boxes)
+        draw(image, found, out / name, max_sides=args.boxes)
         predictions[str(path)] = to_json(found)
-        print(f"{path}: {len(found.scores)} objects  {'  '.join(map(str, written))}")
+        print(f"{path}: {len(found.scores)} objects")
     write_json(out / "predictions.json", predictions)
-    print(f"{sum(map(len, predictions.values()))} objects in {len(predictions)} images: {out / 'predictions.json'}")
+    count = sum(map(len, predictions.values()))
+    print(f"{count} objects in {len(predictions)} images: pictures and predictions.json in {out}")
+    if predictions and not count:
+        print(f"note: no score reaches {args.score:g}; a lower --score shows what scores less")
     if failed:
         raise UserError(f"{failed} of {len(paths)} images could not be read, see above; the others are written")
 
@@ -80,10 +99,13 @@ def list_images(arguments: Sequence[str], out: Path) -> list[Path]:
         if not path.is_dir():
             raise UserError(f"no image or folder {path}")
         found = find_images(path)
+        others = count_note(unknown_files(path), "files have no suffix of an image and are left out")
         if path.absolute() in out.absolute().parents:
             found = [image for image in found if out.absolute() not in image.absolute().parents]
         if not found:
-            raise UserError(f"no images in {path} or below; known endings: {', '.join(IMAGE_SUFFIXES)}")
+            endings = f"known endings: {', '.join(IMAGE_SUFFIXES)}"
+            raise UserError("; ".join((f"no images in {path} or below", *others, endings)), code="no_images")
+        print("".join(f"note: {note}\n" for note in others), end="", flush=True)
         images += found
     return list(dict.fromkeys(images))
 
@@ -101,13 +123,12 @@ def output_names(paths: Sequence[Path]) -> list[str]:
     return [names[path] if taken[names[path]] == 1 else f"{index}_{names[path]}" for index, path in enumerate(paths)]
 
 
-def draw(image: np.ndarray, found: Prediction, stem: Path, *, max_sides: int) -> list[Path]:
-    """Write `stem`.boxes.png, and `stem`.sides.png where sides are distributions; returns their paths."""
+def draw(image: np.ndarray, found: Prediction, stem: Path, *, max_sides: int) -> None:
+    """Write `stem`.boxes.png, and `stem`.sides.png where sides are distributions."""
     texts = [f"{name} {score:.2f}" for name, score in zip(found.class_names, found.scores, strict=True)]
-    written = [stem.with_name(f"{stem.name}.boxes.png")]
-    save_image(draw_boxes(image, found.boxes_xyxy, found.labels, texts), written[0])
+    save_image(draw_boxes(image, found.boxes_xyxy, found.labels, texts), stem.with_name(f"{stem.name}.boxes.png"))
     if found.sides is None or found.sides.probabilities is None:
-        return written
+        return
     best = slice(max_sides)
     sides = draw_distributions(
         image,
@@ -118,9 +139,7 @@ def draw(image: np.ndarray, found: Prediction, stem: Path, *, max_sides: int) ->
         found.labels[best],
         texts[best],
     )
-    written.append(stem.with_name(f"{stem.name}.sides.png"))
-    save_image(sides, written[1])
-    return written
+    save_image(sides, stem.with_name(f"{stem.name}.sides.png"))
 
 
 def to_json(found: Prediction) -> list[dict[str, Any]]:

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from gfl.common.errors import UserError
+from gfl.common.file_kinds import is_url, recognise_content, url_message
 from gfl.common.files import ZIP_START
 from gfl.common.torch_pickle import Placeholder, StorageInfo, TensorInfo, Unpickler
 
@@ -30,21 +31,36 @@ MAX_SHARING = 4  # bytes of all tensors per byte of the file; averaged weights m
 MAX_DIRECTORY = 2**22  # bytes of the archive's directory: about 50,000 tensors
 
 
-def read_torch_file(path: Path) -> Any:
+def read_torch_file(path: Path, *, verify: Callable[[Path], None] = lambda opened: None) -> Any:
     """The content of a file: plain values and containers with CPU tensors in them, `Placeholder`s for the rest.
 
     Also sets, and keys that are neither text nor numbers, become placeholders. Raises `UserError` for a file that is
-    missing, truncated, of another kind, or beyond the limits above.
+    missing, truncated, of another kind, or beyond the limits above; and what `verify` raises for the path of the opened
+    file, which stays the same if `path` is replaced meanwhile.
     """
+    if is_url(path):
+        raise UserError(url_message(path), code="url")
+    memory = b""
     try:
         with open(path, "rb") as file:
+            verify(Path(f"/dev/fd/{file.fileno()}"))
             memory = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
             return _read_zip(file, memory) if memory[:4] == ZIP_START else _read_legacy(memory)
+    except UserError:
+        raise
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}", code="unreadable") from None
     except Exception:  # a damaged pickle can raise anything
-        problem = f"{path} is damaged, not a PyTorch file, or holds more beside its tensors than any checkpoint does"
-        raise UserError(problem, code="damaged") from None
+        unknown = "damaged, not a PyTorch file, or holds more beside its tensors than any checkpoint does"
+        raise UserError(f"{path} is {_other_kind(memory[:512]) or unknown}", code="damaged") from None
+
+
+def _other_kind(start: bytes) -> str | None:
+    """What a file is instead of PyTorch's, by its first bytes, and what to do; None if unknown."""
+    if start[8:9] == b"{":
+        return "a safetensors file; load it with safetensors.torch.load_file and save that with torch.save"
+    kind = None if start[:4] == ZIP_START else recognise_content(start)
+    return kind and f"{kind} instead of a PyTorch file; get it again"
 
 
 def _read_zip(file: BinaryIO, memory: mmap.mmap) -> Any:

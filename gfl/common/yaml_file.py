@@ -1,8 +1,9 @@
 """YAML, strictly, and files that inherit from others."""
 
+import math
 import os
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +91,11 @@ def parse_yaml(text: str, source: str) -> Any:
         raise UserError(f"{source}: not valid YAML: nested too deeply") from None
     check_plain(tree, source)
     return tree
+
+
+def list_in_yaml(names: Sequence[str]) -> str:
+    """A list of names as the command line takes it."""
+    return yaml.safe_dump(list(names), default_flow_style=True, width=math.inf, allow_unicode=True).strip()
 
 
 class _Loader(yaml.SafeLoader):

@@ -20,11 +20,20 @@ from gfl.data.image_errors import (
     out_of_memory,
     unopened,
 )
-from gfl.data.orientation import PNG_SIGNATURE, TRANSPOSED, read_orientation, turn_upright, without_orientation
+from gfl.data.orientation import (
+    PNG_SIGNATURE,
+    TRANSPOSED,
+    read_orientation,
+    tiff_channels,
+    turn_upright,
+    without_orientation,
+)
 
 # In either case: all that OpenCV reads and that data sets contain; .jfif, .jpe and .mpo are JPEG.
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 IMAGE_SUFFIXES += (".jfif", ".jpe", ".mpo", ".avif", ".gif", ".jp2", ".dib", ".ppm", ".pgm", ".pnm")
+READ_FORMATS = ("JPEG", "MPO", "PNG", "BMP", "DIB", "TIFF", "WEBP", "AVIF", "GIF", "JPEG2000", "PPM")  # Pillow's names
+MAX_CHANNELS = 4  # that OpenCV reads
 BitDepth = int | tuple[float, ...]  # the config's `data.bit_depth`
 TIFF_WIDTH, TIFF_HEIGHT = 256, 257  # tags
 
@@ -123,6 +132,14 @@ def positional(value: float) -> str:
     return np.format_float_positional(value, precision=precision, unique=True, fractional=False, trim="-")
 
 
+def range_option(low: float, high: float) -> str:
+    """The setting of `data.bit_depth` that makes these values 0 and 255."""
+    ends = positional(low), positional(high)
+    if ends[0] == ends[1]:  # as in an image of one value: any range that has it
+        ends = ends[0], positional(high + max(1.0, abs(high) * 1e-3))
+    return f"data.bit_depth=[{ends[0]},{ends[1]}]"
+
+
 def scale_limits(bit_depth: BitDepth) -> tuple[float, float]:
     """The values that `data.bit_depth` makes 0 and 255."""
     return (0.0, 2.0**bit_depth - 1) if isinstance(bit_depth, int) else (float(bit_depth[0]), float(bit_depth[1]))
@@ -148,10 +165,10 @@ def _decode(path: Path, data: bytes, bit_depth: BitDepth = 0) -> np.ndarray:
         return image
     values = _imdecode(path, data, cv2.IMREAD_UNCHANGED)
     if values is not None:
-        low, high = map(positional, finite_range(values))
+        low, high = finite_range(values)
         raise BadImage(
-            f"image {path} has pixels of type {values.dtype} with values from {low} to {high}, which need a scale "
-            f"to become 8 bits; set data.bit_depth, for example data.bit_depth=[{low},{high}]",
+            f"image {path} has pixels of type {values.dtype} with values from {positional(low)} to {positional(high)}, "
+            f"which need a scale to become 8 bits; set data.bit_depth, for example {range_option(low, high)}",
             code="pixel_type",
         )
     raise _undecoded(path, data)
@@ -187,22 +204,34 @@ def _imdecode(path: Path, data: bytes, flags: int) -> np.ndarray | None:
 def _undecoded(path: Path, data: bytes) -> BadImage:
     """The error for a file that OpenCV cannot decode, by what its header says."""
     if is_cut_off(data):
-        return BadImage(f"image {path} is cut off: its end is missing; restore it or leave it out", code="truncated")
+        return BadImage(f"image {path} is cut off: its end is missing; restore it", code="truncated")
+    if (channels := tiff_channels(data)) > MAX_CHANNELS:
+        return BadImage(f"image {path} is a TIFF of {channels} channels; convert it to three", code="channels")
+    header = _header(path)
+    if header and header[0] not in READ_FORMATS:
+        return BadImage(f"image {path} is of format {header[0]}, which is not read; convert it to PNG", code="format")
     what = "damaged or of an unknown format"
-    if header := _header_size(path):
-        what = f"damaged or of an unsupported kind: its header says {header[0]} x {header[1]}, but no pixels follow"
-    return BadImage(f"image {path} is {what}; restore it, convert it or leave it out", code="damaged_image")
+    if header:
+        what = f"damaged or of an unsupported kind: its header says {header[1]} x {header[2]}, but no pixels follow"
+    return BadImage(f"image {path} is {what}; restore or convert it", code="damaged_image")
 
 
 def _header_size(path: Path) -> tuple[int, int] | None:
     """(width, height) as stored; None for a header that Pillow cannot read."""
+    header = _header(path)
+    return header and header[1:]
+
+
+def _header(path: Path) -> tuple[str, int, int] | None:
+    """Pillow's name of the format, width and height as stored; None for a header that Pillow cannot read."""
     limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None  # OpenCV's own limit counts, which is higher
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about odd metadata, which do not matter here
             with Image.open(path) as image:
                 tags = getattr(image, "tag_v2", {})  # of a TIFF, whose size newer Pillows turn upright themselves
-                return int(tags.get(TIFF_WIDTH, image.width)), int(tags.get(TIFF_HEIGHT, image.height))
+                width, height = tags.get(TIFF_WIDTH, image.width), tags.get(TIFF_HEIGHT, image.height)
+                return image.format or "unknown", int(width), int(height)
     except Exception:  # a damaged header can raise anything
         return None
     finally:
@@ -217,8 +246,8 @@ def image_sizes(path: Path) -> tuple[tuple[int, int], tuple[int, int]]:
     """
     data = _read_file(path)
     check_is_image(path, data)
-    stored = _header_size(path)
-    if stored is None:  # a format that only OpenCV reads, or damage
-        stored = _decode(path, data).shape[1::-1]
+    header = _header(path)
+    known = header is not None and header[0] in READ_FORMATS  # else a format that only one library reads, or damage
+    stored = header[1:] if known else _decode(path, data).shape[1::-1]
     check_pixel_count(path, *stored)
     return (stored[::-1] if read_orientation(data) in TRANSPOSED else stored), stored

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-ORIENTATION, XMP = 0x0112, 700  # tags of EXIF and TIFF
+ORIENTATION, CHANNELS, XMP = 0x0112, 0x0115, 700  # tags of EXIF and TIFF
 TRANSPOSED = (5, 6, 7, 8)  # orientations that exchange width and height
 MAX_TEXT = 1 << 20  # bytes of a compressed text block that are unpacked
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -79,6 +79,15 @@ def without_orientation(data: bytes) -> bytes:
     changed = bytearray(data)
     struct.pack_into(tag.format, changed, tag.position, 1)
     return bytes(changed)
+
+
+def tiff_channels(data: bytes) -> int:
+    """Channels of a TIFF file's content by its tag; 0 for any other, and without the tag."""
+    try:
+        tag = _find_tag(data, CHANNELS)
+    except struct.error:
+        return 0
+    return tag.value if tag else 0
 
 
 def _valid(value: object) -> int:

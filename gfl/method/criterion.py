@@ -1,6 +1,7 @@
 """From raw outputs and ground truth to the losses of training (eq. 8 with the reference's normalisers)."""
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,16 @@ from gfl.method.losses import giou_loss
 from gfl.method.points import points_in_images
 from gfl.method.quality import Quality
 from gfl.structures import Assignment, HeadOutput, PointGrid, Targets
+
+
+class PointTargets(NamedTuple):
+    """What each point learns, as far as it needs no prediction. Boxes and distances are in strides."""
+
+    labels: Tensor  # (B, P) int64, any value where not positive
+    boxes: Tensor  # (B, P, 4)
+    distances: Tensor  # (B, P, 4) from the point to the sides of its box
+    positive: Tensor  # (B, P) bool
+    trained: Tensor  # (B, P) bool, positive or background: neither ignored nor in padding
 
 
 class Criterion(nn.Module):
@@ -41,37 +52,33 @@ class Criterion(nn.Module):
         self.cls_weight, self.box_weight = cls_weight, box_weight
         self.dfl_weight, self.quality_weight = dfl_weight, quality_weight
 
-    def forward(self, output: HeadOutput, targets: Targets, image_sizes: Tensor) -> dict[str, Tensor]:
+    def forward(
+        self, output: HeadOutput, targets: Targets, image_sizes: Tensor, step: tuple[Tensor, Tensor] | None = None
+    ) -> dict[str, Tensor]:
         """Weighted scalar losses whose sum is minimised.
 
         ``cls`` and ``box``; the box representation's own, ``dfl`` or ``nll``; and ``quality`` of a quality branch.
         Without a single box in the batch all but ``cls`` are 0 and still reach every parameter.
+
+        `step`, for a batch that is one of several passes, is what `gfl.training.accumulation` knows of all of them:
+        their number of positives, and by how much their sum of box weights exceeds this pass's.
         """
-        grid = output.grid
-        inside = points_in_images(grid, image_sizes)
-        assignment = leave_out_ignored(self.assigner(grid, targets, inside), grid, targets)
-        positive = assignment.positive
-        slot = assignment.index.clamp(min=0)  # other points read slot 0 and are masked below
-        labels = targets.labels.gather(1, slot)
-        target_boxes = targets.boxes_xyxy.gather(1, slot.unsqueeze(-1).expand(-1, -1, 4))
-
-        # In strides, as in the reference. Other points get their own box: any finite one will do.
-        points = grid.points / grid.strides[:, None]
+        points = output.grid.points / output.grid.strides[:, None]
+        matched = self.match(output.grid, targets, image_sizes)
+        positive = matched.positive
         boxes = distances_to_boxes(points, self.box_repr.distances(output.reg_pred))
-        target_boxes = torch.where(positive.unsqueeze(-1), target_boxes / grid.strides[:, None], _unit_boxes(points))
-        target_distances = boxes_to_distances(points, target_boxes)
-        iou = box_iou(boxes.detach(), target_boxes).clamp(0, 1)
-        quality_target = self.quality.quality_target(iou, target_distances)
+        iou = box_iou(boxes.detach(), matched.boxes).clamp(0, 1)
+        quality_target = self.quality.quality_target(iou, matched.distances)
         weight = self.quality.box_weight(output, quality_target) * positive
-        num_positive, sum_weight = _normalisers(positive, weight)
+        num_positive, sum_weight = _normalisers(positive, weight, step)
 
-        cls_loss = self.quality.class_loss(output, labels, positive, quality_target)
-        cls_loss = cls_loss.masked_fill(~(inside & assignment.trained).unsqueeze(-1), 0).sum()
+        cls_loss = self.quality.class_loss(output, matched.labels, positive, quality_target)
+        cls_loss = cls_loss.masked_fill(~matched.trained.unsqueeze(-1), 0).sum()
         losses = {
             "cls": self.cls_weight * cls_loss / num_positive,
-            "box": self.box_weight * (giou_loss(boxes, target_boxes) * weight).sum() / sum_weight,
+            "box": self.box_weight * (giou_loss(boxes, matched.boxes) * weight).sum() / sum_weight,
         }
-        own_loss = self.box_repr.loss(output.reg_pred, target_distances)
+        own_loss = self.box_repr.loss(output.reg_pred, matched.distances)
         if own_loss is not None:
             losses[self.box_repr.loss_name] = self.dfl_weight * (own_loss * weight).sum() / sum_weight
         branch_loss = self.quality.branch_loss(output, quality_target)
@@ -79,18 +86,37 @@ class Criterion(nn.Module):
             losses["quality"] = self.quality_weight * (branch_loss * positive).sum() / num_positive
         return losses
 
+    def match(self, grid: PointGrid, targets: Targets, image_sizes: Tensor) -> PointTargets:
+        """Which ground truth each point learns."""
+        inside = points_in_images(grid, image_sizes)
+        assignment = leave_out_ignored(self.assigner(grid, targets, inside), grid, targets)
+        slot = assignment.index.clamp(min=0)  # other points read slot 0 and are masked by `positive`
+        labels = targets.labels.gather(1, slot)
+        boxes = targets.boxes_xyxy.gather(1, slot.unsqueeze(-1).expand(-1, -1, 4))
+
+        # In strides, as in the reference. Other points get their own box: any finite one will do.
+        points, positive = grid.points / grid.strides[:, None], assignment.positive
+        boxes = torch.where(positive.unsqueeze(-1), boxes / grid.strides[:, None], _unit_boxes(points))
+        return PointTargets(labels, boxes, boxes_to_distances(points, boxes), positive, inside & assignment.trained)
+
 
 def _unit_boxes(points: Tensor) -> Tensor:
     return torch.cat([points - 1, points + 1], dim=-1)
 
 
-def _normalisers(positive: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Number of positives (at least one per image) and sum of box weights, both the mean over the processes.
+def count_positive(positive: Tensor) -> Tensor:
+    """Positives of a batch (B, P), at least one per image."""
+    return positive.sum(dim=1).clamp(min=1).sum()
+
+
+def _normalisers(positive: Tensor, weight: Tensor, step: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor]:
+    """Number of positives and sum of box weights, both the mean over the processes.
 
     One all-reduce for the two. The sum over all processes is kept above 1, not the mean: so a run does not depend on
     how many processes share its batch.
     """
-    num_positive = positive.sum(dim=1).clamp(min=1).sum()
-    mean = mean_over_processes(torch.stack([num_positive.to(weight.dtype), weight.sum()]))
+    mean = mean_over_processes(torch.stack([count_positive(positive).to(weight.dtype), weight.sum()]))
+    if step is not None:
+        mean = torch.stack([step[0], mean[1] * step[1]])
     mean = mean.clamp(min=1 / world_size())
     return mean[0], mean[1]

@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from typing import NamedTuple
 
 import torch
@@ -13,13 +14,14 @@ from gfl.config import OptimConfig
 from gfl.method.criterion import Criterion
 from gfl.model.detector import normalize_images
 from gfl.structures import Batch
+from gfl.training.accumulation import step_normalisers
 from gfl.training.optim import autocast_dtype, memory_format, set_learning_rate
 
 
 class StepResult(NamedTuple):
     """What came out of a step; tensors stay on the device, so that nothing waits for it."""
 
-    losses: dict[str, Tensor]  # weighted, means over the passes
+    losses: dict[str, Tensor]  # weighted, sums over the passes
     grad_norm: Tensor  # before clipping
     batches: Sequence[Batch]  # what it was computed on
 
@@ -43,31 +45,36 @@ def train_step(
     device = next(state.model.parameters()).device
     set_learning_rate(state.optimizer, rate)
     state.optimizer.zero_grad(set_to_none=True)
-    passes, used = [], []
-    for number in range(optim.accumulate):
-        batch = next(batches)
-        used.append(batch)
-        last = number == optim.accumulate - 1
+    passes, used = [], list(islice(batches, optim.accumulate))
+    normalisers = step_normalisers(criterion, used, state.model.head.layout, device) if len(used) > 1 else [None]
+    for number, (batch, step) in enumerate(zip(used, normalisers, strict=True), 1):
+        last = number == len(used)
         # Gradients are averaged over the processes once, in the last pass.
         sync = contextlib.nullcontext() if last or parallel is state.model else parallel.no_sync()
         with advise_on_memory(batch.images.shape), sync:
-            losses = compute_losses(parallel, criterion, batch.to(device), optim)
-            state.scaler.scale(sum(losses.values()) / optim.accumulate).backward()
+            losses = compute_losses(parallel, criterion, batch.to(device), optim, step)
+            state.scaler.scale(sum(losses.values())).backward()
         passes.append({name: loss.detach() for name, loss in losses.items()})
-    losses = {name: sum(losses[name] for losses in passes) / optim.accumulate for name in passes[0]}
+    losses = {name: sum(losses[name] for losses in passes) for name in passes[0]}
     state.scaler.unscale_(state.optimizer)
     grad_norm = torch.nn.utils.clip_grad_norm_(state.model.parameters(), optim.clip_norm or torch.inf)
     update_weights(state, grad_norm, losses)
     return StepResult(losses, grad_norm, used)
 
 
-def compute_losses(model: nn.Module, criterion: Criterion, batch: Batch, optim: OptimConfig) -> dict[str, Tensor]:
-    """Batch on the device -> weighted losses, in float32 whatever the autocast."""
+def compute_losses(
+    model: nn.Module,
+    criterion: Criterion,
+    batch: Batch,
+    optim: OptimConfig,
+    step: tuple[Tensor, Tensor] | None = None,
+) -> dict[str, Tensor]:
+    """Batch on the device -> weighted losses, in float32 whatever the autocast; `step` as in `Criterion.forward`."""
     device, dtype = batch.images.device, autocast_dtype(optim, batch.images.device)
     images = normalize_images(batch.images, batch.image_sizes).contiguous(memory_format=memory_format(optim))
     with torch.autocast(device.type, dtype, enabled=dtype is not None):
         output = model(images)
-    return criterion(output, batch.targets, batch.image_sizes)
+    return criterion(output, batch.targets, batch.image_sizes, step)
 
 
 def update_weights(state: TrainState, grad_norm: Tensor, losses: dict[str, Tensor]) -> None:

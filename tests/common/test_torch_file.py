@@ -10,6 +10,7 @@ import os
 import sys
 import types
 from collections import OrderedDict, defaultdict
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -261,3 +262,22 @@ def test_tensors_beside_one_of_an_unsupported_type_are_read(dtype, tmp_path):
     assert_same(content["a"], torch.ones(2))
     assert_same(content["c"], torch.ones(3))
     assert not isinstance(content["b"], torch.Tensor)
+
+
+@pytest.mark.parametrize(
+    ("content", "named"),
+    [
+        (b'\x10\0\0\0\0\0\0\0{"a": {}}     ', "safetensors"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "Git LFS"),
+        (b"<!DOCTYPE html><html></html>", "HTML"),
+    ],
+)
+def test_files_of_another_kind_are_named(tmp_path, refusal, content, named):
+    (tmp_path / "a.pth").write_bytes(content)
+    error = refusal(read_torch_file, tmp_path / "a.pth")
+    assert error.code == "damaged"
+    assert named in error
+
+
+def test_an_address_is_named(refusal):
+    assert refusal(read_torch_file, Path("https://example.org/a.pth")).code == "url"

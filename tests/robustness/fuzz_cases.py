@@ -235,6 +235,8 @@ def good_state() -> dict[str, Any]:
     config, model, optimizer, scaler = trained()
     progress = checkpoints.Progress(epoch=1, step=2, best=0.25, steps_per_epoch=5)
     training = {"progress": progress._asdict(), "optimizer": optimizer.state_dict(), "scaler": scaler.state_dict()}
+    training |= {"running_loss": checkpoints.RunningLoss(60, 1.5, 1.25)._asdict(), "bad_images": {"a.png": "empty"}}
+    training |= {"digests": {"train": "ab", "val": "cd"}, "processes": 1}
     return copy.deepcopy(checkpoints.detector_content(dict(model.state_dict()), config, ("disc", "ring")) | training)
 
 
@@ -286,7 +288,8 @@ def check_checkpoints(folder: Path, attempt: Attempt) -> None:
     config, model, _, _ = trained()
     optimizer, scaler = build_optimizer(model, config.optim), torch.amp.GradScaler("cpu")
     state = checkpoints.TrainState(model, optimizer, scaler)
-    changes = attempt(restore, state, path, config=config, class_names=("disc", "ring"), steps_per_epoch=5)
+    expected = {"class_names": ("disc", "ring"), "digests": {"train": "ab", "val": "cd"}, "steps_per_epoch": 5}
+    changes = attempt(restore, state, path, config=config, **expected)
     if changes is not None:
         step(optimizer, scaler)
         assert all(parameter.isfinite().all() for parameter in model.parameters())

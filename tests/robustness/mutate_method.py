@@ -18,7 +18,7 @@ from mutants import MUTANTS, Mutant
 
 ROOT = Path(__file__).resolve().parents[2]
 NEEDED = ("gfl", "tests", "configs", "pyproject.toml")
-TESTS = ("tests/method", "tests/model", "tests/test_build.py")
+TESTS = ("tests/method", "tests/model", "tests/test_build.py", "tests/training/test_accumulation.py")
 TIMEOUT = 600  # seconds
 
 
