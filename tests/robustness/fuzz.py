@@ -81,7 +81,7 @@ def run_case(kind: str, seed: int, number: int, folder: Path) -> Outcome:
 def honest_need(kind: str) -> float:
     """The MiB of memory that a good input of this kind takes."""
     with tempfile.TemporaryDirectory() as folder:
-        fuzz_cases.write_unchanged(kind, Path(folder))
+        fuzz_cases.write_unchanged(Path(folder))
         outcome = _in_child(kind, Path(folder))
     assert outcome.result != "failed", outcome
     return outcome.mebibytes

@@ -44,11 +44,9 @@ from gfl.training.resume import restore
 Attempt = Callable[..., Any]  # calls a function with arguments; None if it refuses its input
 
 
-def write_unchanged(kind: str, folder: Path) -> None:
-    """A good input of a kind: what it takes to use it is what mutated ones are measured by."""
-    if kind == "checkpoints":
-        checkpoints.write_torch_file(folder / checkpoints.LAST, good_state(), checksum=True)
-        return
+def write_unchanged(folder: Path) -> None:
+    """A good input of each kind: what it takes to use it is what mutated ones are measured by."""
+    checkpoints.write_checkpoint(folder / checkpoints.LAST, good_state())
     write_images(folder / "images")
     (folder / "instances.json").write_text(json.dumps(coco_tree()))
     (folder / "config.yaml").write_text(yaml.safe_dump(full_config()))
@@ -259,7 +257,8 @@ def write_checkpoints(folder: Path, rng: random.Random) -> str:
         if part is not state and rng.random() < 0.5:
             state[part] = rng.choice([state[part], hostile(rng)])
     later = way in ("bytes", "lengths", "instructions")  # where the checksum mostly refuses it
-    checkpoints.write_torch_file(path, state, checksum=rng.random() < (0.1 if later else 0.5))
+    with_checksum = rng.random() < (0.1 if later else 0.5)
+    (checkpoints.write_checkpoint if with_checksum else checkpoints.write_torch_file)(path, state)
     if way in ("bytes", "lengths"):
         mutate = mutate_lengths if way == "lengths" else partial(mutate_bytes, near=50_000)
         content, done = mutate(path.read_bytes(), rng)
