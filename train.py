@@ -179,7 +179,7 @@ def evaluate(
     if results is None:
         return None
     metrics = coco_metrics(data.val, results, max_detections=config.eval.max_detections)
-    log.evaluation(metrics, draw_samples(data.val, results, config.log.images, bit_depth=config.data.bit_depth))
+    log.evaluation(metrics, draw_samples(data.val, results, config.log.images, config.data))
     return metrics
 
 

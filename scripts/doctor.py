@@ -48,32 +48,31 @@ def fix_names(annotations: str, images: str, out: str) -> int:
     return 1 if unknown else 0
 
 
-def leave_out(annotations: str, images: str, out: str) -> int:
-    """Write a json that training accepts; returns exit code 0."""
-    from gfl.tools.doctor.leave_out import write_usable
-
-    for kind, (left, before) in write_usable(annotations, images, out).items():
+def report_left_out(counts: dict[str, tuple[int, int]], images: str, out: str) -> None:
+    """Print what `write_usable` returned, and the next command."""
+    for kind, (left, before) in counts.items():
         print(f"{kind}: {before - left} of {before} left out")
     print(f"written: {out}\nnext: {shlex.join(['python', 'scripts/doctor.py', out, images])}")
-    return 0
 
 
 def main(args: argparse.Namespace) -> None:
     from gfl.common.errors import UserError
     from gfl.common.files import write_json
     from gfl.config import config_from_dict, load_config, parse_overrides
+    from gfl.tools.doctor.leave_out import write_usable
     from gfl.tools.doctor.report import check_dataset, format_report
 
     if (args.fix_names or args.leave_out) and args.val:
         raise UserError("--fix-names and --leave-out take one json; run them for each, without --val")
-    if args.fix_names:
-        sys.exit(fix_names(args.annotations, args.images, args.fix_names))
-    if args.leave_out:
-        sys.exit(leave_out(args.annotations, args.images, args.leave_out))
     if args.config:
         config = load_config(args.config, args.overrides)
     else:
         config = config_from_dict(parse_overrides(args.overrides), "command line")
+    if args.fix_names:
+        sys.exit(fix_names(args.annotations, args.images, args.fix_names))
+    if args.leave_out:
+        counts = write_usable(args.annotations, args.images, args.leave_out, config.data)
+        return report_left_out(counts, args.images, args.leave_out)
     result = check_dataset((args.annotations, args.images), args.val, config, progress=True)
     print(format_report(result, hint=not args.json))
     if args.json:

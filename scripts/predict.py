@@ -44,10 +44,11 @@ def main(args: argparse.Namespace) -> None:
     out = output_folder(args.out)
     paths = list_images(args.images, out)[: args.limit]
     detector = load_detector(args.checkpoint)
+    data = detector.config.data
     predictions, failed = {}, 0
     for path, name in zip(paths, output_names(paths), strict=True):
         try:
-            image = read_image(path, bit_depth=detector.config.data.bit_depth)
+            image = read_image(path, bit_depth=data.bit_depth, max_pixels=data.max_pixels)
         except UserError as error:  # one bad file does not stop the others
             if len(paths) == 1:
                 raise

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from gfl.common.errors import UserError
 
-DEFAULT_MAX_PIXELS = 1 << 30  # of OpenCV
+OPENCV_MAX_PIXELS = 1 << 30  # its default
 MAX_PIXELS_VARIABLE = "OPENCV_IO_MAX_IMAGE_PIXELS"
 HTTP = re.compile(r"(?i)^(https?|ftp|s3|gs|file|data):")
 # Brands of the ISO base media format that are images; all others are videos.
@@ -36,20 +36,23 @@ def url_error(path: str | os.PathLike) -> BadImage:
     return BadImage(f"{address} is an address, not a file; download it and give the file's path", code="url")
 
 
-def max_pixels() -> int:
+def opencv_max_pixels() -> int:
     """Pixels of the largest image that OpenCV reads."""
     text = os.environ.get(MAX_PIXELS_VARIABLE, "")
-    return int(text) if text.isdecimal() else DEFAULT_MAX_PIXELS
+    return int(text) if text.isdecimal() else OPENCV_MAX_PIXELS
 
 
-def check_pixel_count(path: Path, width: int, height: int) -> None:
-    """Raises `BadImage` for an image that is too large for OpenCV."""
-    if width * height > (limit := max_pixels()):
-        raise BadImage(
-            f"image {path} is {width} x {height}, {width * height:,} pixels, more than the limit of {limit:,}; cut it "
-            f"into tiles, or raise the limit with the environment variable {MAX_PIXELS_VARIABLE}",
-            code="too_many_pixels",
-        )
+def check_pixel_count(path: Path | str, width: int, height: int, max_pixels: int) -> None:
+    """Raises `BadImage` for an image that is larger than the config's `data.max_pixels`, or too large for OpenCV."""
+    limit = min(max_pixels, opencv_max_pixels())
+    if width * height <= limit:
+        return
+    option = "data.max_pixels" if limit < opencv_max_pixels() else f"the environment variable {MAX_PIXELS_VARIABLE}"
+    raise BadImage(
+        f"image {path} is {width} x {height}, {width * height:,} pixels, more than the limit of {limit:,}; cut it "
+        f"into tiles, or raise {option}",
+        code="too_many_pixels",
+    )
 
 
 def unopened(path: Path, error: OSError | ValueError) -> BadImage:

@@ -127,7 +127,8 @@ def _report_shapes(
 def _draw_example(found: Predictions, detection: int, data: CocoData, config: Config) -> np.ndarray:
     """The distributions of one detection beside its image."""
     row = int(found.images[detection])
-    image = read_image(image_path(data, row), tuple(data.sizes[row].tolist()), bit_depth=config.data.bit_depth)
+    path, size = image_path(data, row), tuple(data.sizes[row].tolist())
+    image = read_image(path, size, bit_depth=config.data.bit_depth, max_pixels=config.data.max_pixels)
     delta = config.model.head.delta
     one = found.select(slice(detection, detection + 1))
     positions = bin_positions(one.points, one.stride_pixels, one.probabilities.shape[-1], delta=delta)

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from gfl.config import DataConfig
 from gfl.data.coco import load_coco
 from gfl.tools.doctor.leave_out import write_usable
 
@@ -24,17 +25,17 @@ def spoilt(coco_set):
 def test_the_rest_is_a_json_that_training_accepts(spoilt, tmp_path, refusal):
     out = str(tmp_path / "out.json")
     refusal(spoilt.load)
-    counts = write_usable(spoilt.annotations, spoilt.images, out)
+    counts = write_usable(spoilt.annotations, spoilt.images, out, DataConfig())
     assert counts == {"categories": (1, 2), "images": (2, 5), "annotations": (2, 7)}
     data = load_coco(out, spoilt.images)
     assert data.image_ids.tolist() == [900, 872]
     assert len(data.labels) == 2
     assert json.loads((tmp_path / "out.json").read_text())["info"] == {"year": 2026}
-    assert out in refusal(write_usable, spoilt.annotations, spoilt.images, out)  # which exists
+    assert out in refusal(write_usable, spoilt.annotations, spoilt.images, out, DataConfig())  # which exists
 
 
 def test_a_json_without_a_usable_image_is_refused(spoilt, tmp_path, refusal):
     for number in (0, 3, 4):
         spoilt.file(number).unlink()
-    refusal(write_usable, spoilt.annotations, spoilt.images, str(tmp_path / "out.json"))
+    refusal(write_usable, spoilt.annotations, spoilt.images, str(tmp_path / "out.json"), DataConfig())
     assert not (tmp_path / "out.json").exists()
