@@ -40,8 +40,8 @@ def header_size(data: bytes) -> Size | None:
 
 def repeated_work(data: bytes) -> str:
     """What a JPEG or PNG file has far too often, so that decoding it would take minutes; "" for an ordinary file."""
-    if data[:2] == JPEG_START and data.count(bytes((0xFF, JPEG_SCAN))) > MAX_SCANS:  # also in what cameras append
-        scans = sum(marker == JPEG_SCAN for marker, _, _ in jpeg_segments(data))
+    if data[:2] == JPEG_START and _has_scans(data) and data.count(bytes((0xFF, JPEG_SCAN))) > MAX_SCANS:
+        scans = sum(marker == JPEG_SCAN for marker, _, _ in jpeg_segments(data))  # without what cameras append
         return f"{scans} scans" if scans > MAX_SCANS else ""
     if data[:8] == PNG_SIGNATURE:
         texts = sum(map(data.count, (b"zTXt", b"iTXt", b"iCCP")))
@@ -63,13 +63,25 @@ def _png(data: bytes) -> Size | None:
 
 
 def _jpeg(data: bytes) -> Size | None:
-    size = None
+    frame, _ = _jpeg_start(data)
+    return struct.unpack_from(">HH", data, frame + 1)[::-1] if frame else None
+
+
+def _has_scans(data: bytes) -> bool:
+    """Whether a JPEG may have more than one scan: it is progressive, or its first scan lacks a component."""
+    frame, scan = _jpeg_start(data)
+    return data[frame - 3] not in (0xC0, 0xC1) or data[scan] < data[frame + 5]
+
+
+def _jpeg_start(data: bytes) -> tuple[int, int]:
+    """Positions of the first frame's and the first scan's header, which precede the pixels; zeros without them."""
+    frame = 0
     for marker, start, _ in jpeg_segments(data):
         if marker == JPEG_SCAN:
-            return size
-        if marker in JPEG_FRAMES and size is None:
-            size = struct.unpack_from(">HH", data, start + 1)[::-1]
-    return None  # it ends before its pixels begin
+            return (frame, start) if frame else (0, 0)
+        if marker in JPEG_FRAMES and not frame:
+            frame = start
+    return 0, 0
 
 
 def _gif(data: bytes) -> Size:
