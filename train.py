@@ -2,7 +2,7 @@
 
 import argparse
 
-from gfl.common.progress import announce, print_lines
+from gfl.common.progress import announce, print_line, print_lines
 from gfl.training.signals import StopRequest
 
 
@@ -112,7 +112,7 @@ def train(config: Config, device: torch.device, stop: StopRequest, *, resume: bo
         distributed.share_from_main(None)  # wait for it: torchrun gives the last process little time after the first
         if distributed.is_main():
             done = f"step {state.progress.step} of epoch {state.progress.epoch + 1}"
-            print(f"stopped after {done}, saved in {run_dir}; the same command with --resume continues from there")
+            print_line(f"stopped after {done}, saved in {run_dir}; the same command with --resume continues from there")
         raise Interrupted(signum)
 
     try:

@@ -7,7 +7,6 @@ import contextlib
 import json
 import os
 import pickle
-import shlex
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,7 +20,7 @@ from gfl.build import build_detector
 from gfl.common.dataclass_from_dict import at_least, check_plain
 from gfl.common.errors import UserError, error_context
 from gfl.common.files import ZIP_START, file_digest, temporary, write_json
-from gfl.common.text import describe, is_text, list_some, short_repr
+from gfl.common.text import describe, is_text, list_some, shell_command, short_repr
 from gfl.common.yaml_file import merge
 from gfl.config import Config, config_from_dict, config_to_dict, parse_overrides
 from gfl.evaluation.inference import Detector, default_device
@@ -157,13 +156,14 @@ def _hint(state: Any, path: Path) -> str:
         missing = "".join(f", no {key}" for key in sorted(DETECTOR_KEYS - state.keys()))
         return f" of format {FORMAT!r}: it has format {short_repr(state['format'])}{missing}; use an intact one"
     if isinstance(state, dict) and state.keys() >= BACKBONE_TENSORS:
-        return f" but holds a backbone only: train with model.backbone.weights={shlex.quote(str(path))}"
+        return f" but holds a backbone only: train with model.backbone.weights={shell_command(path)}"
     return f"; {conversion_advice(path)}"
 
 
 def conversion_advice(path: Path) -> str:
     """What to do with a file that another codebase may have written."""
-    command = shlex.join(["python", "scripts/convert_checkpoint.py", str(path), f"{path.with_suffix('')}_gfl.pt"])
+    out = Path(f"{path.with_suffix('')}_gfl.pt")
+    command = shell_command("python", "scripts/convert_checkpoint.py", path, out)
     return f"if it is one of mmdetection or torchvision, convert it: {command}"
 
 

@@ -2,7 +2,7 @@
 
 import argparse
 
-from gfl.common.progress import announce
+from gfl.common.progress import announce, print_lines
 
 
 def parse_args() -> argparse.Namespace:
@@ -44,7 +44,7 @@ def main(args: argparse.Namespace) -> None:
     plot_comparison(reports, options.out)
     write_json(options.out / "analysis.json", {report.name: report.statistics for report in reports})
     pictures = ", ".join(sorted(path.name for path in options.out.glob("*.png")))
-    print(f"\nstatistics: {options.out / 'analysis.json'}\npictures in {options.out}: {pictures}")
+    print_lines(["", f"statistics: {options.out / 'analysis.json'}", f"pictures in {options.out}: {pictures}"])
 
 
 if __name__ == "__main__":

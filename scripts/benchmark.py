@@ -29,6 +29,7 @@ import torch
 
 from gfl.build import build_criterion, build_detector
 from gfl.common.errors import UserError, run
+from gfl.common.progress import print_line
 from gfl.config import load_config
 from gfl.evaluation.inference import default_device
 from gfl.model.detector import normalize_images
@@ -62,7 +63,9 @@ def main(args: argparse.Namespace) -> None:
         optimizer.zero_grad(set_to_none=True)
     medians = {name: statistics.median(values[1:]) for name, values in times.items()}
     total = sum(medians.values())
-    print(f"{args.config}: {args.batch} x {args.size[0]} x {args.size[1]}, {device.type}, {dtype or torch.float32}")
+    print_line(
+        f"{args.config}: {args.batch} x {args.size[0]} x {args.size[1]}, {device.type}, {dtype or torch.float32}"
+    )
     print("  ".join(f"{name} {1e3 * value:.1f} ms" for name, value in medians.items()))
     print(f"step {1e3 * total:.1f} ms (median of {args.steps}), {args.batch / total:.2f} images/s")
     print(f"peak memory {peak_memory(device) / 2**30:.2f} GiB")

@@ -2,7 +2,6 @@
 """Check a COCO-format data set before a GPU starts: json, image files, and how the boxes fit the config."""
 
 import argparse
-import shlex
 import sys
 from pathlib import Path
 
@@ -44,7 +43,7 @@ def fix_names(annotations: str, images: str, out: str) -> int:
     print(f"{len(pairs)} file names replaced" + (f": {list_some(pairs)}" if pairs else ""))
     if unknown:
         print(f"{len(unknown)} names have no file, or several that may be meant: {list_some(unknown)}")
-    print(f"written: {out}\nnext: {shlex.join(['python', 'scripts/doctor.py', out, images])}")
+    report_written(out, images)
     return 1 if unknown else 0
 
 
@@ -52,12 +51,21 @@ def report_left_out(counts: dict[str, tuple[int, int]], images: str, out: str) -
     """Print what `write_usable` returned, and the next command."""
     for kind, (left, before) in counts.items():
         print(f"{kind}: {before - left} of {before} left out")
-    print(f"written: {out}\nnext: {shlex.join(['python', 'scripts/doctor.py', out, images])}")
+    report_written(out, images)
+
+
+def report_written(out: str, images: str) -> None:
+    from gfl.common.progress import print_line
+    from gfl.common.text import shell_command
+
+    print_line(f"written: {out}")
+    print_line(f"next: {shell_command('python', 'scripts/doctor.py', Path(out), Path(images))}")
 
 
 def main(args: argparse.Namespace) -> None:
     from gfl.common.errors import UserError
     from gfl.common.files import write_json
+    from gfl.common.progress import print_line
     from gfl.config import config_from_dict, load_config, parse_overrides
     from gfl.tools.doctor.leave_out import write_usable
     from gfl.tools.doctor.report import check_dataset, format_report
@@ -77,7 +85,7 @@ def main(args: argparse.Namespace) -> None:
     print(format_report(result, hint=not args.json))
     if args.json:
         write_json(Path(args.json), result)
-        print(f"complete result: {args.json}")
+        print_line(f"complete result: {args.json}")
     sys.exit(result["exit_code"])
 
 

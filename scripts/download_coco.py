@@ -1,7 +1,6 @@
 """Download COCO 2017, check it and unpack it where the configs look for it."""
 
 import argparse
-import shlex
 from pathlib import Path
 
 PARTS = ("train", "val", "annotations", "test")
@@ -30,7 +29,8 @@ def parse_args() -> argparse.Namespace:
 ARGS = parse_args() if __name__ == "__main__" else None  # before the heavy imports, so that --help answers at once
 
 from gfl.common.errors import UserError, run
-from gfl.common.progress import progress_bar
+from gfl.common.progress import print_line, progress_bar
+from gfl.common.text import shell_command
 from gfl.tools.prepare.download import COCO, COCO_SERVER, Archive, fetch, unpack
 
 
@@ -44,8 +44,8 @@ def main(args: argparse.Namespace) -> None:
         get(COCO[part], folder, args.server or COCO_SERVER)
     command = "python train.py configs/gfl_r50_fpn_1x_coco.yaml"
     if folder.resolve() != Path("data/coco").resolve():  # where the configs expect it
-        command = f"ln -s {shlex.quote(str(folder.resolve()))} data/coco && {command}"
-    print(f"next: {command}")
+        command = f"{shell_command('ln', '-s', folder.resolve(), 'data/coco')} && {command}"
+    print_line(f"next: {command}")
 
 
 def get(archive: Archive, folder: Path, server: str) -> None:
@@ -56,7 +56,7 @@ def get(archive: Archive, folder: Path, server: str) -> None:
         )
     with Bar(f"{archive.name} unpacking") as bar:
         written = unpack(path, folder, on_progress=bar.show)
-    print(f"{path}: complete, {written} files unpacked")
+    print_line(f"{path}: complete, {written} files unpacked")
 
 
 class Bar:

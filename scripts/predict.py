@@ -25,7 +25,6 @@ def parse_args() -> argparse.Namespace:
 
 ARGS = parse_args() if __name__ == "__main__" else None  # before the heavy imports, so that --help answers at once
 
-from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -33,7 +32,9 @@ import numpy as np
 
 from gfl.checkpoint import load_detector
 from gfl.common.errors import UserError, run
-from gfl.common.files import output_folder, write_json
+from gfl.common.files import distinct_file_names, output_folder, write_json
+from gfl.common.progress import print_line
+from gfl.common.text import printable
 from gfl.data.image_errors import is_url, url_error
 from gfl.data.image_files import IMAGE_SUFFIXES, find_images, read_image
 from gfl.evaluation.draw import draw_boxes, draw_distributions, save_image
@@ -43,24 +44,27 @@ from gfl.evaluation.inference import Prediction
 def main(args: argparse.Namespace) -> None:
     out = output_folder(args.out)
     paths = list_images(args.images, out)[: args.limit]
+    names = output_names(paths)
+    check_inputs_stay(paths, out, names)
     detector = load_detector(args.checkpoint)
     data = detector.config.data
     predictions, failed = {}, 0
-    for path, name in zip(paths, output_names(paths), strict=True):
+    for path, name in zip(paths, names, strict=True):
         try:
             image = read_image(path, bit_depth=data.bit_depth, max_pixels=data.max_pixels)
         except UserError as error:  # one bad file does not stop the others
             if len(paths) == 1:
                 raise
-            print(f"skipped: {error}", file=sys.stderr)
+            print(f"skipped: {printable(str(error))}", file=sys.stderr)
             failed += 1
             continue
         found = detector.predict(image, score_thresh=args.score)
-        written = draw(image, found, out / name, max_sides=args.boxes)
+        written = draw(image, found, out, name, max_sides=args.boxes)
         predictions[str(path)] = to_json(found)
-        print(f"{path}: {len(found.scores)} objects  {'  '.join(map(str, written))}")
+        print_line(f"{path}: {len(found.scores)} objects  {'  '.join(map(str, written))}")
     write_json(out / "predictions.json", predictions)
-    print(f"{sum(map(len, predictions.values()))} objects in {len(predictions)} images: {out / 'predictions.json'}")
+    objects = sum(map(len, predictions.values()))
+    print_line(f"{objects} objects in {len(predictions)} images: {out / 'predictions.json'}")
     if failed:
         raise UserError(f"{failed} of {len(paths)} images could not be read, see above; the others are written")
 
@@ -98,14 +102,20 @@ def output_names(paths: Sequence[Path]) -> list[str]:
             known.setdefault(name, []).append(path)
         for path in (path for same in known.values() if len(same) > 1 for path in same):
             names[path] = "_".join(path.parts[-parts:]).replace(os.sep, "_")
-    taken = Counter(names.values())  # "a_b/c.png" and "a/b_c.png" are still the same
-    return [names[path] if taken[names[path]] == 1 else f"{index}_{names[path]}" for index, path in enumerate(paths)]
+    return distinct_file_names([names[path] for path in paths])  # "a_b/c.png" and "a/b_c.png" are still the same
 
 
-def draw(image: np.ndarray, found: Prediction, stem: Path, *, max_sides: int) -> list[Path]:
-    """Write `stem`.boxes.png, and `stem`.sides.png where sides are distributions; returns their paths."""
-    texts = [f"{name} {score:.2f}" for name, score in zip(found.class_names, found.scores, strict=True)]
-    written = [stem.with_name(f"{stem.name}.boxes.png")]
+def check_inputs_stay(paths: Sequence[Path], out: Path, names: Sequence[str]) -> None:
+    """Raises `UserError` if a picture would take the place of one of the images."""
+    written = {(out / f"{name}.{kind}.png").absolute() for name in names for kind in ("boxes", "sides")}
+    if replaced := [path for path in paths if path.absolute() in written]:
+        raise UserError(f"pictures in {out} would replace the image {replaced[0]}; choose another --out", code="output")
+
+
+def draw(image: np.ndarray, found: Prediction, out: Path, name: str, *, max_sides: int) -> list[Path]:
+    """Write `name`.boxes.png into `out`, and `name`.sides.png where sides are distributions; returns their paths."""
+    texts = [f"{label} {score:.2f}" for label, score in zip(found.class_names, found.scores, strict=True)]
+    written = [out / f"{name}.boxes.png"]
     save_image(draw_boxes(image, found.boxes_xyxy, found.labels, texts), written[0])
     if found.sides is None or found.sides.probabilities is None:
         return written
@@ -119,7 +129,7 @@ def draw(image: np.ndarray, found: Prediction, stem: Path, *, max_sides: int) ->
         found.labels[best],
         texts[best],
     )
-    written.append(stem.with_name(f"{stem.name}.sides.png"))
+    written.append(out / f"{name}.sides.png")
     save_image(sides, written[1])
     return written
 

@@ -34,12 +34,13 @@ def _at_least_one(text: str) -> int:
 
 ARGS = parse_args() if __name__ == "__main__" else None  # before the heavy imports, so that --help answers at once
 
-import shlex
 import signal
 
 from gfl.ablation.run import StudyOptions, check_rows, run_study, train_command
 from gfl.ablation.study import read_result
 from gfl.common.errors import run
+from gfl.common.progress import print_line
+from gfl.common.text import shell_command
 
 TRAIN = Path(__file__).resolve().parent.parent / "train.py"
 
@@ -58,7 +59,8 @@ def print_commands(options: StudyOptions) -> None:
     runs = options.plan(options.seeds, options.rows)
     check_rows(options.study, runs)
     for each in runs:
-        print(f"# {each.row}, seed {each.seed}\n{shlex.join(train_command(each, TRAIN, options.nproc))}")
+        print_line(f"# {each.row}, seed {each.seed}")
+        print_line(shell_command(*train_command(each, TRAIN, options.nproc)))
     print(f"{sum(read_result(each) is not None for each in runs)} of {len(runs)} runs are finished", file=sys.stderr)
 
 

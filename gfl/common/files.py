@@ -2,20 +2,47 @@
 
 import contextlib
 import hashlib
+import itertools
 import json
 import os
-from collections.abc import Callable
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from gfl.common.errors import UserError
 
+MAX_NAME = 150  # bytes; systems allow 255, and suffixes follow
 ZIP_START = b"PK\x03\x04"  # of a zip archive, as torch.save has written since PyTorch 1.6
 
 
 def temporary(path: Path) -> Path:
     """The name under which `path` is written, before it is renamed to its own."""
     return path.with_name(path.name + ".tmp")
+
+
+def safe_file_name(name: str) -> str:
+    """`name` as one part of a path: without slashes and what cannot be printed, not hidden, of at most 150 bytes."""
+    text = "".join(c if c.isprintable() and c not in "/\\" else "_" for c in name)
+    text = f"_{text[1:]}" if text[:1] in ("", ".") else text
+    return text.encode()[:MAX_NAME].decode(errors="ignore")
+
+
+def distinct_file_names(names: Sequence[str]) -> list[str]:
+    """`safe_file_name` of each name; those that a file system might take for equal get a number in front."""
+
+    def key(name: str) -> str:  # some file systems ignore letter case and Unicode form
+        return unicodedata.normalize("NFC", name).casefold()
+
+    safe = [safe_file_name(name) for name in names]
+    counts = Counter(map(key, safe))
+    taken = {name for name, count in counts.items() if count == 1}
+    for index, name in enumerate(safe):
+        if counts[key(name)] > 1:
+            safe[index] = next(n for number in itertools.count(index) if key(n := f"{number}_{name}") not in taken)
+            taken.add(key(safe[index]))
+    return safe
 
 
 def output_folder(path: str | Path) -> Path:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from gfl.common.distributed import gather_to_main
 from gfl.common.files import write_json
+from gfl.common.progress import print_line
 
 FILE = "bad_images.json"  # in the run folder, if there were any
 MAX_LINES = 20  # of the list that are printed
@@ -28,6 +29,6 @@ def report_bad_images(replaced: Mapping[str, str], run_dir: Path) -> None:
     if not bad:
         return
     write_json(path, bad)
-    print(f"bad      {len(bad)} training images were replaced by others (data.on_bad_image=skip): {path}")
+    print_line(f"bad      {len(bad)} training images were replaced by others (data.on_bad_image=skip): {path}")
     for reason in list(bad.values())[:MAX_LINES]:
-        print(f"bad      {reason}")
+        print_line(f"bad      {reason}")

@@ -2,7 +2,6 @@
 
 import json
 import os
-import shlex
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable
@@ -14,7 +13,7 @@ import numpy as np
 
 from gfl.common.errors import UserError
 from gfl.common.files import write_text
-from gfl.common.text import format_value, list_some
+from gfl.common.text import format_value, list_some, shell_command
 from gfl.data.coco_json import read_coco_json
 from gfl.data.image_files import check_image_folder, missing_files
 
@@ -99,7 +98,7 @@ def check_files(root: str, file_names: np.ndarray, path: str) -> None:
 def fix_names_command(path: str, root: str) -> str:
     """The command that writes a json whose file names exist."""
     fixed = Path(path).with_name(f"{Path(path).stem}_names.json")
-    return shlex.join(["python", "scripts/doctor.py", path, root, "--fix-names", str(fixed)])
+    return shell_command("python", "scripts/doctor.py", Path(path), Path(root), "--fix-names", fixed)
 
 
 def write_fixed_names(annotations: str, root: str, out: str) -> tuple[dict[str, str], list[str]]:

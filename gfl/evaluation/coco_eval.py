@@ -13,6 +13,7 @@ from pycocotools.cocoeval import COCOeval
 
 from gfl.common.distributed import gather_to_main
 from gfl.common.findings import Finding, finding_if_any
+from gfl.common.text import printable
 from gfl.config import DataConfig, EvalConfig
 from gfl.data.annotation_marks import ignored_because, own_area, usable_area
 from gfl.data.coco import CocoData, image_path
@@ -177,7 +178,7 @@ def format_metrics(metrics: dict[str, Any]) -> str:
     lines = []
     for row in ([name for name in text if name.startswith(kind)] for kind in ("AP", "AR")):
         lines += ["  ".join(f"{name:>6}" for name in row), "  ".join(f"{text[name]:>6}" for name in row)]
-    per_class = metrics["per_class"]
+    per_class = {printable(name): values for name, values in metrics["per_class"].items()}
     longest = max(5, *(len(name) for name in per_class))
     lines += ["", f"{'class':<{longest}}  {'AP':>6}  {'AP50':>6}"]
     for name, values_of_class in per_class.items():

@@ -24,6 +24,7 @@ from gfl.common import distributed
 from gfl.common.dataclass_from_dict import dataclass_from_dict
 from gfl.common.errors import UserError
 from gfl.common.files import write_text
+from gfl.common.progress import print_line
 from gfl.config import Config, config_differences
 
 LAUNCH_FILE = "launch.txt"  # in the run folder: which call of torchrun began or resumed it
@@ -48,7 +49,7 @@ def find_resume_checkpoint(run_dir: Path, *, resume: bool) -> tuple[Path | None,
         )
     found = distributed.share_from_main(newest_checkpoint(run_dir) if distributed.is_main() else None)
     if resume and not found[0] and distributed.is_main():
-        print(f"resume   nothing in {run_dir} yet, starting from the beginning")
+        print_line(f"resume   nothing in {run_dir} yet, starting from the beginning")
     return found
 
 

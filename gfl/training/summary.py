@@ -1,7 +1,6 @@
 """A summary of a run, for the user to check before it starts."""
 
 import os
-import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from torch import nn
 
 from gfl.checkpoint import Progress
 from gfl.common import distributed
-from gfl.common.text import format_differences
+from gfl.common.text import format_differences, shell_command
 from gfl.config import Config
 from gfl.data.loader import TrainingData
 from gfl.training.data_fit import fit_notes
@@ -110,4 +109,4 @@ def end_summary(run_dir: Path, best: float) -> list[str]:
             "the steps), start from trained weights (model.weights or model.backbone.weights), and check the boxes "
             "with scripts/doctor.py"
         )
-    return [*lines, f"next: python eval.py {shlex.quote(str(run_dir))}"]
+    return [*lines, f"next: {shell_command('python', 'eval.py', run_dir)}"]
