@@ -46,7 +46,7 @@ def _is_size_or_range(side: int | tuple[int, ...]) -> bool:
 def _is_depth_or_range(depth: int | tuple[float, ...]) -> bool:
     if isinstance(depth, int):
         return depth == 0 or 8 <= depth <= 16
-    return len(depth) == 2 and depth[0] < depth[1]
+    return len(depth) == 2 and -1e30 < depth[0] < depth[1] < 1e30 and depth[1] - depth[0] > 1e-30
 
 
 def _can_be_a_path(text: str) -> bool:

@@ -2,6 +2,7 @@
 
 import argparse
 
+from gfl.common.arguments import fraction, whole_number
 from gfl.common.progress import announce, print_lines
 
 
@@ -18,8 +19,10 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("checkpoints", nargs="+", help="run folders (their best.pt, else last.pt) or .pt files")
     parser.add_argument("-o", "--out", required=True, help="folder for the pictures and analysis.json")
     parser.add_argument("--data", nargs=2, metavar=("JSON", "IMAGES"), help="another split than the config's data.val")
-    parser.add_argument("--score", type=float, default=0.3, help="min. score of detections to classify (default 0.3)")
-    parser.add_argument("--examples", type=int, default=3, help="boxes drawn per shape (default 3)")
+    parser.add_argument(
+        "--score", type=fraction, default=0.3, help="min. score of detections to classify (default 0.3)"
+    )
+    parser.add_argument("--examples", type=whole_number(), default=3, help="boxes drawn per shape (default 3)")
     return parser.parse_args()
 
 

@@ -2,6 +2,8 @@
 
 import argparse
 
+from gfl.common.arguments import whole_number
+
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
@@ -11,11 +13,15 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument("config", help="YAML file, see configs/")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="override the config")
-    parser.add_argument("--batch", type=int, default=2, help="images per step (default 2)")
-    parser.add_argument("--size", type=int, nargs=2, default=[800, 1088], metavar=("HEIGHT", "WIDTH"))
-    parser.add_argument("--classes", type=int, default=80, help="number of classes (default 80)")
-    parser.add_argument("--boxes", type=int, default=8, help="boxes per image (default 8)")
-    parser.add_argument("--steps", type=int, default=5, help="measured steps after one warm-up step (default 5)")
+    parser.add_argument("--batch", type=whole_number(1), default=2, help="images per step (default 2)")
+    parser.add_argument(
+        "--size", type=whole_number(1, 2**15), nargs=2, default=[800, 1088], metavar=("HEIGHT", "WIDTH")
+    )
+    parser.add_argument("--classes", type=whole_number(1), default=80, help="number of classes (default 80)")
+    parser.add_argument("--boxes", type=whole_number(), default=8, help="boxes per image (default 8)")
+    parser.add_argument(
+        "--steps", type=whole_number(1), default=5, help="measured steps after one warm-up step (default 5)"
+    )
     return parser.parse_intermixed_args()  # overrides may also follow a flag
 
 

@@ -8,6 +8,8 @@ import argparse
 import time
 from pathlib import Path
 
+from gfl.common.arguments import whole_number
+
 EXAMPLE = "example:\n  python scripts/make_shapes.py --out data/shapes --train 800 --val 200 --seed 0"
 DEFAULT_OUT = "data/shapes"  # where configs/gfl_r18_shapes.yaml expects it
 
@@ -17,21 +19,12 @@ def parse_args() -> argparse.Namespace:
         description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--out", default=DEFAULT_OUT, metavar="FOLDER", help="where to write it (default %(default)s)")
-    parser.add_argument("--train", type=_at_least(1), default=800, help="training images (default %(default)s)")
-    parser.add_argument("--val", type=_at_least(1), default=200, help="validation images (default %(default)s)")
+    parser.add_argument("--train", type=whole_number(1), default=800, help="training images (default %(default)s)")
+    parser.add_argument("--val", type=whole_number(1), default=200, help="validation images (default %(default)s)")
     parser.add_argument(
-        "--seed", type=_at_least(0), default=0, help="a set is determined by its seed and sizes (default %(default)s)"
+        "--seed", type=whole_number(), default=0, help="a set is determined by its seed and sizes (default %(default)s)"
     )
     return parser.parse_args()
-
-
-def _at_least(minimum: int):
-    def number(text: str) -> int:
-        if int(text) < minimum:
-            raise argparse.ArgumentTypeError(f"{text} is less than {minimum}")
-        return int(text)
-
-    return number
 
 
 def main(args: argparse.Namespace) -> None:

@@ -5,6 +5,8 @@ import os
 import sys
 from pathlib import Path
 
+from gfl.common.arguments import fraction, whole_number
+
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
@@ -17,9 +19,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("checkpoint", help="a run folder (its best.pt, else its last.pt) or a .pt file")
     parser.add_argument("images", nargs="+", help="images, or folders of images")
     parser.add_argument("-o", "--out", required=True, help="folder for the pictures and predictions.json")
-    parser.add_argument("--score", type=float, default=0.3, help="minimum score of a detection (default 0.3)")
-    parser.add_argument("--boxes", type=int, default=3, help="boxes whose sides are drawn (default 3)")
-    parser.add_argument("--limit", type=int, help="stop after this many images")
+    parser.add_argument("--score", type=fraction, default=0.3, help="minimum score of a detection (default 0.3)")
+    parser.add_argument("--boxes", type=whole_number(), default=3, help="boxes whose sides are drawn (default 3)")
+    parser.add_argument("--limit", type=whole_number(1), help="stop after this many images")
     return parser.parse_intermixed_args()  # images may also follow a flag
 
 

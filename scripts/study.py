@@ -4,6 +4,8 @@ import argparse
 import sys
 from pathlib import Path
 
+from gfl.common.arguments import whole_number
+
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
@@ -18,18 +20,14 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--scale", metavar="CONFIG", help="a config laid over the study's, such as configs/scales/shapes.yaml"
     )
-    parser.add_argument("--seeds", type=_at_least_one, default=1, help="seeds 0, 1, ... of every row (default 1)")
-    parser.add_argument("--nproc", type=_at_least_one, default=1, help="processes (GPUs) per run (default 1)")
+    parser.add_argument(
+        "--seeds", type=whole_number(1, 9999), default=1, help="seeds 0, 1, ... of every row (default 1)"
+    )
+    parser.add_argument("--nproc", type=whole_number(1, 9999), default=1, help="processes (GPUs) per run (default 1)")
     parser.add_argument("--rows", nargs="+", default=[], metavar="NAME", help="only these rows")
     parser.add_argument("--out", default="runs/studies", help="folder of runs and reports (default %(default)s)")
     parser.add_argument("--dry-run", action="store_true", help="print the command of every run, run nothing")
     return parser.parse_args()
-
-
-def _at_least_one(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
-    return int(text)
 
 
 ARGS = parse_args() if __name__ == "__main__" else None  # before the heavy imports, so that --help answers at once

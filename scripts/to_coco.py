@@ -3,6 +3,8 @@
 import argparse
 from pathlib import Path
 
+from gfl.common.arguments import fraction, whole_number
+
 EXAMPLE = (
     "example: python scripts/to_coco.py voc data/VOC2012 --out data/VOC2012/coco\n"
     "another: python scripts/to_coco.py yolo data/coco8/data.yaml --out data/coco8/coco"
@@ -56,7 +58,9 @@ def add_voc(layouts: argparse._SubParsersAction, style: dict) -> argparse.Argume
         help="instead of reading ImageSets/Main, take all images that have an xml and put this share of them, chosen "
         "at random, into the second of --splits; 0: all into one split",
     )
-    voc.add_argument("--seed", type=int, default=0, help="of --val-share: the same seed gives the same splits (0)")
+    voc.add_argument(
+        "--seed", type=whole_number(), default=0, help="of --val-share: the same seed gives the same splits (0)"
+    )
     return voc
 
 
@@ -81,9 +85,8 @@ def add_yolo(layouts: argparse._SubParsersAction, style: dict) -> argparse.Argum
 
 def share(text: str) -> float:
     """The argument of --val-share."""
-    value = float(text)
-    if not 0 <= value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not from 0 to below 1")
+    if (value := fraction(text)) == 1:
+        raise argparse.ArgumentTypeError("1 leaves nothing to train on")
     return value
 
 

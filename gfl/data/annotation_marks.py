@@ -72,7 +72,7 @@ def check_annotation(
     for key, known, group in (("image_id", row_of, "images"), ("category_id", label_of, "categories")):
         if type(entry.get(key)) is not int or entry[key] not in known:
             raise refuse(f": {key} {short_repr(entry.get(key))} is not among the json's {group}", key)
-    numbers = isinstance(box, list) and all(map(_is_number, box))
+    numbers = isinstance(box, list) and all(map(is_number, box))
     if numbers and len(box) in (5, 8):
         what = "[x, y, width, height, angle]" if len(box) == 5 else "four corners"
         raise refuse(
@@ -82,7 +82,7 @@ def check_annotation(
         )
     if not numbers or len(box) != 4:
         raise refuse(f": bbox must be four numbers [x, y, width, height], not {short_repr(box)}", "bbox")
-    if entry.get("iscrowd") not in (None, 0, 1) or not (entry.get("area") is None or _is_number(entry["area"])):
+    if entry.get("iscrowd") not in (None, 0, 1) or not (entry.get("area") is None or is_number(entry["area"])):
         raise refuse(": iscrowd must be 0 or 1 and area a number, if present", "iscrowd_or_area")
     return row_of[entry["image_id"]], label_of[entry["category_id"]]
 
@@ -100,7 +100,7 @@ def _other_task(entry: dict[str, Any]) -> str:
     return ""
 
 
-def _is_number(value: Any) -> bool:
+def is_number(value: Any) -> bool:
     """Also NaN and infinity; a whole number only if a float can hold it."""
     return type(value) is float or (type(value) is int and abs(value) < MAX_INTEGER)
 

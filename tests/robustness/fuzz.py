@@ -18,7 +18,7 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("kind", choices=["annotations", "configs", "checkpoints"])
+    parser.add_argument("kind", choices=["annotations", "odd_annotations", "configs", "checkpoints"])
     parser.add_argument("--count", type=int, default=200, help="number of cases (default %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the mutations (default %(default)s)")
     parser.add_argument("--first", type=int, default=0, help="number of the first case (default %(default)s)")

@@ -11,17 +11,21 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import annotation_mutators
 import cv2
 import numpy as np
 import torch
 import yaml
 from mutators import SYNTAX, hostile, mutate_bytes, mutate_tree, with_raw
+from resources import limited
 from torch import nn
 
 from gfl import checkpoint as checkpoints
 from gfl.build import build_criterion, build_detector
+from gfl.common.findings import table
 from gfl.config import Config, config_from_dict, config_to_dict, load_config, save_config
 from gfl.data.coco import CocoData, load_coco
+from gfl.data.coco_json import read_coco_json
 from gfl.data.dataset import CocoDataset, Sample, collate
 from gfl.data.loader import build_eval_loader, build_train_loader
 from gfl.data.sampler import TrainSampler, train_candidates
@@ -29,6 +33,7 @@ from gfl.evaluation.coco_eval import coco_metrics, format_metrics
 from gfl.evaluation.inference import detect
 from gfl.evaluation.predictions import read_ground_truth
 from gfl.model.detector import DenseDetector
+from gfl.tools.doctor import annotations as doctor
 from gfl.training.optim import autocast_dtype, build_optimizer, learning_rate, set_learning_rate
 from gfl.training.resume import restore
 
@@ -100,6 +105,33 @@ def check_annotations(folder: Path, attempt: Attempt) -> None:
     samples = [attempt(dataset.__getitem__, (0, index)) for index in range(len(data))]
     if read := [sample for sample in samples if sample]:
         collate(read)
+
+
+def write_odd_annotations(folder: Path, rng: random.Random) -> str:
+    write_images(folder / "images")
+    content, done = annotation_mutators.mutate(coco_tree(), rng)
+    (folder / "instances.json").write_bytes(content)
+    return done
+
+
+def check_odd_annotations(folder: Path, attempt: Attempt) -> None:
+    """As `check_annotations`, at a cost that suits the file, and the doctor judges as training does."""
+    path, root = str(folder / "instances.json"), str(folder / "images")
+    refused: list[bool] = []
+
+    def load() -> None:
+        refused.append(True)
+        load_coco(path, root)
+        refused[0] = False
+
+    with limited(seconds=5, megabytes=64 + 64e-6 * Path(path).stat().st_size):
+        check_annotations(folder, attempt)
+    attempt(load)
+    tree = attempt(read_coco_json, path)
+    if tree is not None and "annotations" in tree:  # without them a split is only for detection
+        findings, _ = doctor.check_annotations(tree, path, root, "train")
+        assert refused == [any(finding.level == "error" for finding in findings)], findings
+        "\n".join(table(findings, 100)).encode()
 
 
 # Configs

@@ -15,7 +15,9 @@ from gfl.evaluation.coco_eval import coco_metrics
 pytestmark = pytest.mark.robustness
 
 
-@pytest.mark.parametrize(("kind", "count"), [("annotations", 60), ("configs", 30), ("checkpoints", 6)])
+@pytest.mark.parametrize(
+    ("kind", "count"), [("annotations", 60), ("odd_annotations", 60), ("configs", 30), ("checkpoints", 6)]
+)
 def test_mutated_inputs_load_or_are_refused_in_one_clear_line(kind, count, tmp_path):
     results = set()
     for number in range(count):
