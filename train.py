@@ -3,7 +3,7 @@
 import argparse
 
 from gfl.common.output import protect_output
-from gfl.common.progress import announce, print_lines, progress_bar
+from gfl.common.progress import announce, print_line, print_lines, progress_bar
 from gfl.training.signals import StopRequest
 
 
@@ -127,7 +127,7 @@ def train(config: Config, device: torch.device, stop: StopRequest, resume: str) 
         distributed.share_from_main(None)  # wait for it: torchrun gives the last process little time after the first
         if distributed.is_main():
             done = f"step {state.progress.step} of epoch {state.progress.epoch + 1}"
-            print(f"stopped after {done}, saved in {run_dir}; the same command with --resume continues from there")
+            print_line(f"stopped after {done}, saved in {run_dir}; the same command with --resume continues from there")
         raise Interrupted(signum)
 
     try:
@@ -195,7 +195,7 @@ def evaluate(
     if results is None:
         return None
     metrics = coco_metrics(data.val, results, max_detections=config.eval.max_detections)
-    log.evaluation(metrics, draw_samples(data.val, results, config.log.images, bit_depth=config.data.bit_depth))
+    log.evaluation(metrics, draw_samples(data.val, results, config.log.images, config.data))
     return metrics
 
 
