@@ -130,7 +130,9 @@ def _repeat(tree: Any, rng: random.Random) -> None:
     places = [(c, k) for c, k in spots(tree) if isinstance(c[k], list) and c[k]]
     if places:
         container, key = rng.choice(places)
-        container[key] = container[key] + [rng.choice(container[key])] * rng.choice([3, 300, 3000])
+        entry = rng.choice(container[key])
+        count = min(rng.choice([3, 300, 3000]), 500_000 // len(str(entry)))  # the cost should be the reader's
+        container[key] = container[key] + [entry] * count
 
 
 CHANGES: list[Callable[[Any, random.Random], None]] = [
