@@ -136,7 +136,7 @@ def _repeat(tree: Any, rng: random.Random) -> None:
 
 
 CHANGES: list[Callable[[Any, random.Random], None]] = [
-    *(_swap_subtrees, _copy_subtree, _change_number, _change_number, _change_all, _change_text, _rename_key, _repeat)
+    *(_swap_subtrees, _copy_subtree, _change_number, _change_number, _change_all, _change_text, _rename_key)
 ]
 
 
@@ -149,6 +149,9 @@ def mutate(tree: dict[str, Any], rng: random.Random) -> tuple[bytes, str]:
             break
         change(tree, rng)
         done.append(change.__name__.strip("_"))
+    if rng.random() < 0.15 and isinstance(tree, dict):  # last, since the entries are one object
+        _repeat(tree, rng)
+        done.append("repeat")
     escape, twice = rng.choice([0, 0, 0.3, 1]), rng.choice([0, 0, 0, 0.05, 1])
     text = write_json(tree, rng, escape=escape, twice=twice)
     encoding = rng.choice(["utf-8", "utf-8", "utf-8-sig", "utf-16", "utf-32", "latin-1"])
