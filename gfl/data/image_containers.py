@@ -118,6 +118,39 @@ def avif_properties(data: bytes) -> Iterator[Part]:
         yield properties[index - 1]
 
 
+def avif_items(data: bytes) -> Iterator[bytes]:
+    """The content of every item of an AVIF file: images, their parts, alpha planes, metadata."""
+    meta = _boxes(data, 0, len(data)).get(b"meta")
+    boxes = _boxes(data, meta[0] + 4, meta[1]) if meta else {}
+    if b"iloc" not in boxes:
+        return
+    position, budget = boxes[b"iloc"][0], 2 * len(data)  # an item may name the same bytes again and again
+    version, sizes, more_sizes = data[position], data[position + 4], data[position + 5]
+    wide, position = (4 if version == 2 else 2), position + 6
+
+    def number(size: int) -> int:
+        nonlocal position
+        position += size
+        if position > len(data):
+            raise IndexError(position)
+        return int.from_bytes(data[position - size : position], "big")
+
+    for _ in range(min(number(wide), MAX_PARTS)):
+        number(wide)  # the item
+        is_inside = version > 0 and number(2) & 15 == 1
+        number(2)  # another file
+        start = number(more_sizes >> 4) + (boxes.get(b"idat", (0, 0))[0] if is_inside else 0)
+        parts = []
+        for _ in range(number(2)):
+            number(more_sizes & 15 if version > 0 else 0)
+            offset, length = number(sizes >> 4), number(sizes & 15)
+            parts.append(data[start + offset : start + offset + length if length else None])
+            budget -= len(parts[-1])
+            if budget < 0:
+                return
+        yield b"".join(parts)
+
+
 def _boxes(data: bytes, start: int, end: int) -> dict[bytes, tuple[int, int]]:
     return {kind: (first, last) for kind, first, last in iso_boxes(data, start, end)}
 

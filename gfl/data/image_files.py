@@ -20,7 +20,7 @@ from gfl.data.image_errors import (
     undecoded,
     unopened,
 )
-from gfl.data.image_headers import Size, header_size, repeated_work
+from gfl.data.image_headers import Size, header_size, hidden_work
 from gfl.data.orientation import TRANSPOSED, read_orientation, turn_upright, without_orientation
 
 # In either case: all that OpenCV reads and that data sets contain; .jfif, .jpe and .mpo are JPEG.
@@ -111,7 +111,7 @@ def check_header(path: Path, data: bytes, max_pixels: int = DEFAULT_MAX_PIXELS) 
     if stored is None:
         raise undecoded(path, data)
     check_pixel_count(path, *stored, max_pixels)
-    if what := repeated_work(data):
+    if what := hidden_work(data):
         raise BadImage(
             f"image {path} has {what}, which no camera or editor writes; restore or convert it", code="damaged_image"
         )

@@ -1,4 +1,4 @@
-"""What decoding an image file costs, by its header: the size from which OpenCV takes memory, and repeated work.
+"""What decoding an image file costs: the size by which OpenCV takes memory, and work that this size does not show.
 
 A size is read from the very field from which OpenCV's decoder of the format reads it, since a file may contradict
 itself. A format without a function here is not decoded at all.
@@ -8,6 +8,7 @@ import re
 import struct
 from collections.abc import Callable
 
+from gfl.data.av1 import coded_sizes
 from gfl.data.image_containers import (
     JPEG_SCAN,
     JPEG_START,
@@ -26,6 +27,7 @@ JP2_SIGNATURE, JP2_CODESTREAM = b"\0\0\0\x0cjP  ", b"\xff\x4f\xff\x51"
 TIFF_WIDTH, TIFF_HEIGHT, TIFF_CHANNELS = 256, 257, 277  # tags
 PNM = re.compile(rb"P[1-6](?=\s)(?:\s|#[^\r\n]*[\r\n])*([0-9]+)[^0-9](?:\s|#[^\r\n]*[\r\n])*([0-9]+)")
 MAX_SCANS = 64  # of a JPEG, each of which visits every pixel; encoders make about 10
+MAX_TILE = 2**20  # pixels of an AVIF's tile
 MAX_PACKED_TEXTS = 32  # of a PNG, each of which libpng unpacks to up to 8 MB; image editors write about 5
 
 
@@ -47,14 +49,35 @@ def tiff_channels(data: bytes) -> int:
     return tag.value if tag else 0
 
 
-def repeated_work(data: bytes) -> str:
-    """What a JPEG or PNG file has far too often, so that decoding it would take minutes; "" for an ordinary file."""
-    if data[:2] == JPEG_START and _has_scans(data) and data.count(bytes((0xFF, JPEG_SCAN))) > MAX_SCANS:
-        scans = sum(marker == JPEG_SCAN for marker, _, _ in jpeg_segments(data))  # without what cameras append
-        return f"{scans} scans" if scans > MAX_SCANS else ""
-    if data[:8] == PNG_SIGNATURE:
-        texts = sum(map(data.count, (b"zTXt", b"iTXt", b"iCCP")))
-        return f"{texts} packed texts" if texts > MAX_PACKED_TEXTS else ""
+def hidden_work(data: bytes) -> str:
+    """What makes decoding a file of known size cost far more than its size; "" for an ordinary file."""
+    try:
+        if data[:2] == JPEG_START:
+            return _many_scans(data)
+        if data[:8] == PNG_SIGNATURE:
+            texts = sum(map(data.count, (b"zTXt", b"iTXt", b"iCCP")))
+            return f"{texts} packed texts" if texts > MAX_PACKED_TEXTS else ""
+        return _large_frames(data) if data[4:8] == b"ftyp" else ""
+    except (struct.error, IndexError):  # it ends early, as its decoder will find
+        return ""
+
+
+def _many_scans(data: bytes) -> str:
+    frame, scan = _jpeg_start(data)
+    # Only a progressive JPEG, or one whose first scan lacks a component, may have several.
+    if data[frame - 3] in (0xC0, 0xC1) and data[scan] >= data[frame + 5]:
+        return ""
+    if data.count(bytes((0xFF, JPEG_SCAN))) <= MAX_SCANS:
+        return ""
+    scans = sum(marker == JPEG_SCAN for marker, _, _ in jpeg_segments(data))  # without what cameras append
+    return f"{scans} scans" if scans > MAX_SCANS else ""
+
+
+def _large_frames(data: bytes) -> str:
+    width, height = _avif(data)
+    for coded_width, coded_height in coded_sizes(data):
+        if coded_width * coded_height > 4 * width * height + MAX_TILE:  # tiles of a grid may reach beyond the image
+            return f"frames of {coded_width} x {coded_height} for {width} x {height} pixels"
     return ""
 
 
@@ -74,12 +97,6 @@ def _png(data: bytes) -> Size | None:
 def _jpeg(data: bytes) -> Size | None:
     frame, _ = _jpeg_start(data)
     return struct.unpack_from(">HH", data, frame + 1)[::-1] if frame else None
-
-
-def _has_scans(data: bytes) -> bool:
-    """Whether a JPEG may have more than one scan: it is progressive, or its first scan lacks a component."""
-    frame, scan = _jpeg_start(data)
-    return data[frame - 3] not in (0xC0, 0xC1) or data[scan] < data[frame + 5]
 
 
 def _jpeg_start(data: bytes) -> tuple[int, int]:

@@ -10,9 +10,10 @@ import pytest
 from PIL import Image, features
 
 from gfl.data import image_files
+from gfl.data.av1 import coded_sizes
 from gfl.data.image_containers import PNG_SIGNATURE
 from gfl.data.image_files import image_sizes, read_image
-from gfl.data.image_headers import MAX_PACKED_TEXTS, MAX_SCANS, header_size, repeated_work
+from gfl.data.image_headers import MAX_PACKED_TEXTS, MAX_SCANS, header_size, hidden_work
 from gfl.data.orientation import MAX_TEXT, read_orientation
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (61, 83, 3), dtype=np.uint8)
@@ -129,6 +130,23 @@ def test_a_format_of_unknown_size_is_not_decoded(tmp_path, refusal):
         assert refusal(read, tmp_path / "a.hdr").code == "damaged_image"
 
 
+@pytest.mark.skipif(not features.check("avif"), reason="Pillow has no AVIF")
+@pytest.mark.parametrize("animated", [False, True])
+def test_an_avif_whose_frames_are_larger_than_it_says_is_not_decoded(animated, tmp_path, refusal):
+    buffer = io.BytesIO()
+    large = Image.new("RGB", (2000, 1200))
+    large.save(
+        buffer, "AVIF", speed=10, save_all=animated, append_images=[Image.new("RGB", large.size, "red")] * animated
+    )
+    data = buffer.getvalue()
+    assert set(coded_sizes(data)) == {large.size}
+    assert hidden_work(data) == ""
+    assert set(coded_sizes(data[: len(data) // 2])) <= {large.size}
+    place = data.index(b"ispe") + 8
+    (tmp_path / "a.avif").write_bytes(data[:place] + struct.pack(">II", 64, 64) + data[place + 8 :])
+    assert refusal(read_image, tmp_path / "a.avif", (64, 64)).code == "damaged_image"
+
+
 PACKED = {
     b"zTXt": b"Raw profile type exif\0\0",
     b"iTXt": b"XML:com.adobe.xmp\0\1\0\0\0",
@@ -157,6 +175,6 @@ def test_only_the_first_text_with_an_orientation_is_unpacked(monkeypatch):
 def test_a_jpeg_with_thousands_of_scans_is_not_decoded(tmp_path, refusal):
     (tmp_path / "a.jpg").write_bytes(with_scans(encoded("JPEG", progressive=True), MAX_SCANS))
     assert refusal(read_image, tmp_path / "a.jpg").code == "damaged_image"
-    assert repeated_work(with_scans(encoded("JPEG"), MAX_SCANS)) == ""  # libjpeg refuses them itself
+    assert hidden_work(with_scans(encoded("JPEG"), MAX_SCANS)) == ""  # libjpeg refuses them itself
     camera = encoded("JPEG", progressive=True) + b"\xff\xda" * 1000  # a video that the camera appended
-    assert repeated_work(camera) == ""
+    assert hidden_work(camera) == ""

@@ -130,11 +130,13 @@ def _repeat(tree: Any, rng: random.Random) -> None:
     places = [(c, k) for c, k in spots(tree) if isinstance(c[k], list) and c[k]]
     if places:
         container, key = rng.choice(places)
-        container[key] = container[key] + [rng.choice(container[key])] * rng.choice([3, 300, 3000])
+        entry = rng.choice(container[key])
+        count = min(rng.choice([3, 300, 3000]), 500_000 // len(str(entry)))  # the cost should be the reader's
+        container[key] = container[key] + [entry] * count
 
 
 CHANGES: list[Callable[[Any, random.Random], None]] = [
-    *(_swap_subtrees, _copy_subtree, _change_number, _change_number, _change_all, _change_text, _rename_key, _repeat)
+    *(_swap_subtrees, _copy_subtree, _change_number, _change_number, _change_all, _change_text, _rename_key)
 ]
 
 
@@ -147,6 +149,9 @@ def mutate(tree: dict[str, Any], rng: random.Random) -> tuple[bytes, str]:
             break
         change(tree, rng)
         done.append(change.__name__.strip("_"))
+    if rng.random() < 0.15 and isinstance(tree, dict):  # last, since the entries are one object
+        _repeat(tree, rng)
+        done.append("repeat")
     escape, twice = rng.choice([0, 0, 0.3, 1]), rng.choice([0, 0, 0, 0.05, 1])
     text = write_json(tree, rng, escape=escape, twice=twice)
     encoding = rng.choice(["utf-8", "utf-8", "utf-8-sig", "utf-16", "utf-32", "latin-1"])
