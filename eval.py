@@ -1,12 +1,12 @@
 """COCO metrics of a checkpoint, and its detections in COCO's results format."""
 
 import argparse
+import hashlib
 import re
-import shlex
 import signal
 
 from gfl.common.output import protect_output
-from gfl.common.progress import announce, print_lines, progress_bar
+from gfl.common.progress import announce, print_line, print_lines, progress_bar
 
 
 def parse_args() -> argparse.Namespace:
@@ -40,6 +40,7 @@ if __name__ == "__main__":  # before the heavy imports, so that --help answers a
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     announce(f"loading libraries and {ARGS.checkpoint}")
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -47,7 +48,8 @@ import torch
 from gfl.checkpoint import load_detector
 from gfl.common import distributed
 from gfl.common.errors import UserError, run
-from gfl.common.files import output_folder, write_json
+from gfl.common.files import output_folder, safe_file_name, write_json
+from gfl.common.text import shell_command
 from gfl.data.coco import CocoData, load_coco
 from gfl.data.loader import build_eval_loader
 from gfl.evaluation.coco_eval import Result, coco_metrics, crowded_findings, format_metrics, run_detector
@@ -71,26 +73,34 @@ def main(args: argparse.Namespace) -> None:
         if results is None:
             return
         write_json(out / "detections.json", results)
-        print(f"{len(results)} detections: {out / 'detections.json'}")
+        print_line(f"{len(results)} detections: {out / 'detections.json'}")
         if not data.has_annotations:
             print("the json has no annotations: no metrics; submit detections.json to the evaluation server")
             return
         settings = detector.config.eval
         metrics = coco_metrics(data, results, max_detections=settings.max_detections, backend=settings.backend)
         write_json(out / "metrics.json", metrics)
-        print(f"\n{format_metrics(metrics)}\n\nmetrics: {out / 'metrics.json'}")
-        words = ["scripts/predict.py", args.checkpoint, data.root, "-o", out / "pictures"]
-        print(f"next: python {shlex.join(map(str, words))}")
+        print(f"\n{format_metrics(metrics)}\n")
+        print_line(f"metrics: {out / 'metrics.json'}")
+        words = (Path(args.checkpoint), Path(data.root), "-o", out / "pictures")
+        print_line(f"next: {shell_command('python', 'scripts/predict.py', *words)}")
 
 
 def default_output(checkpoint: Path, args: argparse.Namespace) -> Path:
     """The run folder; with another split or other settings a folder in it, so that the run's own metrics stay."""
     out = checkpoint.parent
     if args.data:
-        out = out / Path(args.data[0]).stem
+        out = out / safe_file_name(Path(args.data[0]).stem)
     if args.overrides:
-        out = out / re.sub(r"[^\w.=-]+", "_", "_".join(args.overrides))[:100]
+        out = out / settings_name(args.overrides)
     return out
+
+
+def settings_name(overrides: Sequence[str]) -> str:
+    """A folder's name for overrides, with a digest where it does not show all of them."""
+    text = "_".join(overrides)
+    name = safe_file_name(re.sub(r"[^\w.=-]+", "_", text)[:100])
+    return name if name == text else f"{name}-{hashlib.sha256(text.encode(errors='replace')).hexdigest()[:8]}"
 
 
 def detect_split(detector: Detector, data: CocoData, device: torch.device) -> list[Result] | None:
@@ -101,7 +111,7 @@ def detect_split(detector: Detector, data: CocoData, device: torch.device) -> li
         data, config.data, batch=config.eval.batch, rank=rank, world=world, pin_memory=device.type == "cuda"
     )
     if rank == 0:
-        print(
+        print_line(
             f"{detector.checkpoint} on {data.annotations}: {len(data)} images, {len(data.labels)} boxes, "
             f"{world} x {device.type}"
         )

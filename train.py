@@ -3,7 +3,7 @@
 import argparse
 
 from gfl.common.output import protect_output
-from gfl.common.progress import announce, print_lines, progress_bar
+from gfl.common.progress import announce, print_line, print_lines
 from gfl.training.signals import StopRequest
 
 
@@ -31,9 +31,7 @@ if __name__ == "__main__":  # before the heavy imports, so that --help answers a
     ARGS, STOP = parse_args(), StopRequest()
     announce(f"start    {ARGS.config}: loading libraries and data")
 
-from collections.abc import Callable, Iterator
 from functools import partial
-from itertools import islice
 from pathlib import Path
 
 import torch
@@ -45,9 +43,7 @@ from gfl.common import distributed
 from gfl.common.errors import Interrupted, run
 from gfl.config import Config, load_config, save_config
 from gfl.data.bad_images import gather_bad_images, report_bad_images
-from gfl.data.loader import TrainingData, batches, load_training_data
-from gfl.evaluation.coco_eval import coco_metrics, draw_samples, run_detector
-from gfl.structures import Batch
+from gfl.data.loader import batches, load_training_data
 from gfl.training.divergence import has_risen, train_with_rewind
 from gfl.training.initial_weights import load_initial_weights
 from gfl.training.log import RunLog
@@ -57,6 +53,7 @@ from gfl.training.resume import find_resume_checkpoint, restore, write_launch_id
 from gfl.training.run_lock import run_lock
 from gfl.training.step import train_step
 from gfl.training.summary import end_summary, resume_summary, run_summary
+from gfl.training.validation import evaluate
 
 
 def main(args: argparse.Namespace, stop: StopRequest) -> None:
@@ -129,7 +126,7 @@ def train(config: Config, device: torch.device, stop: StopRequest, resume: str) 
         distributed.share_from_main(None)  # wait for it: torchrun gives the last process little time after the first
         if distributed.is_main():
             done = f"step {state.progress.step} of epoch {state.progress.epoch + 1}"
-            print(f"stopped after {done}, saved in {run_dir}; the same command with --resume continues from there")
+            print_line(f"stopped after {done}, saved in {run_dir}; the same command with --resume continues from there")
         raise Interrupted(signum)
 
     try:
@@ -179,34 +176,6 @@ def stop_before_start(stop: StopRequest) -> None:
         if distributed.is_main():
             print("stopped before the first step; the same command starts again")
         raise Interrupted(signum)
-
-
-def evaluate(
-    model: torch.nn.Module,
-    data: TrainingData,
-    config: Config,
-    device: torch.device,
-    log: RunLog,
-    stop_if_requested: Callable[[], None],
-) -> dict | None:
-    """COCO metrics of the validation split, which are logged; None on all processes but the main one."""
-    distributed.share_buffers(model)  # the statistics of trained BatchNorms differ between processes
-    loader = interruptible_batches(data, stop_if_requested)
-    with progress_bar(total=len(data.val_loader), desc="val", leave=False, enabled=distributed.is_main()) as bar:
-        results = run_detector(model, loader, data.val, config.eval, device, on_batch=bar.update)
-    if results is None:
-        return None
-    metrics = coco_metrics(data.val, results, max_detections=config.eval.max_detections, backend=config.eval.backend)
-    log.evaluation(metrics, draw_samples(data.val, results, config.log.images, bit_depth=config.data.bit_depth))
-    return metrics
-
-
-def interruptible_batches(data: TrainingData, stop_if_requested: Callable[[], None]) -> Iterator[Batch]:
-    """Batches of the validation split; a process whose share ends earlier still takes part in the last round."""
-    iterator = batches(data.val_loader)
-    for _ in range(data.val_loader.batch_sampler.rounds):
-        yield from islice(iterator, 1)
-        stop_if_requested()
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ Each checkpoint of a run has a `.json` beside it with its size and SHA-256 (`gfl
 
 import errno
 import os
-import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,7 +19,7 @@ from gfl.common.checksum import new_file_with_checksum, verify_checksum
 from gfl.common.dataclass_from_dict import above, at_least, check_plain
 from gfl.common.errors import UserError, error_context
 from gfl.common.files import new_file
-from gfl.common.text import describe, is_text, list_some, short_repr
+from gfl.common.text import describe, is_text, list_some, shell_command, short_repr
 from gfl.common.torch_file import read_torch_file
 from gfl.common.yaml_file import merge
 from gfl.config import Config, config_from_dict, config_to_dict, parse_overrides
@@ -143,13 +142,14 @@ def _hint(state: Any, path: Path) -> str:
         missing = "".join(f", no {key}" for key in sorted(DETECTOR_KEYS - state.keys()))
         return f" of format {FORMAT!r}: it has format {short_repr(state['format'])}{missing}; use an intact one"
     if isinstance(state, dict) and state.keys() >= BACKBONE_TENSORS:
-        return f" but holds a backbone only: train with model.backbone.weights={shlex.quote(str(path))}"
+        return f" but holds a backbone only: train with model.backbone.weights={shell_command(path)}"
     return f"; {conversion_advice(path)}"
 
 
 def conversion_advice(path: Path) -> str:
     """What to do with a file that another codebase may have written."""
-    command = shlex.join(["python", "scripts/convert_checkpoint.py", str(path), f"{path.with_suffix('')}_gfl.pt"])
+    out = Path(f"{path.with_suffix('')}_gfl.pt")
+    command = shell_command("python", "scripts/convert_checkpoint.py", path, out)
     return f"if it is one of mmdetection or torchvision, convert it: {command}"
 
 

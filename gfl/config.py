@@ -21,6 +21,7 @@ Side = Annotated[int, between(1, 2**15)]  # pixels
 NotNegative = Annotated[float, at_least(0)]
 Probability = Annotated[float, Check("in [0, 1]", lambda value: 0 <= value <= 1)]
 
+DEFAULT_MAX_PIXELS = 2**28  # 16384 x 16384, more than cameras make; 0.8 GB when decoded
 P3_TO_P7 = (8, 16, 32, 64, 128)  # strides
 
 
@@ -45,7 +46,7 @@ def _is_size_or_range(side: int | tuple[int, ...]) -> bool:
 def _is_depth_or_range(depth: int | tuple[float, ...]) -> bool:
     if isinstance(depth, int):
         return depth == 0 or 8 <= depth <= 16
-    return len(depth) == 2 and depth[0] < depth[1]
+    return len(depth) == 2 and -1e30 < depth[0] < depth[1] < 1e30 and depth[1] - depth[0] > 1e-30
 
 
 def _can_be_a_path(text: str) -> bool:
@@ -150,6 +151,7 @@ class DataConfig:
     # Files with more than 8 bits per channel: the bits in use, or the values [low, high] that become 0 and 255; 0: the
     # highest 8 of 16 bits.
     bit_depth: Annotated[int | tuple[float, ...], Check("0, 8 to 16, or a range [low, high]", _is_depth_or_range)] = 0
+    max_pixels: Annotated[int, between(1, 2**40)] = DEFAULT_MAX_PIXELS  # of an image file; a larger one is a bad image
     workers: Annotated[int, between(0, 1000)] = 4  # loader processes per training process
     on_bad_image: Literal["stop", "skip"] = "stop"  # in training; skip: another image in its place
     # Regions to ignore are crowds, boxes marked so (`ignore`, `difficult`, ...) and all boxes of these classes. Their

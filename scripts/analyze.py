@@ -3,8 +3,9 @@
 import argparse
 import signal
 
+from gfl.common.arguments import fraction, whole_number
 from gfl.common.output import protect_output
-from gfl.common.progress import announce
+from gfl.common.progress import announce, print_lines
 
 
 def parse_args() -> argparse.Namespace:
@@ -20,8 +21,10 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("checkpoints", nargs="+", help="run folders (their best.pt, else last.pt) or .pt files")
     parser.add_argument("-o", "--out", required=True, help="folder for the pictures and analysis.json")
     parser.add_argument("--data", nargs=2, metavar=("JSON", "IMAGES"), help="another split than the config's data.val")
-    parser.add_argument("--score", type=float, default=0.3, help="min. score of detections to classify (default 0.3)")
-    parser.add_argument("--examples", type=int, default=3, help="boxes drawn per shape (default 3)")
+    parser.add_argument(
+        "--score", type=fraction, default=0.3, help="min. score of detections to classify (default 0.3)"
+    )
+    parser.add_argument("--examples", type=whole_number(), default=3, help="boxes drawn per shape (default 3)")
     return parser.parse_args()
 
 
@@ -49,7 +52,7 @@ def main(args: argparse.Namespace) -> None:
     plot_comparison(reports, options.out)
     write_json(options.out / "analysis.json", {report.name: report.statistics for report in reports})
     pictures = ", ".join(sorted(path.name for path in options.out.glob("*.png")))
-    print(f"\nstatistics: {options.out / 'analysis.json'}\npictures in {options.out}: {pictures}")
+    print_lines(["", f"statistics: {options.out / 'analysis.json'}", f"pictures in {options.out}: {pictures}"])
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import argparse
 
+from gfl.common.arguments import whole_number
 from gfl.common.output import protect_output
 from gfl.common.progress import announce
 
@@ -14,11 +15,15 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument("config", help="YAML file, see configs/")
     parser.add_argument("overrides", nargs="*", default=[], metavar="section.key=value", help="override the config")
-    parser.add_argument("--batch", type=int, default=2, help="images per step (default 2)")
-    parser.add_argument("--size", type=int, nargs=2, default=[800, 1088], metavar=("HEIGHT", "WIDTH"))
-    parser.add_argument("--classes", type=int, default=80, help="number of classes (default 80)")
-    parser.add_argument("--boxes", type=int, default=8, help="boxes per image (default 8)")
-    parser.add_argument("--steps", type=int, default=5, help="measured steps after one warm-up step (default 5)")
+    parser.add_argument("--batch", type=whole_number(1), default=2, help="images per step (default 2)")
+    parser.add_argument(
+        "--size", type=whole_number(1, 2**15), nargs=2, default=[800, 1088], metavar=("HEIGHT", "WIDTH")
+    )
+    parser.add_argument("--classes", type=whole_number(1), default=80, help="number of classes (default 80)")
+    parser.add_argument("--boxes", type=whole_number(1), default=8, help="boxes per image (default 8)")
+    parser.add_argument(
+        "--steps", type=whole_number(1), default=5, help="measured steps after one warm-up step (default 5)"
+    )
     return parser.parse_intermixed_args()  # overrides may also follow a flag
 
 
@@ -35,6 +40,7 @@ import torch
 
 from gfl.build import build_criterion, build_detector
 from gfl.common.errors import UserError, run
+from gfl.common.progress import print_line
 from gfl.config import load_config
 from gfl.evaluation.inference import default_device
 from gfl.model.detector import normalize_images
@@ -43,8 +49,8 @@ from gfl.training.optim import autocast_dtype, build_optimizer, memory_format
 
 
 def main(args: argparse.Namespace) -> None:
-    if min(args.batch, args.steps, args.boxes, args.classes) < 1 or any(side % SIZE_DIVISOR for side in args.size):
-        raise UserError(f"counts must be at least 1 and --size multiples of {SIZE_DIVISOR}")
+    if any(side % SIZE_DIVISOR for side in args.size):
+        raise UserError(f"--size must be multiples of {SIZE_DIVISOR}")
     config = load_config(args.config, args.overrides)
     device = default_device()
     torch.manual_seed(config.seed)
@@ -68,7 +74,9 @@ def main(args: argparse.Namespace) -> None:
         optimizer.zero_grad(set_to_none=True)
     medians = {name: statistics.median(values[1:]) for name, values in times.items()}
     total = sum(medians.values())
-    print(f"{args.config}: {args.batch} x {args.size[0]} x {args.size[1]}, {device.type}, {dtype or torch.float32}")
+    print_line(
+        f"{args.config}: {args.batch} x {args.size[0]} x {args.size[1]}, {device.type}, {dtype or torch.float32}"
+    )
     print("  ".join(f"{name} {1e3 * value:.1f} ms" for name, value in medians.items()))
     print(f"step {1e3 * total:.1f} ms (median of {args.steps}), {args.batch / total:.2f} images/s")
     print(f"peak memory {peak_memory(device) / 2**30:.2f} GiB")

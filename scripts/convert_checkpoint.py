@@ -1,7 +1,6 @@
 """Convert checkpoints of other codebases to ours, and ours to mmdetection's."""
 
 import argparse
-import shlex
 from pathlib import Path
 
 from gfl.common.output import protect_output
@@ -42,7 +41,8 @@ from typing import Any
 from gfl.checkpoint import FORMAT, detector_content, find_detector, read_checkpoint, write_torch_file
 from gfl.common.errors import UserError, error_context, run
 from gfl.common.files import writing
-from gfl.common.text import list_some, printable
+from gfl.common.progress import print_line
+from gfl.common.text import list_some, printable, shell_command
 from gfl.common.torch_file import read_torch_file
 from gfl.config import Config, config_from_dict, load_config
 from gfl.data.coco_json import category_names, read_coco_json
@@ -65,8 +65,8 @@ def main(args: argparse.Namespace) -> None:
     with writing(out):
         out.parent.mkdir(parents=True, exist_ok=True)
     write_torch_file(out, content)
-    print(f"wrote    {out} ({out.stat().st_size / 2**20:.0f} MiB)")
-    print(f"next     {next_command(content, out)}")
+    print_line(f"wrote    {out} ({out.stat().st_size / 2**20:.0f} MiB)")
+    print_line(f"next     {next_command(content, out)}")
 
 
 def check_output(source: Path, out: Path) -> None:
@@ -90,11 +90,11 @@ def import_external(path: Path, args: argparse.Namespace) -> dict[str, Any]:
     class_names = read_class_names(args.classes) if args.classes else ()
     with error_context(path):
         checkpoint = parse_external(content, args.weights)
-        print(f"read     {path}: {checkpoint.codebase}, {len(checkpoint.tensors)} tensors")
+        print_line(f"read     {path}: {checkpoint.codebase}, {len(checkpoint.tensors)} tensors")
         if checkpoint.weights:
-            print(f"weights  {checkpoint.weights}")
+            print_line(f"weights  {checkpoint.weights}")
         if checkpoint.ignored:
-            print(f"ignored  {printable(list_some(checkpoint.ignored))}, which are no weights of the model")
+            print_line(f"ignored  {list_some(checkpoint.ignored)}, which are no weights of the model")
         if checkpoint.is_backbone:
             return import_backbone(checkpoint, config)
         state, config, class_names = convert_detector(checkpoint, config, class_names)
@@ -108,7 +108,7 @@ def print_notes(checkpoint: ExternalCheckpoint, classes_file: str | None) -> Non
     if checkpoint.class_names and classes_file:
         print("note     --classes was not needed: the file names its classes")
     if not checkpoint.class_names:
-        print(f"note     the file names no classes; these are from {classes_file or 'COCO'}")
+        print_line(f"note     the file names no classes; these are from {classes_file or 'COCO'}")
     if not checkpoint.settings:
         settings = allowed_settings(head_kind(checkpoint.tensors))
         unchecked = ", ".join(f"{key}={values[0]}" for key, values in settings.items())
@@ -134,7 +134,8 @@ def export_to_mmdet(path: Path) -> dict[str, Any]:
     state = read_checkpoint(path)
     config = config_from_dict(state["config"], f"config in {path}")
     names = list(state["class_names"])
-    print(f"read     {path}: {len(state['model'])} tensors\n{model_summary(config, names)}")
+    print_line(f"read     {path}: {len(state['model'])} tensors")
+    print(model_summary(config, names))
     meta = {"CLASSES": names, "dataset_meta": {"classes": names}}  # the keys of mmdetection 2.x and 3.x
     with error_context(path):
         return {"meta": meta, "state_dict": to_mmdet(state["model"], config)}
@@ -150,7 +151,7 @@ def model_summary(config: Config, class_names: Sequence[str]) -> str:
     quality = dgqp if head.quality == "dgqp" else f"quality {head.quality}"
     box = f"reg_max {head.reg_max}" if head.box == "general" else f"box {head.box}"
     points = "i * stride" if model.points.offset == 0 else f"(i + offset) * stride, offset {model.points.offset}"
-    first = ", ".join(class_names[:5]) + (", ..." if len(class_names) > 5 else "")
+    first = printable(", ".join(class_names[:5])) + (", ..." if len(class_names) > 5 else "")
     lines = {
         "model": f"{model.backbone.name}{dcn}; FPN with {model.fpn.channels} channels",
         "head": f"{head.num_convs} x {head.channels} channels, {quality}, {box}",
@@ -165,9 +166,9 @@ def next_command(content: dict[str, Any], out: Path) -> str:
     if "state_dict" in content:
         return "in mmdetection: load_from = " + repr(str(out))
     if "model" not in content:
-        return "add to the training command: " + shlex.quote(f"model.backbone.weights={out}")
+        return "add to the training command: " + shell_command(f"model.backbone.weights={out}")
     annotations = content["config"]["data"]["val"]["annotations"]
-    return f"python eval.py {shlex.quote(str(out))}" + ("" if annotations else " --data ANNOTATIONS.json IMAGES/")
+    return shell_command("python", "eval.py", out) + ("" if annotations else " --data ANNOTATIONS.json IMAGES/")
 
 
 if __name__ == "__main__":

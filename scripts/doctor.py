@@ -2,10 +2,8 @@
 """Check a COCO-format data set before a GPU starts: json, image files, and how the boxes fit the config."""
 
 import argparse
-import shlex
 import sys
 from pathlib import Path
-from typing import Any
 
 from gfl.common.output import protect_output
 from gfl.common.progress import announce
@@ -55,24 +53,31 @@ def fix_names(annotations: str, images: str, out: str) -> int:
     print(f"{len(pairs)} file names replaced" + (f": {list_some(pairs)}" if pairs else ""))
     if unknown:
         print(f"{len(unknown)} names have no file, or several that may be meant: {list_some(unknown)}")
-    print(f"written: {out}\nnext: {shlex.join(['python', 'scripts/doctor.py', out, images])}")
+    report_written(out, images)
     return 1 if unknown else 0
 
 
-def leave_out(annotations: str, images: str, out: str, **options: Any) -> int:
-    """Write a json that training accepts, with the options of `write_usable`; returns exit code 0."""
-    from gfl.tools.doctor.leave_out import write_usable
-
-    for kind, (left, before) in write_usable((annotations, images), out, **options).items():
+def report_left_out(counts: dict[str, tuple[int, int]], images: str, out: str) -> None:
+    """Print what `write_usable` returned, and the next command."""
+    for kind, (left, before) in counts.items():
         print(f"{kind}: {before - left} of {before} left out")
-    print(f"written: {out}\nnext: {shlex.join(['python', 'scripts/doctor.py', out, images])}")
-    return 0
+    report_written(out, images)
+
+
+def report_written(out: str, images: str) -> None:
+    from gfl.common.progress import print_line
+    from gfl.common.text import shell_command
+
+    print_line(f"written: {out}")
+    print_line(f"next: {shell_command('python', 'scripts/doctor.py', Path(out), Path(images))}")
 
 
 def main(args: argparse.Namespace) -> None:
     from gfl.common.errors import UserError
     from gfl.common.files import write_json
+    from gfl.common.progress import print_line
     from gfl.config import config_from_dict, load_config, parse_overrides
+    from gfl.tools.doctor.leave_out import write_usable
     from gfl.tools.doctor.report import check_dataset, format_report
 
     if (args.fix_names or args.leave_out) and args.val:
@@ -82,20 +87,21 @@ def main(args: argparse.Namespace) -> None:
         raise UserError(
             "--no-copies belongs to --leave-out; it takes nothing, or another split's json and image folder"
         )
-    if args.fix_names:
-        sys.exit(fix_names(args.annotations, args.images, args.fix_names))
     if args.config:
         config = load_config(args.config, args.overrides)
     else:
         config = config_from_dict(parse_overrides(args.overrides), "command line")
+    if args.fix_names:
+        sys.exit(fix_names(args.annotations, args.images, args.fix_names))
     if args.leave_out:
-        options = {"bit_depth": config.data.bit_depth, "no_copies": no_copies, "others": others}
-        sys.exit(leave_out(args.annotations, args.images, args.leave_out, **options))
+        split = args.annotations, args.images
+        counts = write_usable(split, args.leave_out, config.data, no_copies=no_copies, others=others)
+        return report_left_out(counts, args.images, args.leave_out)
     result = check_dataset((args.annotations, args.images), args.val, config, progress=True)
     print(format_report(result, hint=not args.json))
     if args.json:
         write_json(Path(args.json), result)
-        print(f"complete result: {args.json}")
+        print_line(f"complete result: {args.json}")
     sys.exit(result["exit_code"])
 
 

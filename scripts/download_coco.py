@@ -1,7 +1,6 @@
 """Download COCO 2017, check it and unpack it where the configs look for it."""
 
 import argparse
-import shlex
 from pathlib import Path
 
 PARTS = ("train", "val", "annotations", "test")
@@ -35,7 +34,8 @@ if __name__ == "__main__":  # before the heavy imports, so that --help answers a
 
 from gfl.common.errors import run
 from gfl.common.files import writing
-from gfl.common.progress import progress_bar
+from gfl.common.progress import print_line, progress_bar
+from gfl.common.text import shell_command
 from gfl.tools.prepare.download import COCO, COCO_SERVER, Archive, fetch, unpack
 
 
@@ -47,8 +47,8 @@ def main(args: argparse.Namespace) -> None:
         get(COCO[part], folder, args.server or COCO_SERVER)
     command = "python train.py configs/gfl_r50_fpn_1x_coco.yaml"
     if folder.resolve() != Path("data/coco").resolve():  # where the configs expect it
-        command = f"ln -s {shlex.quote(str(folder.resolve()))} data/coco && {command}"
-    print(f"next: {command}")
+        command = f"{shell_command('ln', '-s', folder.resolve(), 'data/coco')} && {command}"
+    print_line(f"next: {command}")
 
 
 def get(archive: Archive, folder: Path, server: str) -> None:
@@ -59,7 +59,7 @@ def get(archive: Archive, folder: Path, server: str) -> None:
         )
     with Bar(f"{archive.name} unpacking") as bar:
         written = unpack(path, folder, on_progress=bar.show)
-    print(f"{path}: complete, {written} files unpacked")
+    print_line(f"{path}: complete, {written} files unpacked")
 
 
 class Bar:

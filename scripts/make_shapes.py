@@ -5,10 +5,10 @@ An existing set with the same arguments is kept; one with other arguments is rep
 """
 
 import argparse
-import shlex
 import time
 from pathlib import Path
 
+from gfl.common.arguments import whole_number
 from gfl.common.output import protect_output
 
 EXAMPLE = "example:\n  python scripts/make_shapes.py --out data/shapes --train 800 --val 200 --seed 0"
@@ -20,27 +20,20 @@ def parse_args() -> argparse.Namespace:
         description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--out", default=DEFAULT_OUT, metavar="FOLDER", help="where to write it (default %(default)s)")
-    parser.add_argument("--train", type=_at_least(1), default=800, help="training images (default %(default)s)")
-    parser.add_argument("--val", type=_at_least(1), default=200, help="validation images (default %(default)s)")
+    parser.add_argument("--train", type=whole_number(1), default=800, help="training images (default %(default)s)")
+    parser.add_argument("--val", type=whole_number(1), default=200, help="validation images (default %(default)s)")
     parser.add_argument(
-        "--seed", type=_at_least(0), default=0, help="a set is determined by its seed and sizes (default %(default)s)"
+        "--seed", type=whole_number(), default=0, help="a set is determined by its seed and sizes (default %(default)s)"
     )
     return parser.parse_args()
-
-
-def _at_least(minimum: int):
-    def number(text: str) -> int:
-        if int(text) < minimum:
-            raise argparse.ArgumentTypeError(f"{text} is less than {minimum}")
-        return int(text)
-
-    return number
 
 
 def main(args: argparse.Namespace) -> None:
     import cv2
 
     from gfl.common.errors import UserError
+    from gfl.common.progress import print_line
+    from gfl.common.text import shell_command
     from gfl.data.shapes import write_shapes
 
     cv2.setNumThreads(0)
@@ -51,21 +44,19 @@ def main(args: argparse.Namespace) -> None:
     except OSError as error:
         raise UserError(f"cannot write to {args.out} ({error}); make room or choose another --out") from error
     if written:
-        print(f"written to {args.out} in {time.perf_counter() - start:.1f} s")
+        print_line(f"written to {args.out} in {time.perf_counter() - start:.1f} s")
     else:
-        print(f"{args.out} has this set already, nothing to do")
-    print(f"next: python train.py configs/gfl_r18_shapes.yaml{_overrides(args.out)}")
+        print_line(f"{args.out} has this set already, nothing to do")
+    print_line(f"next: {shell_command('python', 'train.py', 'configs/gfl_r18_shapes.yaml', *_overrides(args.out))}")
 
 
-def _overrides(out: str) -> str:
+def _overrides(out: str) -> list[str]:
     """The overrides that the training command needs if the set is not in the default folder."""
     if Path(out) == Path(DEFAULT_OUT):
-        return ""
+        return []
     splits = ("train", "val")
     words = [f"data.{split}.annotations={out}/annotations/instances_{split}.json" for split in splits]
-    return "".join(
-        f" {shlex.quote(word)}" for word in words + [f"data.{split}.images={out}/{split}" for split in splits]
-    )
+    return words + [f"data.{split}.images={out}/{split}" for split in splits]
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import signal
 import sys
 from pathlib import Path
 
+from gfl.common.arguments import fraction, whole_number
 from gfl.common.output import protect_output
 from gfl.common.progress import announce
 
@@ -21,9 +22,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("checkpoint", help="a run folder (its best.pt, else its last.pt) or a .pt file")
     parser.add_argument("images", nargs="+", help="images, or folders of images")
     parser.add_argument("-o", "--out", required=True, help="folder for the pictures and predictions.json")
-    parser.add_argument("--score", type=float, default=0.3, help="minimum score of a detection (default 0.3)")
-    parser.add_argument("--boxes", type=int, default=3, help="boxes whose sides are drawn (default 3)")
-    parser.add_argument("--limit", type=int, help="stop after this many images")
+    parser.add_argument("--score", type=fraction, default=0.3, help="minimum score of a detection (default 0.3)")
+    parser.add_argument("--boxes", type=whole_number(), default=3, help="boxes whose sides are drawn (default 3)")
+    parser.add_argument("--limit", type=whole_number(1), help="stop after this many images")
     parser.add_argument(
         "--override", nargs="+", default=[], metavar="section.key=value", help="override the checkpoint's config"
     )
@@ -36,7 +37,6 @@ if __name__ == "__main__":  # before the heavy imports, so that --help answers a
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     announce(f"loading libraries and {ARGS.checkpoint}")
 
-from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -45,7 +45,9 @@ import numpy as np
 from gfl.checkpoint import load_detector
 from gfl.common.errors import UserError, run
 from gfl.common.file_kinds import is_url
-from gfl.common.files import output_folder, write_json
+from gfl.common.files import distinct_file_names, output_folder, write_json
+from gfl.common.progress import print_line
+from gfl.common.text import printable
 from gfl.data.image_errors import url_error
 from gfl.data.image_files import IMAGE_SUFFIXES, find_images, read_image
 from gfl.evaluation.draw import draw_boxes, draw_distributions, save_image
@@ -57,26 +59,29 @@ def main(args: argparse.Namespace) -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     out = output_folder(args.out)
     paths = list_images(args.images, out)[: args.limit]
+    names = output_names(paths)
+    check_inputs_stay(paths, out, names)
     detector = load_detector(args.checkpoint, args.override)
+    data = detector.config.data
     predictions, failed = {}, 0
-    for path, name in zip(paths, output_names(paths), strict=True):
+    for path, name in zip(paths, names, strict=True):
         try:
-            image = read_image(path, bit_depth=detector.config.data.bit_depth)
+            image = read_image(path, bit_depth=data.bit_depth, max_pixels=data.max_pixels)
         except UserError as error:  # one bad file does not stop the others
-            if error.code == "pixel_type":
-                error = UserError(f"{error} after --override", code=error.code)
+            if error.code in ("pixel_type", "too_many_pixels"):
+                error = UserError(f"{error} (settings follow --override)", code=error.code)
             if len(paths) == 1:
                 raise error
-            print(f"skipped: {error}", file=sys.stderr)
+            print(f"skipped: {printable(str(error))}", file=sys.stderr)
             failed += 1
             continue
         found = detector.predict(image, score_thresh=args.score)
-        draw(image, found, out / name, max_sides=args.boxes)
+        draw(image, found, out, name, max_sides=args.boxes)
         predictions[str(path)] = to_json(found)
-        print(f"{path}: {len(found.scores)} objects")
+        print_line(f"{path}: {len(found.scores)} objects")
     write_json(out / "predictions.json", predictions)
     count = sum(map(len, predictions.values()))
-    print(f"{count} objects in {len(predictions)} images: pictures and predictions.json in {out}")
+    print_line(f"{count} objects in {len(predictions)} images: pictures and predictions.json in {out}")
     if predictions and not count:
         print(f"note: no score reaches {args.score:g}; a lower --score shows what scores less")
     if failed:
@@ -105,7 +110,8 @@ def list_images(arguments: Sequence[str], out: Path) -> list[Path]:
         if not found:
             endings = f"known endings: {', '.join(IMAGE_SUFFIXES)}"
             raise UserError("; ".join((f"no images in {path} or below", *others, endings)), code="no_images")
-        print("".join(f"note: {note}\n" for note in others), end="", flush=True)
+        for note in others:
+            print_line(f"note: {note}")
         images += found
     return list(dict.fromkeys(images))
 
@@ -119,14 +125,20 @@ def output_names(paths: Sequence[Path]) -> list[str]:
             known.setdefault(name, []).append(path)
         for path in (path for same in known.values() if len(same) > 1 for path in same):
             names[path] = "_".join(path.parts[-parts:]).replace(os.sep, "_")
-    taken = Counter(names.values())  # "a_b/c.png" and "a/b_c.png" are still the same
-    return [names[path] if taken[names[path]] == 1 else f"{index}_{names[path]}" for index, path in enumerate(paths)]
+    return distinct_file_names([names[path] for path in paths])  # "a_b/c.png" and "a/b_c.png" are still the same
 
 
-def draw(image: np.ndarray, found: Prediction, stem: Path, *, max_sides: int) -> None:
-    """Write `stem`.boxes.png, and `stem`.sides.png where sides are distributions."""
-    texts = [f"{name} {score:.2f}" for name, score in zip(found.class_names, found.scores, strict=True)]
-    save_image(draw_boxes(image, found.boxes_xyxy, found.labels, texts), stem.with_name(f"{stem.name}.boxes.png"))
+def check_inputs_stay(paths: Sequence[Path], out: Path, names: Sequence[str]) -> None:
+    """Raises `UserError` if a picture would take the place of one of the images."""
+    written = {(out / f"{name}.{kind}.png").absolute() for name in names for kind in ("boxes", "sides")}
+    if replaced := [path for path in paths if path.absolute() in written]:
+        raise UserError(f"pictures in {out} would replace the image {replaced[0]}; choose another --out", code="output")
+
+
+def draw(image: np.ndarray, found: Prediction, out: Path, name: str, *, max_sides: int) -> None:
+    """Write `name`.boxes.png into `out`, and `name`.sides.png where sides are distributions."""
+    texts = [f"{label} {score:.2f}" for label, score in zip(found.class_names, found.scores, strict=True)]
+    save_image(draw_boxes(image, found.boxes_xyxy, found.labels, texts), out / f"{name}.boxes.png")
     if found.sides is None or found.sides.probabilities is None:
         return
     best = slice(max_sides)
@@ -139,7 +151,7 @@ def draw(image: np.ndarray, found: Prediction, stem: Path, *, max_sides: int) ->
         found.labels[best],
         texts[best],
     )
-    save_image(sides, stem.with_name(f"{stem.name}.sides.png"))
+    save_image(sides, out / f"{name}.sides.png")
 
 
 def to_json(found: Prediction) -> list[dict[str, Any]]:

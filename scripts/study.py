@@ -4,6 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from gfl.common.arguments import whole_number
 from gfl.common.output import protect_output
 from gfl.common.progress import announce
 
@@ -21,18 +22,14 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--scale", metavar="CONFIG", help="a config laid over the study's, such as configs/scales/shapes.yaml"
     )
-    parser.add_argument("--seeds", type=_at_least_one, default=1, help="seeds 0, 1, ... of every row (default 1)")
-    parser.add_argument("--nproc", type=_at_least_one, default=1, help="processes (GPUs) per run (default 1)")
+    parser.add_argument(
+        "--seeds", type=whole_number(1, 9999), default=1, help="seeds 0, 1, ... of every row (default 1)"
+    )
+    parser.add_argument("--nproc", type=whole_number(1, 9999), default=1, help="processes (GPUs) per run (default 1)")
     parser.add_argument("--rows", nargs="+", default=[], metavar="NAME", help="only these rows")
     parser.add_argument("--out", default="runs/studies", help="folder of runs and reports (default %(default)s)")
     parser.add_argument("--dry-run", action="store_true", help="print the command of every run, run nothing")
     return parser.parse_args()
-
-
-def _at_least_one(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
-    return int(text)
 
 
 if __name__ == "__main__":  # before the heavy imports, so that --help answers at once
@@ -41,12 +38,13 @@ if __name__ == "__main__":  # before the heavy imports, so that --help answers a
     if not ARGS.dry_run:
         announce(f"loading libraries and {ARGS.study}")
 
-import shlex
 import signal
 
 from gfl.ablation.run import StudyOptions, check_rows, run_study, train_command
 from gfl.ablation.study import read_result
 from gfl.common.errors import run
+from gfl.common.progress import print_line
+from gfl.common.text import shell_command
 
 TRAIN = Path(__file__).resolve().parent.parent / "train.py"
 
@@ -67,7 +65,8 @@ def print_commands(options: StudyOptions) -> None:
     runs = options.plan(options.seeds, options.rows)
     check_rows(options.study, runs)
     for each in runs:
-        print(f"# {each.row}, seed {each.seed}\n{shlex.join(train_command(each, TRAIN, options.nproc))}")
+        print_line(f"# {each.row}, seed {each.seed}")
+        print_line(shell_command(*train_command(each, TRAIN, options.nproc)))
     print(f"{sum(read_result(each) is not None for each in runs)} of {len(runs)} runs are finished", file=sys.stderr)
 
 

@@ -3,6 +3,8 @@
 import argparse
 from pathlib import Path
 
+from gfl.common.arguments import fraction, whole_number
+
 EXAMPLE = (
     "example: python scripts/to_coco.py voc data/VOC2012 --out data/VOC2012/coco\n"
     "another: python scripts/to_coco.py yolo data/coco8/data.yaml --out data/coco8/coco"
@@ -58,7 +60,9 @@ def add_voc(layouts: argparse._SubParsersAction, style: dict) -> argparse.Argume
         help="instead of reading ImageSets/Main, take all images that have an xml and put this share of them, chosen "
         "at random, into the second of --splits; 0: all into one split",
     )
-    voc.add_argument("--seed", type=int, default=0, help="of --val-share: the same seed gives the same splits (0)")
+    voc.add_argument(
+        "--seed", type=whole_number(), default=0, help="of --val-share: the same seed gives the same splits (0)"
+    )
     return voc
 
 
@@ -83,9 +87,8 @@ def add_yolo(layouts: argparse._SubParsersAction, style: dict) -> argparse.Argum
 
 def share(text: str) -> float:
     """The argument of --val-share."""
-    value = float(text)
-    if not 0 <= value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not from 0 to below 1")
+    if (value := fraction(text)) == 1:
+        raise argparse.ArgumentTypeError("1 leaves nothing to train on")
     return value
 
 
@@ -95,18 +98,20 @@ if __name__ == "__main__":  # before the heavy imports, so that --help answers a
 
 import json
 import os
-import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
 from gfl.common.errors import UserError, run
-from gfl.common.progress import progress_bar
+from gfl.common.files import distinct_file_names
+from gfl.common.progress import print_line, progress_bar
+from gfl.common.text import shell_command
 from gfl.common.yaml_file import parse_yaml
 from gfl.tools.prepare.to_coco import Split, coco_tree, write_split
 from gfl.tools.prepare.voc import VocFolders, class_names, listed_splits, random_splits, read_voc, unlisted_note
 from gfl.tools.prepare.yolo import read_yolo
 
+DOCTOR = ("python", "scripts/doctor.py")
 START = Path("data/weights/gfl_r50.pt")  # model.weights of configs/finetune.yaml
 
 
@@ -120,11 +125,14 @@ def main(args: argparse.Namespace) -> None:
         )
     out = args.out or (args.source if args.layout == "voc" else args.source.parent) / "coco"
     trees = [coco_tree(split, categories) for split in splits]  # all of them, before any is written
-    files = [out / f"instances_{split.name}.json" for split in splits]
+    names = distinct_file_names([split.name for split in splits])
+    files = [out / f"instances_{name}.json" for name in names]
     for split, tree, file in zip(splits, trees, files, strict=True):
         write_split(file, tree)
         print_summary(split, file)
-    print(f"classes   {len(categories)}: {', '.join(f'{i} {name}' for i, name in enumerate(categories.values(), 1))}")
+    print_line(
+        f"classes   {len(categories)}: {', '.join(f'{i} {name}' for i, name in enumerate(categories.values(), 1))}"
+    )
     print_next_commands({split.name: (file, split.folder) for split, file in zip(splits, files, strict=True)})
 
 
@@ -155,9 +163,9 @@ def print_summary(split: Split, file: Path) -> None:
     empty = sum(not image.boxes for image in split.images)
     crowd = sum(box.crowd for box in split.boxes)
     counts = f"{len(split.images)} images ({empty} without objects), {len(split.boxes)} boxes"
-    print(f"written   {file}: {counts}" + (f" ({crowd} difficult or ignored, as crowd)" if crowd else ""))
+    print_line(f"written   {file}: {counts}" + (f" ({crowd} difficult or ignored, as crowd)" if crowd else ""))
     for note in split.notes:
-        print(f"note      {note}")
+        print_line(f"note      {note}")
 
 
 def print_next_commands(written: dict[str, tuple[Path, Path]]) -> None:
@@ -166,30 +174,26 @@ def print_next_commands(written: dict[str, tuple[Path, Path]]) -> None:
     val = next((name for name in ("val", "valid", "validation", "test") if name in written), None)
     if not (train and val):
         for file, images in written.values():
-            print(f"next: python scripts/doctor.py {quote(file)} {quote(images)}")
+            print_line(f"next: {shell_command(*DOCTOR, relative(file), relative(images))}")
         return
-    words = {name: " ".join(map(quote, written[name])) for name in (train, val)}
-    print(f"next: python scripts/doctor.py {words[train]} --val {words[val]} --config configs/finetune.yaml")
+    first, second = (map(relative, written[name]) for name in (train, val))
+    check = shell_command(*DOCTOR, *first, "--val", *second, "--config", "configs/finetune.yaml")
+    print_line(f"next: {check}")
     overrides = [
-        shlex.quote(f"data.{role}.{key}={yaml_text(relative(path))}")
+        f"data.{role}.{key}={yaml_text(str(relative(path)))}"
         for role, name in (("train", train), ("val", val))
         for key, path in zip(("annotations", "images"), written[name], strict=True)
     ]
     if not START.is_file():
         overrides.append("model.weights=none")
         print(f"note      no {START}: training starts from an ImageNet backbone; docs/own_data.md has a better start")
-    print(f"then: python train.py configs/finetune.yaml {' '.join(overrides)}")
+    print_line(f"then: {shell_command('python', 'train.py', 'configs/finetune.yaml', *overrides)}")
 
 
-def relative(path: Path) -> str:
-    """The path relative to the current folder if it is below it; never like an option."""
+def relative(path: Path) -> Path:
+    """The path relative to the current folder if it is below it."""
     below = os.path.relpath(path)
-    text = str(path) if below.startswith("..") else below
-    return f"./{text}" if text.startswith("-") else text
-
-
-def quote(path: Path) -> str:
-    return shlex.quote(relative(path))
+    return path if below.startswith("..") else Path(below)
 
 
 def yaml_text(text: str) -> str:

@@ -96,6 +96,7 @@ ROWS: dict[str, tuple] = {
     "data.augment": (loaded, "[{name: InvertImg, p: 1.0}]"),
     "data.keep_empty": (loaded, "true"),
     "data.bit_depth": (loaded, "12", *DEEP),
+    "data.max_pixels": (loaded, "3000"),
     "data.workers": (loaded, "1"),
     "data.on_bad_image": (loaded, "skip", *BROKEN),
     "data.ignored": (loaded, "mask", *DEEP),

@@ -59,9 +59,19 @@ def test_a_folder_without_images_and_a_missing_path_are_named(script, refusal, t
         (["x/a.jpg", "a.jpg"], ["x_a.jpg", "a.jpg"]),
         (["x_y/a.jpg", "x/y_a.jpg", "z/a.jpg", "z/y_a.jpg"], None),
         (["a_b/c.png", "a/b_c.png", "c.png", "b_c.png"], None),
+        (["..png"], ["_"]),
+        (["x/..png", "y/..png", "a\nb.png", "a_b.png", "A_B.PNG"], None),
     ],
 )
 def test_every_image_has_its_own_name(script, paths, names):
     found = script("predict").output_names([Path(path) for path in paths])
-    assert len(set(found)) == len(paths)
+    assert len({name.casefold() for name in found}) == len(paths)
+    assert all((Path("out") / f"{name}.boxes.png").name == f"{name}.boxes.png" for name in found)
     assert names is None or found == names
+
+
+def test_no_picture_takes_the_place_of_an_image(script, refusal, tmp_path):
+    predict, paths = script("predict"), [tmp_path / "a.png", tmp_path / "a.boxes.png"]
+    names = predict.output_names(paths)
+    assert refusal(predict.check_inputs_stay, paths, tmp_path, names).code == "output"
+    predict.check_inputs_stay(paths, tmp_path / "out", names)

@@ -9,6 +9,7 @@ from typing import NamedTuple
 from scipy import stats
 
 from gfl.ablation.study import METRICS, Row, Study
+from gfl.common.text import csv_text, markdown_text
 
 CONFIDENCE = 0.95
 
@@ -74,7 +75,7 @@ def _cells(outcome: Outcome) -> list[str]:
     ap = number(outcome.mean.get("AP")) + ("" if outcome.spread is None else f" ± {outcome.spread:.1f}")
     difference = number(outcome.difference, "+.1f") + ("" if outcome.margin is None else f" ± {outcome.margin:.1f}")
     return [
-        outcome.name.replace("|", "\\|"),
+        markdown_text(outcome.name),
         str(outcome.seeds),
         ap,
         number(outcome.mean.get("AP50")),
@@ -109,5 +110,7 @@ def format_csv(outcomes: Iterable[Outcome]) -> str:
         ours = [row.mean.get(name) for name in METRICS]
         theirs = [row.paper.get(name) for name in METRICS]
         metrics = [*ours, row.spread, row.difference, row.margin, *theirs, row.paper_difference]
-        writer.writerow([row.name, row.seeds, *(None if value is None else round(value, 6) for value in metrics)])
+        writer.writerow(
+            [csv_text(row.name), row.seeds, *(None if value is None else round(value, 6) for value in metrics)]
+        )
     return text.getvalue()

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from gfl.ablation.outcomes import Outcome
+from gfl.common.text import printable
 from gfl.evaluation.plots import COLOURS, new_figure, save_figure
 
 
@@ -16,10 +17,11 @@ def plot_study(title: str, outcomes: Sequence[Outcome], path: Path) -> None:
         if row.paper_difference is not None:
             axes.plot(row.paper_difference, place - 0.22, "D", markersize=5, color=COLOURS[1], label="paper, on COCO")
     axes.axvline(0, color="#404040", linewidth=1)
-    axes.set_yticks(range(len(shown)), [f"{row.name}  ({row.seeds} seed{'s' * (row.seeds > 1)})" for row in shown])
+    names = [f"{printable(row.name)}  ({row.seeds} seed{'s' * (row.seeds > 1)})" for row in shown]
+    axes.set_yticks(range(len(shown)), names)
     axes.set_ylim(-0.7, len(shown) - 0.3)
     axes.set_xlabel("difference of AP to the baseline row, in points")
-    axes.set_title(title)
+    axes.set_title(printable(title))
     handles, labels = axes.get_legend_handles_labels()
     each_once = dict(zip(labels, handles, strict=True))
     if each_once:

@@ -3,7 +3,6 @@
 import contextlib
 import os
 import platform
-import shlex
 import signal
 import subprocess
 import sys
@@ -23,9 +22,10 @@ from gfl.ablation.study import Run, Study, load_study, plan, read_result, starte
 from gfl.build import build_criterion, build_detector
 from gfl.checkpoint import BEST, LAST, find_checkpoint
 from gfl.common.errors import ERROR_FILE, UserError, error_context
-from gfl.common.files import write_text, writing
+from gfl.common.files import safe_file_name, write_text, writing
 from gfl.common.lock import lock_folder
-from gfl.common.progress import progress_bar
+from gfl.common.progress import print_line, progress_bar
+from gfl.common.text import markdown_code, markdown_text, printable, shell_command
 
 POLL_S = 2.0
 LOCK_FILE = "study.lock"  # in a run's folder, beside the one that train.py holds itself
@@ -55,8 +55,8 @@ def run_study(options: StudyOptions, train_script: Path) -> None:
     check_rows(options.study, runs)
     unfinished = [run for run in runs if read_result(run) is None]
     check_weights(unfinished, options.scale)
-    print(f"{study.title}: {len(runs)} runs, {len(runs) - len(unfinished)} of them finished", flush=True)
-    print(f"each prints to train.log in its folder below {options.out / 'runs'}", flush=True)
+    print_line(f"{study.title}: {len(runs)} runs, {len(runs) - len(unfinished)} of them finished")
+    print_line(f"each prints to train.log in its folder below {options.out / 'runs'}")
     failures: list[str] = []
     try:
         train_runs(unfinished, options, train_script, failures, on_run=lambda: write_report(study, options, failures))
@@ -107,7 +107,7 @@ def train_runs(
     start = time.monotonic()
     with progress_bar(total=sum(run.config.optim.epochs for run in runs), unit="epoch") as bar:
         for number, run in enumerate(runs, start=1):
-            name, show = f"{run.row}, seed {run.seed}", partial(_show_epochs, bar, bar.n)
+            name, show = printable(f"{run.row}, seed {run.seed}"), partial(_show_epochs, bar, bar.n)
             bar.set_description(f"{number}/{len(runs)} {name}")
             problem = train_run(run, train_command(run, train_script, options.nproc), on_epochs=show)
             show(run.config.optim.epochs)
@@ -118,7 +118,8 @@ def train_runs(
                 problem = "it recorded no AP for its last epoch; has the validation split boxes?"
             if problem:
                 failures.append(f"{name}: {problem}")
-            tqdm.write(f"[{number}/{len(runs)}] {name}: {problem or 'AP {:.1f}'.format(metrics['AP'])}  ({passed})")
+            result = printable(problem) if problem else f"AP {metrics['AP']:.1f}"
+            tqdm.write(f"[{number}/{len(runs)}] {name}: {result}  ({passed})")
             sys.stdout.flush()
             on_run()
 
@@ -174,28 +175,32 @@ def write_report(study: Study, options: StudyOptions, failures: list[str]) -> st
     runs = options.plan(seeds)
     outcomes = summarize(study, {(run.row, run.seed): metrics for run in runs if (metrics := read_result(run))})
     names = [Path(options.study).stem, *([Path(options.scale).stem] if options.scale else [])]
-    folder = options.out / "-".join(names)
+    folder = options.out / safe_file_name("-".join(names))
     table = format_table(outcomes)
     write_text(folder / "report.md", format_report(study.title, table, options, runs, failures))
     write_text(folder / "report.csv", format_csv(outcomes))
     plot_study(study.title, outcomes, folder / "report.png")
-    return f"{table}\n\nreport: {folder / 'report.md'}, report.csv, report.png"
+    return f"{table}\n\nreport: {printable(str(folder / 'report.md'))}, report.csv, report.png"
 
 
 def format_report(title: str, table: str, options: StudyOptions, runs: list[Run], failures: list[str]) -> str:
     """The report as Markdown: the table, how to read it and how it was made."""
-    command = ["python", "scripts/study.py", options.study, *(["--scale", options.scale] if options.scale else [])]
+    command = ["python", "scripts/study.py", Path(options.study)]
+    command += ["--scale", Path(options.scale)] if options.scale else []
     command += ["--seeds", str(1 + max(run.seed for run in runs))]
     command += ["--nproc", str(options.nproc)] if options.nproc > 1 else []
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{os.cpu_count()} cores"
-    failed = "".join(f"- {line}\n" for line in failures)
-    folders = "".join(f"- {row}: `{folder}`\n" for row, folder in {r.row: r.folder.parent for r in runs}.items())
+    failed = "".join(f"- {markdown_text(line)}\n" for line in failures)
+    folders = "".join(
+        f"- {markdown_text(row)}: {markdown_code(folder)}\n"
+        for row, folder in {r.row: r.folder.parent for r in runs}.items()
+    )
     return (
-        f"# {title}\n\n{table}\n\n"
+        f"# {markdown_text(title)}\n\n{table}\n\n"
         "AP in percent, mean over the seeds ± standard deviation. Difference: of AP to the baseline row, mean over the "
         "seeds ± half of the 95 % confidence interval (Student's t on differences paired by seed); with one seed there "
         "is none. Same sign as the paper's difference: open where the interval contains 0, or with one seed.\n\n"
-        f"`{shlex.join(command)}`, {platform.machine()}, {device}, torch {torch.__version__}, "
+        f"{markdown_code(shell_command(*command))}, {platform.machine()}, {device}, torch {torch.__version__}, "
         f"{date.today().isoformat()}\n\nRun folders, one per seed:\n\n{folders}"
         + (f"\nFailed:\n\n{failed}" if failures else "")
     )

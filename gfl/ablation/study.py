@@ -14,6 +14,7 @@ import yaml
 
 from gfl.common.dataclass_from_dict import dataclass_from_dict
 from gfl.common.errors import UserError, error_context
+from gfl.common.text import format_value
 from gfl.common.yaml_file import read_yaml
 from gfl.config import Config, config_to_dict, load_config
 
@@ -71,9 +72,10 @@ def load_study(path: str | Path) -> Study:
             raise UserError(f"{path}: there is no row {wanted!r} to compare with; rows: {', '.join(names)}")
     for row in study.rows:
         for name, value in row.paper.items():
-            if name not in METRICS or type(value) not in (int, float):
+            if name not in METRICS or type(value) not in (int, float) or not 0 <= value <= 100:
                 raise UserError(
-                    f"{path}: row {row.name!r}: paper: {name}: {value} is not one of {', '.join(METRICS)} with a number"
+                    f"{path}: row {row.name!r}: paper: {format_value(name)}: {format_value(value)} is not one of "
+                    f"{', '.join(METRICS)} with a number from 0 to 100"
                 )
     return study
 

@@ -3,18 +3,22 @@
 import contextlib
 import errno
 import hashlib
+import itertools
 import json
 import os
 import re
 import socket
+import unicodedata
 import uuid
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from gfl.common.errors import UserError
 from gfl.common.text import one_line
 
+MAX_NAME = 150  # bytes; systems allow 255, and suffixes follow
 ZIP_START = b"PK\x03\x04"  # of a zip archive, as torch.save has written since PyTorch 1.6
 TEMPORARY_NAME = re.compile(r"(?P<name>.+)\.(?P<pid>\d+)-[0-9a-f]{8}@(?P<host>.+)\.tmp")
 ADVICE = {
@@ -63,7 +67,7 @@ def temporary(path: Path) -> Path:
     """A name beside `path` that no other writer has; `remove_leftovers` knows it after this process was killed."""
     # Processes of containers may share host name and process id. Cut, since a name may have 255 bytes at most.
     unique = f"{os.getpid()}-{uuid.uuid4().hex[:8]}@{socket.gethostname()}"
-    return path.with_name(f"{path.name[:60]}.{unique}.tmp")
+    return path.with_name(f"{os.fsencode(path.name)[:60].decode(errors='ignore')}.{unique}.tmp")
 
 
 def remove_leftovers(folder: Path) -> None:
@@ -86,6 +90,29 @@ def _is_running(pid: int) -> bool:
     except (OSError, OverflowError):
         pass  # it belongs to another user, or is no process id
     return True
+
+
+def safe_file_name(name: str) -> str:
+    """`name` as one part of a path: without slashes and what cannot be printed, not hidden, of at most 150 bytes."""
+    text = "".join(c if c.isprintable() and c not in "/\\" else "_" for c in name)
+    text = f"_{text[1:]}" if text[:1] in ("", ".") else text
+    return text.encode()[:MAX_NAME].decode(errors="ignore")
+
+
+def distinct_file_names(names: Sequence[str]) -> list[str]:
+    """`safe_file_name` of each name; those that a file system might take for equal get a number in front."""
+
+    def key(name: str) -> str:  # some file systems ignore letter case and Unicode form
+        return unicodedata.normalize("NFC", name).casefold()
+
+    safe = [safe_file_name(name) for name in names]
+    counts = Counter(map(key, safe))
+    taken = {name for name, count in counts.items() if count == 1}
+    for index, name in enumerate(safe):
+        if counts[key(name)] > 1:
+            safe[index] = next(n for number in itertools.count(index) if key(n := f"{number}_{name}") not in taken)
+            taken.add(key(safe[index]))
+    return safe
 
 
 def output_folder(path: str | Path) -> Path:

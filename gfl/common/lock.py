@@ -12,6 +12,7 @@ from typing import IO
 
 from gfl.common.errors import UserError
 from gfl.common.files import remove_leftovers, writing
+from gfl.common.progress import print_line
 
 POLL_S = 0.5
 HELD = (errno.EAGAIN, errno.EACCES)
@@ -65,7 +66,7 @@ def _wait_for(path: Path, wait_s: float, on_poll: Callable[[], object]) -> IO[st
                 code="locked",
             )
         if not waiting:
-            print(f"wait     up to {wait_s:.0f} s for {owner}, which still uses {path.parent}, to end", flush=True)
+            print_line(f"wait     up to {wait_s:.0f} s for {owner}, which still uses {path.parent}, to end")
         waiting = True
         on_poll()
         time.sleep(POLL_S)
@@ -84,7 +85,7 @@ def _try_lock(path: Path) -> IO[str] | None:
                     return file
             except OSError as error:
                 if error.errno in UNSUPPORTED:
-                    print(f"note     {path.parent} has no locks ({error.strerror}): use it from one process only")
+                    print_line(f"note     {path.parent} has no locks ({error.strerror}): use it from one process only")
                     return file
                 file.close()
                 if error.errno in HELD:

@@ -9,17 +9,24 @@ from typing import Any
 
 from tqdm import tqdm
 
+from gfl.common.text import printable
+
 
 def announce(text: str) -> None:
     """Print at once, on the main process only, and before it joins the others: imports may take minutes."""
     if os.environ.get("RANK", "0") == "0":
-        print(text, flush=True)
+        print_line(text)
+
+
+def print_line(text: str) -> None:
+    """Print one line at once, whatever the names in it contain; it is not broken, so that commands can be copied."""
+    print(printable(text), flush=True)
 
 
 def print_lines(lines: Iterable[str], *, indent: int = 0) -> None:
     """Print lines, which a terminal gets broken between words; further parts are indented by `indent` columns."""
     options = {"subsequent_indent": " " * indent, "break_long_words": False, "break_on_hyphens": False}
-    for line in lines:
+    for line in map(printable, lines):
         width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 0
         fits = not width or len(line) <= width
         print(line if fits else "\n".join(textwrap.wrap(line, width, **options)))

@@ -1,8 +1,11 @@
-"""How values and names from user input appear in messages: on one line, of moderate length, printable."""
+"""How values and names from user input appear: in messages on one line, in commands, and in reports."""
 
 import codecs
+import html
 import itertools
+import re
 import reprlib
+import shlex
 import unicodedata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -28,8 +31,40 @@ def decode_text(data: bytes) -> str:
 
 
 def printable(text: str) -> str:
-    """`text` with a question mark for each character that cannot be printed."""
-    return "".join(c if c.isprintable() else "?" for c in text)
+    """`text` for a terminal: a question mark for each character that controls it, or that it cannot show."""
+    return text if text.isprintable() else "".join(c if c.isprintable() else "?" for c in text)
+
+
+def shell_command(*words: str | Path) -> str:
+    """A command line as bash reads it, printable for any name; a `Path` is never taken for an option."""
+    return " ".join(map(_shell_word, words))
+
+
+def _shell_word(word: str | Path) -> str:
+    text = f"./{word}" if isinstance(word, Path) and str(word).startswith("-") else str(word)
+    if text.isprintable():
+        return shlex.quote(text)
+    data = text.encode("utf-8", "surrogateescape")
+    return "$'" + "".join(chr(b) if 32 <= b < 127 and b not in b"'\\" else f"\\x{b:02x}" for b in data) + "'"
+
+
+def markdown_text(value: Any) -> str:
+    """A name within Markdown, also in a cell of a table: as it is, without HTML and markup of its own."""
+    text = html.escape(printable(str(value)), quote=False)
+    return re.sub(r"([\\`*\[\]|~$])", r"\\\1", text)
+
+
+def markdown_code(value: Any) -> str:
+    """A path or command within Markdown, as code."""
+    text = printable(str(value))
+    fence = "`" * (1 + max(map(len, re.findall("`+", text)), default=0))
+    return f"{fence}{text}{fence}" if len(fence) == 1 else f"{fence} {text} {fence}"
+
+
+def csv_text(value: Any) -> str:
+    """A name in a cell of a CSV file, which spreadsheets must not run as a formula."""
+    text = printable(str(value))
+    return f"'{text}" if text.lstrip().startswith(("=", "+", "-", "@")) else text
 
 
 def one_line(error: Exception) -> str:

@@ -57,7 +57,7 @@ def own_area(bbox: Sequence[float]) -> float:
 def usable_area(entry: dict[str, Any]) -> float | None:
     """The area of an annotation, None if it is missing, no number, not finite or not above 0."""
     area = entry.get("area")
-    return area if _is_number(area) and math.isfinite(area) and area > 0 else None
+    return area if is_number(area) and math.isfinite(area) and area > 0 else None
 
 
 def check_annotation(
@@ -80,7 +80,7 @@ def check_annotation(
     for key, known, group in (("image_id", row_of, "images"), ("category_id", label_of, "categories")):
         if type(entry.get(key)) is not int or entry[key] not in known:
             raise refuse(f": {key} {short_repr(entry.get(key))} is not among the json's {group}", key)
-    numbers = isinstance(box, list) and all(map(_is_number, box))
+    numbers = isinstance(box, list) and all(map(is_number, box))
     if numbers and len(box) in (5, 8):
         what = "[x, y, width, height, angle]" if len(box) == 5 else "four corners"
         raise refuse(
@@ -108,7 +108,7 @@ def _other_task(entry: dict[str, Any]) -> str:
     return ""
 
 
-def _is_number(value: Any) -> bool:
+def is_number(value: Any) -> bool:
     """Also NaN and infinity; a whole number only if a float can hold it."""
     return type(value) is float or (type(value) is int and abs(value) < MAX_INTEGER)
 

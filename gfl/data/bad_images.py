@@ -6,6 +6,7 @@ from pathlib import Path
 from gfl.common.distributed import gather_to_main, is_main
 from gfl.common.errors import UserError
 from gfl.common.files import write_json
+from gfl.common.progress import print_line
 
 FILE = "bad_images.json"  # in the run folder, if there were any
 MAX_LINES = 20  # of the list that are printed
@@ -21,10 +22,10 @@ def report_bad_images(replaced: Mapping[str, str], run_dir: Path) -> None:
     if not replaced or not is_main():
         return
     path = run_dir / FILE
-    print(f"bad      {len(replaced)} training images were replaced by others (data.on_bad_image=skip): {path}")
+    print_line(f"bad      {len(replaced)} training images were replaced by others (data.on_bad_image=skip): {path}")
     try:
         write_json(path, dict(replaced))
     except UserError as error:  # the checkpoint is saved, and the list is printed
-        print(f"warning  {error}")
+        print_line(f"warning  {error}")
     for reason in list(replaced.values())[:MAX_LINES]:
-        print(f"bad      {reason}")
+        print_line(f"bad      {reason}")

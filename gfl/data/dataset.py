@@ -39,7 +39,8 @@ class CocoDataset(Dataset):
     def __init__(self, data: CocoData, config: DataConfig, *, training: bool, seed: int = 0) -> None:
         self.data, self.training, self.seed = data, training, seed
         self.short_sides, self.long_side, self.flip = config.short_sides, config.long_side, config.flip
-        self.eval_short_side, self.bit_depth = config.short_side_in_eval, config.bit_depth
+        self.eval_short_side = config.short_side_in_eval
+        self.bit_depth, self.max_pixels = config.bit_depth, config.max_pixels
         self.mask_ignored = training and config.ignored == "mask"
         self.augmentation = Augmentation(config.augment) if training and config.augment else None
 
@@ -50,7 +51,8 @@ class CocoDataset(Dataset):
         epoch, index = key
         boxes_xyxy, labels = self._boxes_of(index)
         orig_size = tuple(self.data.sizes[index].tolist())
-        image = read_image(image_path(self.data, index), orig_size, bit_depth=self.bit_depth)
+        path = image_path(self.data, index)
+        image = read_image(path, orig_size, bit_depth=self.bit_depth, max_pixels=self.max_pixels)
         rng = np.random.default_rng((self.seed, epoch, index)) if self.training else None
         low, high = self.short_sides
         short_side = int(rng.integers(low, high + 1)) if rng else self.eval_short_side

@@ -2,7 +2,6 @@
 
 import json
 import os
-import shlex
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable
@@ -15,7 +14,7 @@ import numpy as np
 from gfl.common.errors import UserError
 from gfl.common.file_kinds import is_url
 from gfl.common.files import write_text
-from gfl.common.text import format_value, list_some
+from gfl.common.text import format_value, list_some, shell_command
 from gfl.data.coco_json import read_coco_json
 from gfl.data.image_files import check_image_folder, missing_files
 
@@ -126,7 +125,7 @@ def leave_out_command(path: str, root: str) -> str:
 
 def _rewriting_command(path: str, root: str, option: str, suffix: str) -> str:
     out = Path(path).with_name(f"{Path(path).stem}_{suffix}.json")
-    return shlex.join(["python", "scripts/doctor.py", path, root, option, str(out)])
+    return shell_command("python", "scripts/doctor.py", Path(path), Path(root), option, out)
 
 
 def write_fixed_names(annotations: str, root: str, out: str) -> tuple[dict[str, str], list[str]]:

@@ -2,40 +2,31 @@
 
 import glob
 import os
-import warnings
 from collections.abc import Iterable
 from pathlib import Path
 
 import cv2
 import numpy as np
-from PIL import Image
 
 from gfl.common.errors import UserError
+from gfl.config import DEFAULT_MAX_PIXELS
+from gfl.data.image_containers import PNG_SIGNATURE
 from gfl.data.image_errors import (
     BadImage,
     check_is_image,
     check_pixel_count,
-    is_cut_off,
-    max_pixels,
+    opencv_max_pixels,
     out_of_memory,
+    undecoded,
     unopened,
 )
-from gfl.data.orientation import (
-    PNG_SIGNATURE,
-    TRANSPOSED,
-    read_orientation,
-    tiff_channels,
-    turn_upright,
-    without_orientation,
-)
+from gfl.data.image_headers import Size, header_size, hidden_work
+from gfl.data.orientation import TRANSPOSED, read_orientation, turn_upright, without_orientation
 
 # In either case: all that OpenCV reads and that data sets contain; .jfif, .jpe and .mpo are JPEG.
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 IMAGE_SUFFIXES += (".jfif", ".jpe", ".mpo", ".avif", ".gif", ".jp2", ".dib", ".ppm", ".pgm", ".pnm")
-READ_FORMATS = ("JPEG", "MPO", "PNG", "BMP", "DIB", "TIFF", "WEBP", "AVIF", "GIF", "JPEG2000", "PPM")  # Pillow's names
-MAX_CHANNELS = 4  # that OpenCV reads
 BitDepth = int | tuple[float, ...]  # the config's `data.bit_depth`
-TIFF_WIDTH, TIFF_HEIGHT = 256, 257  # tags
 
 cv2.setNumThreads(0)  # loader processes are the parallelism; OpenCV's own threads would fight with them
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # what cannot be read is reported in an error
@@ -78,30 +69,53 @@ def find_images(folder: Path) -> list[Path]:
     return sorted(Path(name) for name in found if is_image(name) and not os.path.isdir(name))
 
 
-def read_image(path: Path, size: tuple[int, int] | None = None, *, bit_depth: BitDepth = 0) -> np.ndarray:
+def read_image(
+    path: Path, size: tuple[int, int] | None = None, *, bit_depth: BitDepth = 0, max_pixels: int = DEFAULT_MAX_PIXELS
+) -> np.ndarray:
     """An image file as uint8 (H, W, 3) RGB, upright by `orientation.read_orientation`.
+
+    Nothing is decoded before the size in the file's header is known to be the json's, and within the limit.
 
     Args:
         size: (height, width) in the json. If only the unrotated pixels of the file have this size, the annotations
             were made on those and they are returned.
-        bit_depth: the config's `data.bit_depth`.
+        bit_depth, max_pixels: the config's `data.bit_depth` and `data.max_pixels`.
 
-    Raises `BadImage` for a file that is missing, cannot be read or has another size, each cause with its own code.
+    Raises `BadImage` for a file that is missing, cannot be read, is too large or has another size, each cause with its
+    own code.
     """
     data = _read_file(path)
-    stored = _decode(path, data, bit_depth)
+    stored = check_header(path, data, max_pixels)
     orientation = read_orientation(data)
-    height, width = stored.shape[:2]
-    upright = (width, height) if orientation in TRANSPOSED else (height, width)
-    if size is None or upright == tuple(size):
-        return turn_upright(stored, orientation)
-    if (height, width) == tuple(size):
-        return stored
-    raise BadImage(
-        f"image {path} is {width} x {height} but the json says {size[1]} x {size[0]}; its boxes would not fit; "
-        "correct the json's width and height or the file",
-        code="image_size",
-    )
+    upright = stored[::-1] if orientation in TRANSPOSED else stored
+    wanted = upright if size is None else (size[1], size[0])
+    if wanted not in (upright, stored):
+        raise BadImage(
+            f"image {path} is {stored[0]} x {stored[1]} but the json says {wanted[0]} x {wanted[1]}; its boxes would "
+            "not fit; correct the json's width and height or the file",
+            code="image_size",
+        )
+    pixels = _decode(path, data, bit_depth)
+    if pixels.shape[1::-1] != stored:
+        raise undecoded(path, data)
+    return turn_upright(pixels, orientation if wanted == upright else 1)
+
+
+def check_header(path: Path, data: bytes, max_pixels: int = DEFAULT_MAX_PIXELS) -> Size:
+    """(width, height) as stored, by the header of an image file's content.
+
+    Raises `BadImage` for what is no image, has no header that can be read, or would cost too much to decode.
+    """
+    check_is_image(path, data)
+    stored = header_size(data)
+    if stored is None:
+        raise undecoded(path, data)
+    check_pixel_count(path, *stored, max_pixels)
+    if what := hidden_work(data):
+        raise BadImage(
+            f"image {path} has {what}, which no camera or editor writes; restore or convert it", code="damaged_image"
+        )
+    return stored
 
 
 def value_range(path: Path) -> tuple[str, float, float] | None:
@@ -154,9 +168,8 @@ def _read_file(path: Path) -> bytes:
         raise unopened(path, error) from None
 
 
-def _decode(path: Path, data: bytes, bit_depth: BitDepth = 0) -> np.ndarray:
+def _decode(path: Path, data: bytes, bit_depth: BitDepth) -> np.ndarray:
     """(H, W, 3) uint8 RGB as stored; raises the error that names the cause where that fails."""
-    check_is_image(path, data)
     data = without_orientation(data)
     if bit_depth and data[4:8] != b"ftyp":  # AVIF scales its own depths
         return _decode_scaled(path, data, bit_depth)
@@ -171,7 +184,7 @@ def _decode(path: Path, data: bytes, bit_depth: BitDepth = 0) -> np.ndarray:
             f"which need a scale to become 8 bits; set data.bit_depth, for example {range_option(low, high)}",
             code="pixel_type",
         )
-    raise _undecoded(path, data)
+    raise undecoded(path, data)
 
 
 def _decode_scaled(path: Path, data: bytes, bit_depth: BitDepth) -> np.ndarray:
@@ -180,7 +193,7 @@ def _decode_scaled(path: Path, data: bytes, bit_depth: BitDepth) -> np.ndarray:
         values = values if values.ndim == 3 else values[..., None]
         values = values[..., 2::-1] if values.shape[2] >= 3 else values[..., :1].repeat(3, axis=2)
     if values is None:
-        raise _undecoded(path, data)
+        raise undecoded(path, data)
     if values.dtype == np.uint8:
         return values.copy()
     low, high = scale_limits(bit_depth)
@@ -192,62 +205,19 @@ def _imdecode(path: Path, data: bytes, flags: int) -> np.ndarray | None:
     """Pixels as stored; None where OpenCV cannot decode them. Raises errors about size and memory."""
     try:
         return cv2.imdecode(np.frombuffer(data, np.uint8), flags | cv2.IMREAD_IGNORE_ORIENTATION)
-    except (cv2.error, MemoryError) as error:  # a header that asks for an enormous image raises cv2.error
-        size = _header_size(path)
-        if size and size[0] * size[1] > max_pixels():
-            check_pixel_count(path, *size)
+    except (cv2.error, MemoryError) as error:
         if isinstance(error, MemoryError) or error.code == cv2.Error.StsNoMem:
-            raise out_of_memory(path, f" of {size[0]} x {size[1]}" if size else "") from None
+            width, height = header_size(data)
+            raise out_of_memory(path, f" of {width} x {height}") from None
         return None
 
 
-def _undecoded(path: Path, data: bytes) -> BadImage:
-    """The error for a file that OpenCV cannot decode, by what its header says."""
-    if is_cut_off(data):
-        return BadImage(f"image {path} is cut off: its end is missing; restore it", code="truncated")
-    if (channels := tiff_channels(data)) > MAX_CHANNELS:
-        return BadImage(f"image {path} is a TIFF of {channels} channels; convert it to three", code="channels")
-    header = _header(path)
-    if header and header[0] not in READ_FORMATS:
-        return BadImage(f"image {path} is of format {header[0]}, which is not read; convert it to PNG", code="format")
-    what = "damaged or of an unknown format"
-    if header:
-        what = f"damaged or of an unsupported kind: its header says {header[1]} x {header[2]}, but no pixels follow"
-    return BadImage(f"image {path} is {what}; restore or convert it", code="damaged_image")
+def image_sizes(path: Path) -> tuple[Size, Size]:
+    """(width, height) of an image turned upright as `read_image` does, and as stored; from the header only.
 
-
-def _header_size(path: Path) -> tuple[int, int] | None:
-    """(width, height) as stored; None for a header that Pillow cannot read."""
-    header = _header(path)
-    return header and header[1:]
-
-
-def _header(path: Path) -> tuple[str, int, int] | None:
-    """Pillow's name of the format, width and height as stored; None for a header that Pillow cannot read."""
-    limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None  # OpenCV's own limit counts, which is higher
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about odd metadata, which do not matter here
-            with Image.open(path) as image:
-                tags = getattr(image, "tag_v2", {})  # of a TIFF, whose size newer Pillows turn upright themselves
-                width, height = tags.get(TIFF_WIDTH, image.width), tags.get(TIFF_HEIGHT, image.height)
-                return image.format or "unknown", int(width), int(height)
-    except Exception:  # a damaged header can raise anything
-        return None
-    finally:
-        Image.MAX_IMAGE_PIXELS = limit
-
-
-def image_sizes(path: Path) -> tuple[tuple[int, int], tuple[int, int]]:
-    """(width, height) of an image turned upright as `read_image` does, and as stored; seldom decodes pixels.
-
-    A file with a sound header and damaged pixels passes.
+    A file with a sound header and damaged pixels passes, and so does every size that OpenCV can decode.
     Raises `BadImage` for a file that is missing, not an image, or too large.
     """
     data = _read_file(path)
-    check_is_image(path, data)
-    header = _header(path)
-    known = header is not None and header[0] in READ_FORMATS  # else a format that only one library reads, or damage
-    stored = header[1:] if known else _decode(path, data).shape[1::-1]
-    check_pixel_count(path, *stored)
+    stored = check_header(path, data, opencv_max_pixels())
     return (stored[::-1] if read_orientation(data) in TRANSPOSED else stored), stored

@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from gfl.common import distributed
 from gfl.common.errors import UserError
+from gfl.common.text import printable
 from gfl.config import Config, DataConfig
 from gfl.data.coco import CocoData, check_ignore_classes, load_coco
 from gfl.data.dataset import CocoDataset, PatchedBatch, SafeDataset
@@ -103,7 +104,7 @@ def batches(loader: DataLoader) -> Iterator[Batch]:
         if isinstance(loaded, PatchedBatch):
             if not loader.dataset.bad:
                 reason = next(iter(loaded.bad.values()))
-                tqdm.write(f"warning  {reason}; training replaces such images by others")
+                tqdm.write(f"warning  {printable(reason)}; training replaces such images by others")
             loader.dataset.bad |= loaded.bad
             loaded = loaded.batch
         yield loaded

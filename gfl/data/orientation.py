@@ -17,10 +17,23 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-ORIENTATION, CHANNELS, XMP = 0x0112, 0x0115, 700  # tags of EXIF and TIFF
+from gfl.data.image_containers import (
+    JPEG_SCAN,
+    JPEG_START,
+    PNG_SIGNATURE,
+    TIFF_ORDERS,
+    avif_properties,
+    find_tag,
+    jpeg_segments,
+    png_chunks,
+    riff_chunks,
+)
+
+ORIENTATION, XMP = 0x0112, 700  # tags of EXIF and TIFF
 TRANSPOSED = (5, 6, 7, 8)  # orientations that exchange width and height
 MAX_TEXT = 1 << 20  # bytes of a compressed text block that are unpacked
-PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+TEXT_CHUNKS = (b"tEXt", b"zTXt", b"iTXt")  # of PNG
+EXIF_PROFILES = (b"Raw profile type exif\0", b"Raw profile type APP1\0")
 # Of AVIF: (quarter turns anticlockwise, mirror: 0 top and bottom, 1 left and right) -> orientation.
 TURNS = {(0, None): 1, (0, 1): 2, (2, None): 3, (0, 0): 4, (1, 0): 5, (3, None): 6, (3, 0): 7, (1, None): 8}
 TURNS |= {(2, 0): 2, (2, 1): 4, (3, 1): 5, (1, 1): 7}
@@ -39,7 +52,7 @@ def read_orientation(data: bytes) -> int:
         if data[4:8] == b"ftyp":
             return _avif_orientation(data)
         exif, xmp = _metadata(data)
-        tag = _find_tag(exif, ORIENTATION) if exif else None
+        tag = find_tag(exif, ORIENTATION) if exif else None
         return _valid(tag.value if tag else _xmp_orientation(xmp))
     except (struct.error, IndexError, ValueError, zlib.error):  # metadata that end early or are no metadata
         return 1
@@ -68,10 +81,10 @@ def turn_upright(image: np.ndarray, orientation: int) -> np.ndarray:
 
 def without_orientation(data: bytes) -> bytes:
     """The content of a TIFF file with orientation 1, and of any other as it is: OpenCV always obeys a TIFF's tag."""
-    if data[:2] not in (b"II", b"MM"):
+    if data[:2] not in TIFF_ORDERS:
         return data
     try:
-        tag = _find_tag(data, ORIENTATION)
+        tag = find_tag(data, ORIENTATION)
     except struct.error:
         return data
     if tag is None or tag.value == 1:
@@ -81,28 +94,19 @@ def without_orientation(data: bytes) -> bytes:
     return bytes(changed)
 
 
-def tiff_channels(data: bytes) -> int:
-    """Channels of a TIFF file's content by its tag; 0 for any other, and without the tag."""
-    try:
-        tag = _find_tag(data, CHANNELS)
-    except struct.error:
-        return 0
-    return tag.value if tag else 0
-
-
 def _valid(value: object) -> int:
     return value if isinstance(value, int) and 1 <= value <= 8 else 1
 
 
 def _metadata(data: bytes) -> Metadata:
-    if data[:2] == b"\xff\xd8":
-        return _metadata_of(_jpeg_segments(data))
+    if data[:2] == JPEG_START:
+        return _metadata_of(_jpeg_blocks(data))
     if data[:8] == PNG_SIGNATURE:
         return _metadata_of(_png_blocks(data))
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         return _metadata_of(_webp_blocks(data))
-    if data[:2] in (b"II", b"MM"):
-        packet = _find_tag(data, XMP)
+    if data[:2] in TIFF_ORDERS:
+        packet = find_tag(data, XMP)
         return Metadata(data, data[packet.value : packet.value + packet.count] if packet else None)
     return Metadata()
 
@@ -115,40 +119,33 @@ def _metadata_of(blocks: Iterator[tuple[str, bytes]]) -> Metadata:
     return Metadata(**found)
 
 
-def _jpeg_segments(data: bytes) -> Iterator[tuple[str, bytes]]:
-    position = 2
-    while position + 4 <= len(data) and data[position] == 0xFF:
-        marker = data[position + 1]
-        if marker == 0xFF or 0xD0 <= marker <= 0xD8:  # padding, or a marker without content
-            position += 1 if marker == 0xFF else 2
-            continue
-        if marker in (0xDA, 0xD9):  # the pixels begin, or the end
+def _jpeg_blocks(data: bytes) -> Iterator[tuple[str, bytes]]:
+    for marker, start, end in jpeg_segments(data):
+        if marker == JPEG_SCAN:
             return
-        (length,) = struct.unpack_from(">H", data, position + 2)
-        content = data[position + 4 : position + 2 + length] if marker == 0xE1 else b""
-        if content.startswith(b"Exif\0"):
-            yield "exif", content
-        elif content.startswith(b"http://ns.adobe.com/xap/1.0/\0"):
-            yield "xmp", content
-        position += 2 + length
+        if marker != 0xE1:
+            continue
+        if data.startswith(b"Exif\0", start):
+            yield "exif", data[start:end]
+        elif data.startswith(b"http://ns.adobe.com/xap/1.0/\0", start):
+            yield "xmp", data[start:end]
 
 
 def _png_blocks(data: bytes) -> Iterator[tuple[str, bytes]]:
-    position = 8
-    texts = []
-    while position + 8 <= len(data):
-        length, kind = struct.unpack_from(">I4s", data, position)
-        content = data[position + 8 : position + 8 + length] if kind in (b"eXIf", b"tEXt", b"zTXt", b"iTXt") else b""
+    """Of XMP and of raw profiles only the first is unpacked: a small file may have thousands, each of 1 MiB."""
+    xmp = profile = None
+    for kind, start, end in png_chunks(data):
         if kind == b"eXIf":
-            yield "exif", content
-        elif content.startswith(b"XML:com.adobe.xmp\0"):
-            yield "xmp", content if content[18:19] == b"\0" else _unpack(content.split(b"\0", 5)[-1])
-        elif content.startswith((b"Raw profile type exif\0", b"Raw profile type APP1\0")):
-            text = content.split(b"\0", 1)[1]
-            texts.append(_unpack(text[1:]) if kind == b"zTXt" else text)
-        position += 12 + length
-    for text in texts:  # lines: an empty one, the name, the number of bytes, then these in hexadecimal digits
-        yield "exif", bytes.fromhex("".join(text.decode("latin-1").split()[2:]))
+            yield "exif", data[start:end]
+        elif xmp is None and kind in TEXT_CHUNKS and data.startswith(b"XML:com.adobe.xmp\0", start):
+            content = data[start:end]
+            xmp = content if content[18:19] == b"\0" else _unpack(content.split(b"\0", 5)[-1])
+            yield "xmp", xmp
+        elif profile is None and kind in TEXT_CHUNKS and data.startswith(EXIF_PROFILES, start):
+            profile = data[start:end].split(b"\0", 1)[1]
+            profile = _unpack(profile[1:]) if kind == b"zTXt" else profile
+    if profile:  # lines: an empty one, the name, the number of bytes, then these in hexadecimal digits
+        yield "exif", bytes.fromhex("".join(profile.decode("latin-1").split()[2:]))
 
 
 def _unpack(compressed: bytes) -> bytes:
@@ -156,38 +153,9 @@ def _unpack(compressed: bytes) -> bytes:
 
 
 def _webp_blocks(data: bytes) -> Iterator[tuple[str, bytes]]:
-    position = 12
-    while position + 8 <= len(data):
-        kind, length = struct.unpack_from("<4sI", data, position)
+    for kind, start, end in riff_chunks(data):
         if kind in (b"EXIF", b"XMP "):
-            yield kind.decode().strip().lower(), data[position + 8 : position + 8 + length]
-        position += 8 + length + length % 2
-
-
-class _Tag(NamedTuple):
-    value: int  # of a number; the position of anything longer
-    count: int
-    position: int  # of the value
-    format: str  # of the value, for `struct`
-
-
-def _find_tag(data: bytes, wanted: int) -> _Tag | None:
-    """A tag of the first directory of a TIFF structure, which EXIF is too; raises `struct.error` if it ends early."""
-    order = {b"II": "<", b"MM": ">"}.get(data[:2])
-    if order is None:
-        return None
-    big = struct.unpack_from(order + "H", data, 2) == (43,)  # BigTIFF, with addresses of eight bytes
-    (start,) = struct.unpack_from(order + ("Q" if big else "I"), data, 8 if big else 4)
-    (count,) = struct.unpack_from(order + ("Q" if big else "H"), data, start)
-    start, size = start + (8 if big else 2), 20 if big else 12
-    for position in range(start, start + size * min(count, 4096), size):
-        tag, kind, length = struct.unpack_from(order + ("HHQ" if big else "HHI"), data, position)
-        if tag == wanted:
-            address = "Q" if big else "I"
-            form = order + ({1: "B", 3: "H", 4: "I"}.get(kind, address) if length == 1 else address)
-            at = position + size - (8 if big else 4)
-            return _Tag(struct.unpack_from(form, data, at)[0], length, at, form)
-    return None
+            yield kind.decode().strip().lower(), data[start:end]
 
 
 def _xmp_orientation(xmp: bytes | None) -> int | None:
@@ -198,59 +166,10 @@ def _xmp_orientation(xmp: bytes | None) -> int | None:
 
 def _avif_orientation(data: bytes) -> int:
     """By the properties `irot` and `imir` of the primary image, in this order as the standard demands."""
-    meta = _boxes(data, 0, len(data)).get(b"meta")
-    if meta is None:
-        return 1
-    boxes = _boxes(data, meta[0] + 4, meta[1])  # of version and flags
-    primary = _full_box_number(data, boxes[b"pitm"][0]) if b"pitm" in boxes else None
-    if primary is None or b"iprp" not in boxes:
-        return 1
-    inner = _boxes(data, *boxes[b"iprp"])
-    properties = list(_each_box(data, *inner[b"ipco"])) if b"ipco" in inner else []
     turns, mirror = 0, None
-    for index in _property_indices(data, inner[b"ipma"][0], primary) if b"ipma" in inner else []:
-        kind, start, _ = properties[index - 1]
+    for kind, start, _ in avif_properties(data):
         if kind == b"irot":
             turns = data[start] & 3
         elif kind == b"imir":
             mirror = data[start] & 1
     return TURNS[turns, mirror]
-
-
-def _each_box(data: bytes, start: int, end: int) -> Iterator[tuple[bytes, int, int]]:
-    """Kind, start and end of the content of each box of the ISO base media format."""
-    while start + 8 <= end:
-        size, kind = struct.unpack_from(">I4s", data, start)
-        content = start + (16 if size == 1 else 8)
-        if size == 1:
-            (size,) = struct.unpack_from(">Q", data, start + 8)
-        stop = end if size == 0 else start + size
-        if stop < content:
-            return
-        yield kind, content, min(stop, end)
-        start = stop
-
-
-def _boxes(data: bytes, start: int, end: int) -> dict[bytes, tuple[int, int]]:
-    return {kind: (first, last) for kind, first, last in _each_box(data, start, end)}
-
-
-def _full_box_number(data: bytes, start: int) -> int:
-    return struct.unpack_from(">H" if data[start] == 0 else ">I", data, start + 4)[0]
-
-
-def _property_indices(data: bytes, start: int, item: int) -> list[int]:
-    """The properties of an item, counted from 1, by the box `ipma`."""
-    wide_items, wide_indices = data[start] > 0, data[start + 3] & 1
-    (count,) = struct.unpack_from(">I", data, start + 4)
-    position = start + 8
-    for _ in range(count):
-        (found,) = struct.unpack_from(">I" if wide_items else ">H", data, position)
-        position += 4 if wide_items else 2
-        number, position = data[position], position + 1
-        form = f">{number}{'H' if wide_indices else 'B'}"
-        indices = struct.unpack_from(form, data, position)
-        if found == item:
-            return [index & (0x7FFF if wide_indices else 0x7F) for index in indices]
-        position += struct.calcsize(form)
-    return []

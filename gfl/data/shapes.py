@@ -235,9 +235,8 @@ def _write_split(out: Path, split: str, count: int, seed: int) -> dict:
     for index in range(count):
         image, objects = render_sample(np.random.default_rng([seed, SPLITS.index(split), index]), split == "train")
         images.append({"id": index + 1, "file_name": f"{index:06d}.png", "width": IMAGE_SIZE, "height": IMAGE_SIZE})
-        path = out / split / images[-1]["file_name"]
-        if not cv2.imwrite(str(path), cv2.cvtColor(image, cv2.COLOR_RGB2BGR)):
-            raise OSError(f"cannot write {path}")
+        _, png = cv2.imencode(".png", cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
+        (out / split / images[-1]["file_name"]).write_bytes(png)  # cv2.imwrite crashes on paths that are not UTF-8
         for shape in objects:
             bbox, sigmas = _coco_box(shape.annotated), [round(sigma, 3) for sigma in shape.sigmas.tolist()]
             ids = {"id": len(annotations) + 1, "image_id": index + 1, "category_id": KINDS.index(shape.kind) + 1}

@@ -13,11 +13,12 @@ import torch
 from gfl.common.distributed import gather_to_main
 from gfl.common.errors import UserError
 from gfl.common.findings import Finding, finding_if_any
-from gfl.config import EvalConfig
+from gfl.common.text import printable
+from gfl.config import DataConfig, EvalConfig
 from gfl.data.annotation_marks import ignored_because, own_area, usable_area
 from gfl.data.coco import CocoData, image_path
 from gfl.data.coco_json import read_coco_json
-from gfl.data.image_files import BitDepth, read_image
+from gfl.data.image_files import read_image
 from gfl.data.loader import batches
 from gfl.evaluation.draw import draw_boxes
 from gfl.evaluation.inference import detect
@@ -194,7 +195,7 @@ def format_metrics(metrics: dict[str, Any]) -> str:
     lines = []
     for row in ([name for name in text if name.startswith(kind)] for kind in ("AP", "AR")):
         lines += ["  ".join(f"{name:>6}" for name in row), "  ".join(f"{text[name]:>6}" for name in row)]
-    per_class = metrics["per_class"]
+    per_class = {printable(name): values for name, values in metrics["per_class"].items()}
     longest = max(5, *(len(name) for name in per_class))
     lines += ["", f"{'class':<{longest}}  {'AP':>6}  {'AP50':>6}"]
     for name, values_of_class in per_class.items():
@@ -216,9 +217,9 @@ def draw_samples(
     data: CocoData,
     results: list[Result],
     count: int,
+    config: DataConfig,
     *,
     min_score: float = 0.3,
-    bit_depth: BitDepth = 0,
 ) -> list[np.ndarray]:
     """The split's first `count` images, uint8 (H, W, 3), with confident detections and the true boxes."""
     images_drawn = []
@@ -229,7 +230,8 @@ def draw_samples(
         corners = [(x, y, x + width, y + height) for x, y, width, height in (r["bbox"] for r in found)]
         labels = [label_of[r["category_id"]] for r in found]
         texts = [f"{data.class_names[label]} {r['score']:.2f}" for label, r in zip(labels, found, strict=True)]
-        image = read_image(image_path(data, index), tuple(data.sizes[index].tolist()), bit_depth=bit_depth)
+        path, size = image_path(data, index), tuple(data.sizes[index].tolist())
+        image = read_image(path, size, bit_depth=config.bit_depth, max_pixels=config.max_pixels)
         boxes_xyxy = np.array(corners, np.float32).reshape(-1, 4)
         images_drawn.append(
             draw_boxes(image, boxes_xyxy, np.array(labels, np.int64), texts, target_boxes=data.boxes_of(index)[0])

@@ -15,10 +15,10 @@ from PIL import Image
 
 from gfl.common.file_kinds import is_url
 from gfl.common.text import one_line
-from gfl.config import Config, EvalConfig
+from gfl.config import Config, DataConfig, EvalConfig
 from gfl.data.dataset import Sample, collate
-from gfl.data.image_errors import BadImage, url_error
-from gfl.data.image_files import BitDepth, read_image
+from gfl.data.image_errors import BadImage, check_pixel_count, url_error
+from gfl.data.image_files import read_image
 from gfl.data.orientation import pil_orientation, turn_upright
 from gfl.data.transforms import keep_ratio_size, resize
 from gfl.method.box_representation import GaussianBox, GeneralBox
@@ -202,13 +202,14 @@ class Detector:
 
         Args:
             image: a path, a PIL image, or an array (H, W, 3) of uint8 RGB. Paths and PIL images are turned upright by
-                the orientation in their metadata; `data.bit_depth` of the config holds for paths.
+                the orientation in their metadata; `data.bit_depth` of the config holds for paths, `data.max_pixels` for
+                both.
             score_thresh: minimum score of a detection; by default the config's `eval.score_thresh`.
 
-        Raises `UserError` for a file that is missing or damaged, `ValueError` for an array or PIL image of another
-        kind, and `TypeError` for anything else.
+        Raises `UserError` for a file that is missing, damaged or too large, `ValueError` for an array or PIL image of
+        another kind, and `TypeError` for anything else.
         """
-        pixels = _as_rgb(image, self.config.data.bit_depth)
+        pixels = _as_rgb(image, self.config.data)
         settings = self.config.eval
         if score_thresh is not None:
             if not 0 <= score_thresh <= 1:
@@ -229,15 +230,17 @@ class Detector:
         return collate([Sample(resized, no_boxes, np.zeros(0, np.int64), image_id=0, orig_size=(height, width))])
 
 
-def _as_rgb(image: str | Path | Image.Image | np.ndarray, bit_depth: BitDepth = 0) -> np.ndarray:
+def _as_rgb(image: str | Path | Image.Image | np.ndarray, config: DataConfig) -> np.ndarray:
     """(H, W, 3) uint8 RGB."""
     if isinstance(image, (str, Path)):
         if is_url(image):
             raise url_error(image)
-        return read_image(Path(image), bit_depth=bit_depth)
+        return read_image(Path(image), bit_depth=config.bit_depth, max_pixels=config.max_pixels)
     if isinstance(image, Image.Image):
         if image.mode not in ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr"):
             raise ValueError(f"a PIL image of mode {image.mode} has no 8-bit colours; convert it to RGB first")
+        name = getattr(image, "filename", "") or "(PIL)"
+        check_pixel_count(name, *image.size, config.max_pixels)  # its pixels are still in the file
         try:
             pixels = np.asarray(image.convert("RGB"))  # loads it first, by which Pillow turns some formats itself
             return turn_upright(pixels, pil_orientation(image))

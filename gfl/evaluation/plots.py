@@ -26,6 +26,7 @@ matplotlib.rcParams.update(
         "grid.color": "#e4e4e4",
         "legend.frameon": False,
         "figure.dpi": 130,
+        "text.parse_math": False,  # a $ in a name is a $
     }
 )
 

@@ -10,10 +10,11 @@ import numpy as np
 import torch
 
 from gfl.common.errors import UserError
+from gfl.common.text import format_value
 from gfl.config import Config
-from gfl.data.annotation_marks import ignored_because
+from gfl.data.annotation_marks import ignored_because, is_number
 from gfl.data.coco import CocoData
-from gfl.data.coco_json import read_coco_json
+from gfl.data.coco_json import MAX_COORDINATE, read_coco_json
 from gfl.data.loader import batches
 from gfl.evaluation.inference import RawDetections, detect_with_sides
 from gfl.method.boxes import box_iou
@@ -26,7 +27,7 @@ class GroundTruth(NamedTuple):
 
     boxes_xyxy: np.ndarray  # (g, 4) pixels
     category_ids: np.ndarray  # (g,)
-    sigmas: np.ndarray  # (g, 4) blur of each side in pixels, NaN where the json has none
+    sigmas: np.ndarray  # (g, 4) blur of each side in pixels, NaN where the json has none that is possible
 
 
 class Predictions(NamedTuple):
@@ -62,8 +63,10 @@ def read_ground_truth(data: CocoData) -> list[GroundTruth]:
         if not ignored_because(entry, data.ignored_categories):
             x, y, width, height = entry["bbox"]
             sigmas = entry.get("edge_sigma", [np.nan] * 4)
-            if not (isinstance(sigmas, list) and len(sigmas) == 4 and all(type(s) in (int, float) for s in sigmas)):
-                raise UserError(f"{data.annotations}: annotation {entry.get('id')}: edge_sigma is not four numbers")
+            if not (isinstance(sigmas, list) and len(sigmas) == 4 and all(map(is_number, sigmas))):
+                name = format_value(entry.get("id"))
+                raise UserError(f"{data.annotations}: annotation {name}: edge_sigma is not four numbers")
+            sigmas = [sigma if 0 <= sigma < MAX_COORDINATE else np.nan for sigma in sigmas]
             found[entry["image_id"]].append(([x, y, x + width, y + height], entry["category_id"], sigmas))
     ground_truths = []
     for entries in found.values():

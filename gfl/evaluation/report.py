@@ -8,7 +8,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from gfl.common.errors import UserError
+from gfl.common.files import distinct_file_names
 from gfl.common.progress import progress_bar
+from gfl.common.text import printable
 from gfl.config import Config
 from gfl.data.coco import CocoData, image_path, load_coco
 from gfl.data.image_files import read_image
@@ -38,7 +40,7 @@ class Report(NamedTuple):
 
 
 def short_names(checkpoints: Sequence[str]) -> list[str]:
-    """A name for each path: the last part of it, or as many parts as distinguish them.
+    """A name for each path that is safe in file names: the last part of it, or as many parts as distinguish them.
 
     Raises `UserError` for a path that occurs twice.
     """
@@ -47,7 +49,7 @@ def short_names(checkpoints: Sequence[str]) -> list[str]:
     if len(set(parts)) < len(parts):
         raise UserError("the same checkpoint is named twice; name each once", code="same_checkpoint")
     length = next(n for n in range(1, max(map(len, parts)) + 1) if len({part[-n:] for part in parts}) == len(parts))
-    return ["-".join(part[-length:]) for part in parts]
+    return distinct_file_names(["-".join(part[-length:]) for part in parts])
 
 
 def load_split(detector: Detector, split: Sequence[str] | None = None) -> CocoData:
@@ -127,7 +129,8 @@ def _report_shapes(
 def _draw_example(found: Predictions, detection: int, data: CocoData, config: Config) -> np.ndarray:
     """The distributions of one detection beside its image."""
     row = int(found.images[detection])
-    image = read_image(image_path(data, row), tuple(data.sizes[row].tolist()), bit_depth=config.data.bit_depth)
+    path, size = image_path(data, row), tuple(data.sizes[row].tolist())
+    image = read_image(path, size, bit_depth=config.data.bit_depth, max_pixels=config.data.max_pixels)
     delta = config.model.head.delta
     one = found.select(slice(detection, detection + 1))
     positions = bin_positions(one.points, one.stride_pixels, one.probabilities.shape[-1], delta=delta)
@@ -140,7 +143,7 @@ def format_report(report: Report) -> str:
     statistics = report.statistics
     scores, targets = statistics["scores"], statistics["targets"]
     lines = [
-        f"\n{report.name}: {scores['detections']} detections on {statistics['annotations']}",
+        f"\n{report.name}: {scores['detections']} detections on {printable(statistics['annotations'])}",
         f"scores   rank correlation with IoU {_number(scores['spearman'])}, "
         f"{_number(scores['spearman_on_objects'])} over the {scores['detections_on_objects']} with IoU >= 0.5",
     ]

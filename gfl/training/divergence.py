@@ -8,6 +8,7 @@ from pathlib import Path
 from gfl.checkpoint import BEST, LAST, PREVIOUS, RunningLoss, read_checkpoint, write_checkpoint
 from gfl.common import distributed
 from gfl.common.errors import UserError
+from gfl.common.progress import print_line
 from gfl.training.resume import NEWEST, read_history
 
 WINDOW = 50  # steps that the running loss averages over
@@ -67,7 +68,7 @@ def train_with_rewind(train: Callable[[str], None], resume: str) -> None:
     except Diverged as error:
         checkpoint = error.checkpoint
         if distributed.is_main():
-            print(f"rewind   {error}", flush=True)
+            print_line(f"rewind   {error}")
     gc.collect()  # frees the model and the loader processes of the failed call; before here its frames are alive
     if distributed.is_main():
         content = read_checkpoint(checkpoint)

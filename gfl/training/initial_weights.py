@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from torchvision import models
 
 from gfl.checkpoint import conversion_advice, find_detector, load_model_state, read_checkpoint, read_tensor_file
 from gfl.common.errors import UserError, error_context
-from gfl.common.text import format_differences, list_some
+from gfl.common.text import format_differences, list_some, shell_command
 from gfl.config import Config, config_differences, config_from_dict, config_to_dict
 from gfl.model.backbone import Backbone
 from gfl.model.detector import DenseDetector
@@ -53,7 +52,7 @@ def _check_architecture(tree: Mapping[str, Any], config: Config, path: Path) -> 
     if not changes:
         return
     plain = {key: new if isinstance(new, str) else json.dumps(new) for key, (_, new) in changes.items()}  # as YAML
-    overrides = shlex.join(f"{key}={new}" for key, new in plain.items())
+    overrides = shell_command(*(f"{key}={new}" for key, new in plain.items()))
     differences = ", ".join(format_differences(changes))
     raise UserError(
         f"model.weights: {path} is of another architecture than the config ({differences}); to fine-tune it, add to "

@@ -17,7 +17,8 @@ from gfl.checkpoint import Progress
 from gfl.common.distributed import mean_over_processes
 from gfl.common.errors import UserError
 from gfl.common.files import append, writing
-from gfl.common.progress import progress_bar
+from gfl.common.progress import print_line, progress_bar
+from gfl.common.text import printable
 from gfl.config import Config
 from gfl.training.metrics_file import METRICS_FILE, drop_after
 
@@ -50,7 +51,7 @@ class RunLog:
         with writing(run_dir):
             damaged = drop_after(self.path, first_step, evaluated=progress.step < steps_per_epoch)
         if damaged:
-            print(f"warning  {damaged} damaged line(s) dropped from {self.path}", flush=True)
+            print_line(f"warning  {damaged} damaged line(s) dropped from {self.path}")
         self.events = EventFile(run_dir / "tensorboard", purge_step=first_step + 1)
         if sys.stderr.isatty():
             # The losses stand in the lines above it, so that 80 columns have room for a bar.
@@ -132,7 +133,7 @@ class RunLog:
         return shutil.get_terminal_size().columns if self.bar and sys.stdout.isatty() else 0
 
     def _print(self, text: str) -> None:
-        tqdm.write(text) if self.bar else print(text, flush=True)
+        tqdm.write(printable(text)) if self.bar else print_line(text)
 
     def _record(self, values: dict[str, float], images: dict[str, np.ndarray] | None = None) -> None:
         line = json.dumps({"step": self.step, "epoch": self.epoch, **values}) + "\n"

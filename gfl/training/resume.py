@@ -1,7 +1,6 @@
 """Resume from a checkpoint, after checking all of it."""
 
 import math
-import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,8 @@ from gfl.common import distributed
 from gfl.common.dataclass_from_dict import dataclass_from_dict
 from gfl.common.errors import UserError
 from gfl.common.files import write_text
-from gfl.common.text import format_differences
+from gfl.common.progress import print_line
+from gfl.common.text import format_differences, shell_command
 from gfl.config import Config, config_differences
 
 NEWEST, NAMES = "newest", {"previous": PREVIOUS, "best": BEST}  # of the checkpoint to resume from
@@ -63,7 +63,7 @@ def find_resume_checkpoint(run_dir: Path, resume: str) -> tuple[Path | None, lis
         return path, []
     found = distributed.share_from_main(newest_checkpoint(run_dir) if distributed.is_main() else None)
     if resume and not found[0] and distributed.is_main():
-        print(f"resume   nothing in {run_dir} yet, starting from the beginning")
+        print_line(f"resume   nothing in {run_dir} yet, starting from the beginning")
     return found
 
 
@@ -108,7 +108,7 @@ def restore(
     if (progress.epoch, progress.step) > (config.optim.epochs, 0):
         raise UserError(
             f"{path} has trained {progress.epoch} epochs and {progress.step} steps, more than optim.epochs="
-            f"{config.optim.epochs}: raise it, or evaluate with python eval.py {shlex.quote(str(path))}",
+            f"{config.optim.epochs}: raise it, or evaluate with {shell_command('python', 'eval.py', path)}",
             code="fewer_epochs",
         )
     if tuple(saved["class_names"]) != tuple(class_names):

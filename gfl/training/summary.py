@@ -1,7 +1,6 @@
 """A summary of a run, for the user to check before it starts."""
 
 import os
-import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from torch import nn
 
 from gfl.checkpoint import TrainState
 from gfl.common import distributed
-from gfl.common.text import format_differences, printable
+from gfl.common.text import format_differences, printable, shell_command
 from gfl.config import Config
 from gfl.data.loader import TrainingData
 from gfl.training.data_fit import fit_notes
@@ -71,9 +70,9 @@ def limit_notes(notes: Sequence[str], config: Config) -> list[str]:
     if len(notes) <= MAX_NOTES:
         return list(notes)
     train, val = config.data.train, config.data.val
-    words = ["python", "scripts/doctor.py", train.annotations, train.images, "--val", val.annotations, val.images]
-    words += ["--config", str(Path(config.run_dir) / "config.yaml")]
-    return [*notes[: MAX_NOTES - 1], f"and {len(notes) - MAX_NOTES + 1} more: {shlex.join(words)}"]
+    paths = [Path(train.annotations), Path(train.images), "--val", Path(val.annotations), Path(val.images)]
+    command = shell_command("python", "scripts/doctor.py", *paths, "--config", Path(config.run_dir) / "config.yaml")
+    return [*notes[: MAX_NOTES - 1], f"and {len(notes) - MAX_NOTES + 1} more: {command}"]
 
 
 def resume_summary(
@@ -132,4 +131,4 @@ def end_summary(run_dir: Path, best: float) -> list[str]:
             "the steps), start from trained weights (model.weights or model.backbone.weights), and check the boxes "
             "with scripts/doctor.py"
         )
-    return [*lines, f"next: python eval.py {shlex.quote(str(run_dir))}"]
+    return [*lines, f"next: {shell_command('python', 'eval.py', run_dir)}"]

@@ -2,11 +2,12 @@
 
 import csv
 import io
+import re
 
 import cv2
 import pytest
 
-from gfl.ablation.outcomes import format_csv, format_table, paired_difference, summarize
+from gfl.ablation.outcomes import COLUMNS, format_csv, format_table, paired_difference, summarize
 from gfl.ablation.plot import plot_study
 from gfl.ablation.study import Row, Study
 
@@ -53,6 +54,17 @@ def test_table_and_csv_agree_and_leave_unknown_values_out():
     written = {row["row"]: row for row in csv.DictReader(io.StringIO(format_csv(found)))}
     assert written["new, strange"]["AP difference"] == "5.0"
     assert (written["missing"]["AP"], written["base"]["paper AP"]) == ("", "39.0")
+
+
+def test_names_of_rows_are_only_text(tmp_path):
+    name = "=1+1|<img src=x>`$\\frac$\x1b[2J"
+    found = list(outcomes_of([Row("base"), Row(name)], {("base", 0): 1.0, (name, 0): 2.0}).values())
+    line = format_table(found).splitlines()[3]
+    assert line.isprintable()
+    assert "<" not in line
+    assert len(re.findall(r"(?<!\\)\|", line)) == len(COLUMNS) + 1
+    assert list(csv.reader(io.StringIO(format_csv(found))))[2][0].startswith("'=1+1|")
+    plot_study("$\\nothing$", found, tmp_path / "a.png")  # which would be an error in a formula
 
 
 def test_a_plot_is_drawn_for_one_seed_for_several_and_for_none(tmp_path):

@@ -29,6 +29,8 @@ def write_study(path, **changes):
         ({"rows": [{"name": "a"}, {"name": "b", "against": "c"}]}, "'c'"),
         ({"rows": [{"name": "a", "paper": {"mAP": 40}}]}, "mAP"),
         ({"rows": [{"name": "a", "paper": {"AP": "40"}}]}, "AP: 40"),
+        ({"rows": [{"name": "a", "paper": {"AP": 10**400}}]}, "AP: "),
+        ({"rows": [{"name": "a", "paper": {"AP": -0.1}}]}, "AP: -0.1"),
         ({"row": []}, "rows"),
         ({"rows": []}, "rows"),
         ({"base": ""}, "base"),

@@ -6,11 +6,20 @@ import os
 import resource
 import socket
 import subprocess
+import unicodedata
 from pathlib import Path
 
 import pytest
 
-from gfl.common.files import append, file_digest, remove_leftovers, temporary, write_json
+from gfl.common.files import (
+    append,
+    distinct_file_names,
+    file_digest,
+    remove_leftovers,
+    safe_file_name,
+    temporary,
+    write_json,
+)
 
 
 def test_json_replaces_the_old_file_and_creates_its_folder(tmp_path):
@@ -88,3 +97,29 @@ def test_a_digest_is_that_of_the_whole_file_and_reports_its_progress(tmp_path):
     (tmp_path / "a").write_bytes(content)
     assert file_digest(tmp_path / "a", "sha256", on_bytes=done.append) == hashlib.sha256(content).hexdigest()
     assert done == [2**20, len(content)]
+
+
+@pytest.mark.parametrize(
+    "name", ["", ".", "..", "../../x", "/etc/passwd", "a\\b", "a\nb", "\x1b[2J", "\udcff", "x" * 5000, "é" * 300, "\0"]
+)
+def test_any_name_is_made_one_part_of_a_path(name, tmp_path):
+    safe = safe_file_name(name)
+    path = tmp_path / f"{safe}.boxes.png"
+    path.touch()
+    assert (path.parent, os.listdir(tmp_path)) == (tmp_path, [path.name])
+    assert safe.isprintable()
+    assert not safe.startswith(".")
+
+
+def test_a_harmless_name_stays_as_it_is():
+    for name in ("photo 1", "a..b", "-x", "\u5199\u771f", "a.b=c"):
+        assert safe_file_name(name) == name
+
+
+def test_names_that_a_file_system_may_take_for_one_are_told_apart():
+    assert distinct_file_names(["a", "b"]) == ["a", "b"]
+    names = ["a", "A", "1_A", "\u00e9", "e\u0301", "x" * 200, "x" * 201, "a/b", "a_b", "..", ".", "a", "0_a"]
+    distinct = distinct_file_names(names)
+    assert len({unicodedata.normalize("NFC", name).casefold() for name in distinct}) == len(names)
+    assert not any("/" in name or name.startswith(".") or len(name.encode()) > 200 for name in distinct)
+    assert distinct[2] == "1_A"  # only what is ambiguous gets another name

@@ -1,16 +1,25 @@
 """How values of any size and content appear in messages."""
 
+import csv
+import io
+import subprocess
+from pathlib import Path
+
 import pytest
 
 from gfl.common.text import (
+    csv_text,
     describe,
     format_differences,
     format_value,
     is_text,
     list_some,
+    markdown_code,
+    markdown_text,
     one_line,
     parse_flag,
     printable,
+    shell_command,
     short_repr,
     truncate,
     truncate_middle,
@@ -69,3 +78,53 @@ def test_differences_are_listed_by_key():
         "optim.lr: 0.01 -> 0.02",
         "seed: None -> 1",
     ]
+
+
+# Names that bite
+
+NAMES = [
+    "a b",
+    "it's",
+    "$(touch x)",
+    "-rf",
+    "--help",
+    "~",
+    "a\nb",
+    "\x1b[2J",
+    "\udcff.png",
+    "\u202e",
+    "*",
+    "\\x41",
+    "é",
+]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_command_means_the_same_to_a_shell_as_the_name_does_to_us(name, tmp_path):
+    command = shell_command("printf", "%s", "--", Path(name))
+    assert command.isprintable()
+    done = subprocess.run(["bash", "-c", command], cwd=tmp_path, capture_output=True)
+    printed = done.stdout.decode("utf-8", "surrogateescape").removeprefix("--")
+    assert (Path(printed), printed[:1] == "-") == (Path(name), False)
+
+
+@pytest.mark.parametrize("name", [*NAMES, "<img src=x>", "a|b", "`b`", "[a](b)", "&lt;", "$x$"])
+def test_a_name_is_text_in_markdown(name):
+    text = markdown_text(name)
+    assert text.isprintable()
+    assert not set("<>") & set(text)
+    for mark in "`[]|*$":
+        assert text.count(mark) == text.count(f"\\{mark}")
+
+
+def test_code_in_markdown_ends_where_it_should():
+    assert markdown_code("runs/a b") == "`runs/a b`"
+    assert markdown_code("a`b``c\n") == "``` a`b``c? ```"
+
+
+@pytest.mark.parametrize("name", ["=1+1", "+1", "-1+cmd", "@SUM(A1)", "\t=1", " =1"])
+def test_no_name_is_a_formula_in_a_table(name):
+    file = io.StringIO()
+    csv.writer(file).writerow([csv_text(name), "=x"[1:]])
+    assert next(csv.reader(io.StringIO(file.getvalue())))[0].lstrip()[0] not in "=+-@"
+    assert csv_text("GFL, 2x (ours)") == "GFL, 2x (ours)"

@@ -261,4 +261,4 @@ def test_the_command_writes_the_set_once(script, tmp_path, capsys):
     make_shapes.main(args)
     assert args.out in capsys.readouterr().out
     assert files(tmp_path) == before
-    assert make_shapes._overrides("data/shapes/") == ""
+    assert make_shapes._overrides("data/shapes/") == []

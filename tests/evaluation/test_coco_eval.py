@@ -280,12 +280,12 @@ def test_the_model_is_in_evaluation_mode_and_every_batch_is_reported(drawn):
 
 def test_samples_show_the_first_images_with_confident_boxes(shapes):
     data = shapes.load()
-    samples = draw_samples(data, results_of(shapes), 2)
-    unsure = draw_samples(data, results_of(shapes, score=0.29), 2)
-    nothing = draw_samples(data, [], 2)
+    samples = draw_samples(data, results_of(shapes), 2, DataConfig())
+    unsure = draw_samples(data, results_of(shapes, score=0.29), 2, DataConfig())
+    nothing = draw_samples(data, [], 2, DataConfig())
     assert [sample.shape for sample in samples] == [(480, 640, 3), (640, 480, 3)]
     for sample, without, empty in zip(samples, unsure, nothing, strict=True):
         assert not np.array_equal(sample, empty)
         np.testing.assert_array_equal(without, empty)
-    assert len(draw_samples(data, [], 99)) == 4
-    assert draw_samples(data, [], 0) == []
+    assert len(draw_samples(data, [], 99, DataConfig())) == 4
+    assert draw_samples(data, [], 0, DataConfig()) == []

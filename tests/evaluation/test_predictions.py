@@ -58,11 +58,18 @@ def test_ground_truth_is_by_image_without_regions_to_ignore_and_with_the_blur_wh
     assert (one.category_ids.tolist(), one.sigmas.tolist()) == ([7], [[1, 2, 3, 4]])
 
 
-@pytest.mark.parametrize("wrong", [None, 3, [1, 2, 3], [1, 2, 3, "4"]])
+@pytest.mark.parametrize("wrong", [None, 3, [1, 2, 3], [1, 2, 3, "4"], [1, 2, 3, 10**400], [1, 2, 3, True]])
 def test_a_blur_that_is_not_four_numbers_is_refused(wrong, coco_set, refusal):
     drawn = coco_set()
     drawn.tree["annotations"][0]["edge_sigma"] = wrong
     assert "annotation 1: edge_sigma" in refusal(read_ground_truth, drawn.save().load())
+
+
+def test_an_impossible_blur_is_unknown(coco_set):
+    drawn = coco_set()
+    drawn.tree["annotations"][0]["edge_sigma"] = [float("inf"), -1, 1e308, 2]
+    sigmas = read_ground_truth(drawn.save().load())[0].sigmas[0]
+    assert np.isnan(sigmas).tolist() == [True, True, True, False]
 
 
 @pytest.mark.parametrize(

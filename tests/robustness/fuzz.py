@@ -18,7 +18,7 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("kind", choices=["annotations", "configs", "checkpoints"])
+    parser.add_argument("kind", choices=["annotations", "odd_annotations", "configs", "checkpoints"])
     parser.add_argument("--count", type=int, default=200, help="number of cases (default %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the mutations (default %(default)s)")
     parser.add_argument("--first", type=int, default=0, help="number of the first case (default %(default)s)")
@@ -44,12 +44,15 @@ from functools import cache
 from multiprocessing.connection import Connection
 from typing import NamedTuple
 
+import annotation_cases
 import fuzz_cases
 import torch
 from pickles import peak_mebibytes, restart_peak
 
 from gfl.common.errors import UserError
 
+CASES = {"annotations": annotation_cases, "odd_annotations": annotation_cases}
+CASES |= {"configs": fuzz_cases, "checkpoints": fuzz_cases}
 torch.set_num_threads(1)  # cases run in forked processes, which do not have the threads of this one
 LIMIT_S = 5  # of a case, of the processor's time
 WAIT_S = 60  # for a case that does nothing
@@ -69,7 +72,7 @@ class Outcome(NamedTuple):
 def run_case(kind: str, seed: int, number: int, folder: Path) -> Outcome:
     """Write one mutated input into `folder` and use it as the commands do, in a process of its own."""
     rng = random.Random(f"{kind} {seed} {number}")
-    mutation = getattr(fuzz_cases, f"write_{kind}")(folder, rng)
+    mutation = getattr(CASES[kind], f"write_{kind}")(folder, rng)
     outcome = _in_child(kind, folder)._replace(mutation=mutation)
     limit = max(LEAST_MEBIBYTES, 2 * honest_need(kind))
     if outcome.mebibytes > limit and outcome.result != "failed":
@@ -123,7 +126,7 @@ def _use(kind: str, folder: Path, results: Connection) -> None:
     try:
         with warnings.catch_warnings(record=True) as warned:
             warnings.simplefilter("always")
-            getattr(fuzz_cases, f"check_{kind}")(folder, attempt)
+            getattr(CASES[kind], f"check_{kind}")(folder, attempt)
         outcome = _judge(refusals, [str(warning.message) for warning in warned], folder)
     except Exception:
         outcome = Outcome("failed", traceback.format_exc())

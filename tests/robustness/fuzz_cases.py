@@ -1,4 +1,4 @@
-"""The inputs that `fuzz.py` mutates, and what the commands do with them.
+"""Configs and checkpoints that `fuzz.py` mutates, and what the commands do with them.
 
 `write_KIND` writes a mutated input and returns a description of the mutation; `check_KIND` uses the input.
 """
@@ -7,15 +7,14 @@ import contextlib
 import copy
 import json
 import random
-from collections.abc import Callable
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
 import yaml
+from annotation_cases import Attempt, coco_tree, write_images
 from checkpoint_mutators import STATE_MUTATIONS, inject, mutate_lengths
 from mutators import SYNTAX, hostile, mutate_bytes, mutate_tree, with_raw
 from text_mutators import BOMBS, graft, mutate_text
@@ -27,12 +26,10 @@ from gfl.common.errors import UserError
 from gfl.common.torch_file import read_torch_file
 from gfl.config import Config, config_from_dict, config_to_dict, load_config, save_config
 from gfl.data.coco import CocoData, load_coco
-from gfl.data.dataset import CocoDataset, Sample, collate
+from gfl.data.dataset import Sample, collate
 from gfl.data.loader import build_eval_loader, build_train_loader
 from gfl.data.sampler import TrainSampler, train_candidates
-from gfl.evaluation.coco_eval import coco_metrics, format_metrics
 from gfl.evaluation.inference import detect
-from gfl.evaluation.predictions import read_ground_truth
 from gfl.model.backbone import Backbone
 from gfl.model.detector import DenseDetector
 from gfl.tools.convert.architecture import parse_external
@@ -41,8 +38,6 @@ from gfl.training.initial_weights import load_backbone_weights
 from gfl.training.optim import autocast_dtype, build_optimizer, learning_rate, set_learning_rate
 from gfl.training.resume import restore
 
-Attempt = Callable[..., Any]  # calls a function with arguments; None if it refuses its input
-
 
 def write_unchanged(folder: Path) -> None:
     """A good input of each kind: what it takes to use it is what mutated ones are measured by."""
@@ -50,73 +45,6 @@ def write_unchanged(folder: Path) -> None:
     write_images(folder / "images")
     (folder / "instances.json").write_text(json.dumps(coco_tree()))
     (folder / "config.yaml").write_text(yaml.safe_dump(full_config()))
-
-
-# Annotations
-
-
-def coco_tree() -> dict[str, Any]:
-    """Three images, three categories, and boxes of every sort: crowd, degenerate, outside, without optional fields."""
-    boxes = [
-        (900, 7, [10, 10, 20, 15], {"area": 300, "iscrowd": 0, "segmentation": [[10, 10, 30, 10, 30, 25]]}),
-        (900, 3, [0.5, 2.25, 30.0, 12.5], {"area": 375.0, "iscrowd": 0}),
-        (893, 7, [5, 5, 10, 10], {"iscrowd": 1}),
-        (893, 90, [1, 1, 0, 5], {"area": 0}),
-        (886, 90, [-5, -5, 100, 100], {"edge_sigma": [1.0, 2.0, 0.5, 1.5]}),
-        (886, 3, [12, 3, 9, 9], {}),
-    ]
-    return {
-        "info": {"description": "made", "year": 2024},
-        "images": [
-            {"id": 900 - 7 * n, "file_name": f"{n}.png", "width": width, "height": height}
-            for n, (width, height) in enumerate([(60, 40), (50, 30), (40, 40)])
-        ],
-        "categories": [
-            {"id": i, "name": name, "supercategory": "thing"} for i, name in [(7, "é"), (90, "b"), (3, "c")]
-        ],
-        "annotations": [
-            {"id": number, "image_id": image, "category_id": category, "bbox": box, **more}
-            for number, (image, category, box, more) in enumerate(boxes, start=1)
-        ],
-    }
-
-
-def write_images(folder: Path) -> None:
-    folder.mkdir()
-    for entry in coco_tree()["images"]:
-        cv2.imwrite(str(folder / entry["file_name"]), np.full((entry["height"], entry["width"], 3), 99, np.uint8))
-
-
-def write_annotations(folder: Path, rng: random.Random) -> str:
-    write_images(folder / "images")
-    tree = coco_tree()
-    if rng.random() < 0.75:
-        done = mutate_tree(tree, rng)
-        content = with_raw(json.dumps(tree)).encode()
-    else:
-        content, done = mutate_bytes(json.dumps(tree, indent=rng.choice([None, 1]), ensure_ascii=False).encode(), rng)
-    (folder / "instances.json").write_bytes(content)
-    return done
-
-
-def check_annotations(folder: Path, attempt: Attempt) -> None:
-    data = attempt(load_coco, str(folder / "instances.json"), str(folder / "images"))
-    if data is None:
-        return
-    "\n".join([*data.class_names, *data.notes]).encode()  # train.py prints them
-    if data.has_annotations:
-        result = {"image_id": int(data.image_ids[0]), "category_id": data.category_ids[0], "bbox": [10, 10, 20, 15]}
-        format_metrics(coco_metrics(data, [result | {"score": 0.9}])).encode()
-        coco_metrics(data, [])
-    attempt(read_ground_truth, data)
-    candidates = attempt(train_candidates, data, keep_empty=False)
-    if candidates is not None:
-        TrainSampler(candidates, data.sizes, batch=4).epoch_batches(0)
-    small = config_from_dict({"data": {"short_side": [32, 64], "long_side": 64}}, "fuzz").data
-    dataset = CocoDataset(data, small, training=True)
-    samples = [attempt(dataset.__getitem__, (0, index)) for index in range(len(data))]
-    if read := [sample for sample in samples if sample]:
-        collate(read)
 
 
 # Configs

@@ -5,7 +5,7 @@ import os
 
 import fuzz
 import pytest
-from fuzz_cases import coco_tree, write_images
+from annotation_cases import coco_tree, write_images
 from mutators import LAUGHS, RAW
 
 from gfl.common.errors import UserError
@@ -16,7 +16,9 @@ from gfl.evaluation.coco_eval import coco_metrics
 pytestmark = pytest.mark.robustness
 
 
-@pytest.mark.parametrize(("kind", "count"), [("annotations", 60), ("configs", 30), ("checkpoints", 6)])
+@pytest.mark.parametrize(
+    ("kind", "count"), [("annotations", 60), ("odd_annotations", 60), ("configs", 30), ("checkpoints", 6)]
+)
 def test_mutated_inputs_load_or_are_refused_in_one_clear_line(kind, count, tmp_path):
     results = set()
     for number in range(count):
@@ -30,7 +32,7 @@ def test_mutated_inputs_load_or_are_refused_in_one_clear_line(kind, count, tmp_p
 
 def test_the_fuzzer_detects_crashes_hangs_waste_and_unclear_messages(tmp_path, monkeypatch):
     def outcome(check):
-        monkeypatch.setattr(fuzz.fuzz_cases, "check_annotations", check)
+        monkeypatch.setattr(fuzz.annotation_cases, "check_annotations", check)
         (tmp_path / check.__name__).mkdir()
         return fuzz.run_case("annotations", 0, 0, tmp_path / check.__name__)
 

@@ -37,7 +37,7 @@ def test_the_row_trains_a_step_and_is_evaluated(study, row, tmp_path, coco_set):
         f"data.{split}.{key}={getattr(data, key)}" for split in ("train", "val") for key in ("annotations", "images")
     ]
     overrides = [*run.arguments[1:], *TINY, *own]
-    train.main(argparse.Namespace(config=run.arguments[0], overrides=overrides, resume=False), StopRequest([]))
+    train.main(argparse.Namespace(config=run.arguments[0], overrides=overrides, resume=""), StopRequest([]))
     records = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
     losses = next(record for record in records if "loss/cls" in record)
     assert 0 < losses["loss/box"] < 10

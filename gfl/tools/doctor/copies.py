@@ -1,11 +1,11 @@
 """Images that are there twice, by their pixels: within a split, and in both."""
 
-import shlex
 from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
 
 from gfl.common.findings import Finding, finding_if_any
+from gfl.common.text import shell_command
 from gfl.data.coco import CocoData
 from gfl.tools.doctor.images import InspectedImage
 
@@ -28,8 +28,8 @@ def shared_image_findings(
     command = ""
     if len(both) < len(in_val):  # otherwise nothing would be left
         out = Path(val.annotations).with_name(f"{Path(val.annotations).stem}_unseen.json")
-        words = ["python", "scripts/doctor.py", val.annotations, val.root, "--leave-out", str(out)]
-        command = shlex.join([*words, "--no-copies", train.annotations, train.root])
+        words = ["python", "scripts/doctor.py", Path(val.annotations), Path(val.root), "--leave-out", out]
+        command = shell_command(*words, "--no-copies", Path(train.annotations), Path(train.root))
     advice = "AP is too high; leave them out of one split"
     return finding_if_any("warning", "val images that are also in train", advice, both, command=command)
 

@@ -17,13 +17,14 @@ from torch.utils.data import DataLoader
 from gfl.common.errors import UserError
 from gfl.common.findings import Finding, finding_if_any
 from gfl.common.text import list_some
+from gfl.config import DataConfig
 from gfl.data.coco import CocoData, image_path
 from gfl.data.file_names import find_spellings, leave_out_command
-from gfl.data.image_errors import MAX_PIXELS_VARIABLE, max_pixels
+from gfl.data.image_errors import MAX_CHANNELS
 from gfl.data.image_files import (
-    MAX_CHANNELS,
     BitDepth,
     find_images,
+    image_sizes,
     positional,
     range_option,
     read_image,
@@ -34,6 +35,7 @@ from gfl.data.loader import worker_died
 from gfl.data.orientation import TRANSPOSED, read_orientation
 
 MIN_SHARE_OF_RANGE = 0.5  # of 16 bits, below which the values in use are called few
+DEFAULTS = DataConfig()
 CHUNK = 16  # images per message from a process
 RESTORE = "restore or leave out"
 DAMAGED = ("damaged or unreadable images", RESTORE)
@@ -45,7 +47,10 @@ UNREADABLE = {  # code of the error: what, advice
     "heic": ("HEIC images", "convert to JPEG or PNG"),
     "format": ("images of a format that is not read", "convert to PNG"),
     "channels": (f"TIFF images of more than {MAX_CHANNELS} channels", "convert to three channels"),
-    "too_many_pixels": (f"images above {max_pixels():,} pixels", f"cut into tiles, or raise {MAX_PIXELS_VARIABLE}"),
+    "too_many_pixels": (
+        "images above the limit of pixels",
+        "cut into tiles, or raise data.max_pixels; the json has their sizes",
+    ),
     "out_of_memory": ("images too large for the memory", "cut into tiles"),
 }
 DECODER_WARNINGS = (b"Corrupt JPEG", b"Premature end of JPEG")  # about files that are read nevertheless
@@ -63,21 +68,19 @@ class InspectedImage(NamedTuple):
     code: str = ""  # of the error
 
 
-def inspect_image(path: Path, size: tuple[int, int], bit_depth: BitDepth = 0) -> InspectedImage:
+def inspect_image(path: Path, size: tuple[int, int], config: DataConfig = DEFAULTS) -> InspectedImage:
     """Read a file exactly as training does; `size` is the (height, width) of the json."""
     with _decoder_warnings() as warnings:
         try:
-            image = read_image(path, bit_depth=bit_depth)
+            image = read_image(path, size, bit_depth=config.bit_depth, max_pixels=config.max_pixels)
             values = value_range(path)
         except UserError as error:
+            problem = "size" if error.code == "image_size" else "unreadable"
             values = value_range(path) if error.code == "pixel_type" else None
-            return InspectedImage("unreadable", str(error), code=error.code, values=values)
+            return InspectedImage(problem, str(error), code=error.code, values=values)
     warning, rotation = "".join(warnings[:1]), ""
-    if image.shape[:2] != size:
-        try:
-            image, rotation = read_image(path, size, bit_depth=bit_depth), "unrotated"
-        except UserError as error:
-            return InspectedImage("size", str(error), decoder_warning=warning)
+    if image_sizes(path)[0] != size[::-1]:
+        rotation = "unrotated"
     elif _looks_the_same_turned(read_orientation(path.read_bytes()), size):
         rotation = "ambiguous"
     pixels = np.ascontiguousarray(image)
@@ -114,27 +117,27 @@ def _decoder_warnings() -> Iterator[list[str]]:
 class _ImageFiles:
     """A data set for `DataLoader`, which notices when one of its processes dies."""
 
-    def __init__(self, data: CocoData, rows: Sequence[int], bit_depth: BitDepth) -> None:
-        self.data, self.rows, self.bit_depth = data, rows, bit_depth
+    def __init__(self, data: CocoData, rows: Sequence[int], config: DataConfig) -> None:
+        self.data, self.rows, self.config = data, rows, config
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, index: int) -> InspectedImage:
         row = self.rows[index]
-        return inspect_image(image_path(self.data, row), tuple(self.data.sizes[row].tolist()), self.bit_depth)
+        return inspect_image(image_path(self.data, row), tuple(self.data.sizes[row].tolist()), self.config)
 
 
 def inspect_images(
     data: CocoData,
     *,
-    bit_depth: BitDepth = 0,
+    config: DataConfig = DEFAULTS,
     on_images: Callable[[int], object] = lambda count: None,
 ) -> dict[int, InspectedImage]:
     """Index of image -> `InspectedImage`, on all cores; a file that the json names twice is read once.
 
     Args:
-        bit_depth: the config's `data.bit_depth`.
+        config: of the data; its `bit_depth` and `max_pixels` count.
         on_images: called with the number of images in each chunk that is done.
 
     Raises `UserError` if a process dies.
@@ -142,7 +145,7 @@ def inspect_images(
     rows = sorted(np.unique(data.file_names, return_index=True)[1].tolist())
     workers = min(len(os.sched_getaffinity(0)), -(-len(rows) // CHUNK))
     loader = DataLoader(
-        _ImageFiles(data, rows, bit_depth),
+        _ImageFiles(data, rows, config),
         batch_size=CHUNK,
         num_workers=workers,
         collate_fn=list,

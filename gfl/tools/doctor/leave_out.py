@@ -8,9 +8,10 @@ from typing import Any
 
 from gfl.common.errors import UserError
 from gfl.common.files import write_text
+from gfl.config import DataConfig
 from gfl.data.coco import CocoData, build_coco_data
 from gfl.data.coco_json import read_coco_json
-from gfl.data.image_files import BitDepth, check_image_folder
+from gfl.data.image_files import check_image_folder
 from gfl.tools.doctor.annotations import usable_entries
 from gfl.tools.doctor.copies import copied_names
 from gfl.tools.doctor.images import inspect_images
@@ -19,8 +20,8 @@ from gfl.tools.doctor.images import inspect_images
 def write_usable(
     split: Sequence[str],
     out: str,
+    config: DataConfig,
     *,
-    bit_depth: BitDepth = 0,
     no_copies: bool = False,
     others: Sequence[str] = (),
 ) -> dict[str, tuple[int, int]]:
@@ -28,7 +29,7 @@ def write_usable(
 
     Args:
         split, others: path of the json and folder of the images.
-        bit_depth: the config's `data.bit_depth`.
+        config: of the data; its `bit_depth` and `max_pixels` count.
         no_copies: leave out images with the same pixels as one before them, or as one of `others`.
 
     Raises `UserError` if nothing usable is left, and if `out` exists.
@@ -36,10 +37,10 @@ def write_usable(
     if os.path.lexists(out):
         raise UserError(f"--leave-out {out} exists; choose a new file")
     tree, usable, data = _read_usable(*split)
-    inspected = inspect_images(data, bit_depth=bit_depth)
+    inspected = inspect_images(data, config=config)
     left_out = {str(data.file_names[row]) for row, image in inspected.items() if image.problem}
     if no_copies:
-        known = inspect_images(_read_usable(*others)[2], bit_depth=bit_depth) if others else {}
+        known = inspect_images(_read_usable(*others)[2], config=config) if others else {}
         left_out |= copied_names(data, inspected, known)
     usable["images"] = [entry for entry in usable["images"] if entry["file_name"] not in left_out]
     kept = {entry["id"] for entry in usable["images"]}

@@ -10,10 +10,10 @@ import numpy as np
 from gfl.common.findings import LEVELS, Finding, all_named, exit_code, table
 from gfl.common.progress import progress_bar
 from gfl.common.text import printable
-from gfl.config import Config, config_to_dict
+from gfl.config import Config, DataConfig, config_to_dict
 from gfl.data.coco import CocoData
 from gfl.data.coco_json import read_coco_json
-from gfl.data.image_files import BitDepth, check_image_folder
+from gfl.data.image_files import check_image_folder
 from gfl.evaluation.coco_eval import crowded_findings
 from gfl.tools.doctor.annotations import check_annotations, compare_categories
 from gfl.tools.doctor.copies import copy_findings, shared_image_findings
@@ -50,7 +50,7 @@ def check_dataset(
     listed = {split: len(tree["images"]) for split, tree in trees.items()}
     for split, (path, root) in paths.items():
         findings[split], data = check_annotations(trees.pop(split), path, root, split, config.data.ignore_classes)
-        images = _inspect(data, split, config.data.bit_depth, progress) if data else {}
+        images = _inspect(data, split, config.data, progress) if data else {}
         if data:
             findings[split] += class_findings(data, split) if len(data.labels) else []
             findings[split] += image_findings(data, images, config.data.bit_depth) + copy_findings(data, images)
@@ -70,10 +70,10 @@ def check_dataset(
     }
 
 
-def _inspect(data: CocoData, split: str, bit_depth: BitDepth, progress: bool) -> dict[int, InspectedImage]:
+def _inspect(data: CocoData, split: str, config: DataConfig, progress: bool) -> dict[int, InspectedImage]:
     files = len(np.unique(data.file_names))
     with progress_bar(total=files, desc=split, unit="image", enabled=progress) as bar:
-        return inspect_images(data, bit_depth=bit_depth, on_images=bar.update)
+        return inspect_images(data, config=config, on_images=bar.update)
 
 
 def _compare(train: Split, val: Split) -> list[Finding]:

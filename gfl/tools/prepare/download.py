@@ -7,6 +7,7 @@ import os
 import shutil
 import stat
 import time
+import unicodedata
 import urllib.error
 import urllib.request
 import zipfile
@@ -16,9 +17,12 @@ from typing import NamedTuple
 
 from gfl.common.errors import UserError
 from gfl.common.files import file_digest, temporary
+from gfl.common.text import one_line, short_repr
 
 CHUNK = 2**20
 SPARE = 2**28  # bytes to leave free on the disk
+MAX_GROWTH = 20  # bytes of the files per byte of an archive; annotations have 3.5
+MAX_NAME = 255  # bytes of a file's name, on all file systems
 
 
 class Archive(NamedTuple):
@@ -64,7 +68,7 @@ def fetch(
 
     Raises `UserError` if the download fails, the md5 differs, or the disk has no room for it.
     """
-    if path.is_file():
+    if os.path.isfile(path):
         if _md5(path, on_progress) != md5:
             raise UserError(f"{path} has another md5 than {md5}; delete or move it", code="other_file")
         return
@@ -80,9 +84,12 @@ def fetch(
             break
         failures = 0 if _size(part) > before else failures + 1
         time.sleep(pause)
-    found = _md5(part) if part.is_file() else None
+    found = _md5(part) if os.path.isfile(part) else None
     if found == md5:
-        os.replace(part, path)
+        try:
+            os.replace(part, path)
+        except OSError as error:  # such as a folder of that name
+            raise UserError(f"cannot write {path}: {error.strerror}; the file is in {part}") from None
         return
     if failures < attempts:
         part.unlink()
@@ -117,13 +124,15 @@ def _receive(url: str, part: Path, growth: float, timeout: float, on_progress: O
             part.unlink(missing_ok=True)
             raise OSError("the server sent another part of the file than requested")
         length = response.headers.get("Content-Length", "")
-        total = start + int(length) if length.isdecimal() else None
+        total = start + int(length) if length.isdecimal() and len(length) < 16 else None
         if total is not None:
             check_space(part.parent, total - start + int(growth * total))
         done = start
         with _open(part, "ab" if start else "wb") as file:
             on_progress(done, total)
             while chunk := response.read(CHUNK):
+                if total is None:  # it may never end
+                    check_space(part.parent, CHUNK)
                 _write(file, chunk)
                 done += len(chunk)
                 on_progress(done, total)
@@ -134,36 +143,67 @@ def unpack(archive: Path, folder: Path, *, on_progress: OnProgress = lambda done
     """Extract a zip file below `folder`, except files that exist with the right size; returns the number of files.
 
     A file gets its name once it is complete. Raises `UserError` for a damaged archive and, before anything is written,
-    for one with a member that would leave the folder or is not a regular file.
+    for one with a member that would leave the folder, is no regular file or has the name of another, and for one that
+    unpacks to more than `MAX_GROWTH` times its size.
     """
     try:
         with zipfile.ZipFile(archive) as content:
-            members = [(member, _target(member, folder)) for member in content.infolist() if not member.is_dir()]
-            members = [(member, path) for member, path in members if _size(path) != member.file_size]
-            total = sum(member.file_size for member, _ in members)
+            members = _check_members(content.infolist(), folder, archive.stat().st_size)
+            missing = {path: member for path, member in members.items() if _size(path) != member.file_size}
+            total = sum(member.file_size for member in missing.values())
             check_space(folder, total)
             done = 0
-            for member, path in members:
+            for path, member in missing.items():
                 _extract(content, member, path)
                 done += member.file_size
                 on_progress(done, total)
-            return len(members)
-    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError) as error:  # the last three: odd members
-        raise UserError(f"{archive} cannot be unpacked: {error}", code="damaged_archive") from None
+            return len(missing)
+    except OSError as error:
+        raise UserError(f"cannot unpack {archive}: {one_line(error)}", code="unreadable") from None
+    except UserError:
+        raise
+    except Exception as error:  # the modules behind zipfile report damage by exceptions of a dozen types
+        reason = one_line(error) or type(error).__name__
+        raise UserError(f"{archive} cannot be unpacked: {reason}", code="damaged_archive") from None
+
+
+def _check_members(members: list[zipfile.ZipInfo], folder: Path, size: int) -> dict[Path, zipfile.ZipInfo]:
+    """Destination -> member; `size` is the archive's."""
+    if sum(member.file_size for member in members) > MAX_GROWTH * size:
+        raise UserError(
+            f"the archive unpacks to more than {MAX_GROWTH} times its size; nothing was unpacked", code="bomb"
+        )
+    paths: dict[str, Path] = {}
+    targets: dict[Path, zipfile.ZipInfo] = {}
+    for member in members:
+        if member.filename.endswith("/"):  # a folder
+            continue
+        path = _target(member, folder)
+        # As file systems that ignore letter case and Unicode form compare them; a file is no folder of another.
+        key = unicodedata.normalize("NFC", str(path)).casefold()
+        if key in paths:
+            raise _unsafe(member, "twice")
+        paths[key], targets[path] = path, member
+    for path in targets:
+        if any(unicodedata.normalize("NFC", str(parent)).casefold() in paths for parent in path.parents):
+            raise _unsafe(targets[path], "below another file")
+    return targets
 
 
 def _target(member: zipfile.ZipInfo, folder: Path) -> Path:
     name = PurePosixPath(member.filename)
     kind = stat.S_IFMT(member.external_attr >> 16)
-    if name.is_absolute() or ".." in name.parts or "\\" in member.filename or ":" in name.parts[0]:
-        raise UserError(
-            f"the archive has a file {member.filename!r} outside its folder; nothing was unpacked", code="unsafe"
-        )
+    if not name.parts or name.is_absolute() or ".." in name.parts or "\\" in member.filename or ":" in name.parts[0]:
+        raise _unsafe(member, "outside its folder")
+    if not member.filename.isprintable() or any(len(part.encode()) > MAX_NAME for part in name.parts):
+        raise _unsafe(member, "whose name no system shows or stores")
     if kind not in (0, stat.S_IFREG):
-        raise UserError(
-            f"the archive has {member.filename!r}, which is no regular file; nothing was unpacked", code="unsafe"
-        )
+        raise _unsafe(member, "which is no regular file")
     return folder / name
+
+
+def _unsafe(member: zipfile.ZipInfo, why: str) -> UserError:
+    return UserError(f"the archive has {short_repr(member.filename)} {why}; nothing was unpacked", code="unsafe")
 
 
 def _extract(content: zipfile.ZipFile, member: zipfile.ZipInfo, path: Path) -> None:
@@ -174,8 +214,6 @@ def _extract(content: zipfile.ZipFile, member: zipfile.ZipInfo, path: Path) -> N
             while chunk := source.read(CHUNK):
                 _write(file, chunk)
         os.replace(unfinished, path)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}") from None
     finally:
         with contextlib.suppress(OSError):
             unfinished.unlink(missing_ok=True)
@@ -183,7 +221,7 @@ def _extract(content: zipfile.ZipFile, member: zipfile.ZipInfo, path: Path) -> N
 
 def check_space(folder: Path, needed: int) -> None:
     """Raises `UserError` if the disk of `folder` has less than `needed` bytes free and `SPARE` more."""
-    free = shutil.disk_usage(next(path for path in (folder, *folder.absolute().parents) if path.is_dir())).free
+    free = shutil.disk_usage(next(path for path in (folder, *folder.absolute().parents) if os.path.isdir(path))).free
     if needed and free < needed + SPARE:
         raise UserError(
             f"{folder} has {free / 1e9:.1f} GB free, and {(needed + SPARE) / 1e9:.1f} GB are needed to download and "
@@ -200,7 +238,7 @@ def _md5(path: Path, on_progress: OnProgress = lambda done, total: None) -> str:
 
 
 def _size(path: Path) -> int:
-    return path.stat().st_size if path.is_file() else 0
+    return os.path.getsize(path) if os.path.isfile(path) else 0
 
 
 def _open(path: Path, mode: str):

@@ -17,9 +17,9 @@ import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from shlex import quote
 
 from gfl.common.errors import UserError
+from gfl.common.text import shell_command
 from gfl.data.image_files import check_file_name, is_image
 from gfl.tools.prepare.faults import Faults
 from gfl.tools.prepare.find_files import Folders, count_note, folder_overview, spelling_key, unknown_files, walk
@@ -190,12 +190,14 @@ def _advice(root: Path) -> str:
     text = ", ".join(f"{name} ({xml} xml, {images} images)" for name, (xml, images) in list(found.items())[:6])
     complete = [name for name, counts in found.items() if min(counts)]
     if len(complete) > 1:
-        words = f"--images {quote(complete[0])} --annotations {quote(complete[0])} --val-share 0 --splits train"
+        both = Path(complete[0])
+        words = shell_command("--images", both, "--annotations", both, "--val-share", "0", "--splits", "train")
         return f"found are {text}; if each folder is a split, convert one at a time, with the same --classes: {words}"
     xml, images = (max(found, key=lambda name: found[name][kind]) for kind in (0, 1))
     if not found[xml][0] or not found[images][1]:
         return f"found are {text}; give the folder that has both xml files and images"
-    words = f"--images {quote(images)} --annotations {quote(xml)} --val-share 0.2 --seed 0"
+    folders = ("--images", Path(images), "--annotations", Path(xml))
+    words = shell_command(*folders, "--val-share", "0.2", "--seed", "0")
     return f"found are {text}; divide them with {words}"
 
 

@@ -6,7 +6,6 @@ of the image turned upright by its EXIF orientation.
 
 import os
 import re
-import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any, NamedTuple
 
 from gfl.common.errors import UserError
 from gfl.common.file_kinds import is_url
+from gfl.common.text import shell_command
 from gfl.common.yaml_file import read_yaml
 from gfl.data.coco_json import duplicates
 from gfl.data.image_errors import url_error
@@ -180,7 +180,7 @@ def _advice(name: str, source: Path, root: Path) -> str:
     if not rest:
         return "add it or remove the line"
     prefix = re.sub(r"[][\\.*^$|]", r"\\\g<0>", name[: len(name) - len(rest)])
-    command = shlex.join(["sed", "-i", f"s|^{prefix}||", str(source)])
+    command = shell_command("sed", "-i", f"s|^{prefix}||", source)
     return f"there is {rest!r:.80}; remove the folders before it from the lines: {command}"
 
 

@@ -6,6 +6,7 @@ import cv2
 import pytest
 from command_line import succeed
 
+from gfl.config import DataConfig
 from gfl.data.coco import load_coco
 from gfl.tools.doctor.copies import copy_findings, shared_image_findings
 from gfl.tools.doctor.images import inspect_images
@@ -35,7 +36,7 @@ def test_copies_are_found_within_a_split_and_in_both(splits):
 
 def test_the_first_of_several_copies_stays(splits, tmp_path):
     made, out = splits[0], str(tmp_path / "out.json")
-    write_usable((made.annotations, made.images), out, no_copies=True)
+    write_usable((made.annotations, made.images), out, DataConfig(), no_copies=True)
     assert load_coco(out, made.images).file_names.tolist() == ["000.png", "001.png"]
 
 

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from gfl.config import DataConfig
 from gfl.data.orientation import ORIENTATION
 from gfl.tools.doctor.images import (
     InspectedImage,
@@ -119,7 +120,7 @@ def test_the_range_in_use_of_16_bits_is_reported(high, bit_depth, level, advice,
     values = np.linspace(0, high, 60 * 40).reshape(40, 60).astype(np.uint16)
     cv2.imwrite(str(made.file(0)), values)
     data = made.load()
-    (found,) = image_findings(data, inspect_images(data, bit_depth=bit_depth), bit_depth)
+    (found,) = image_findings(data, inspect_images(data, config=DataConfig(bit_depth=bit_depth)), bit_depth)
     assert findings_of([found]) == [(level, "000.png")]
     assert f"0 to {high}" in found.what
     assert advice in found.advice

@@ -3,6 +3,7 @@
 import hashlib
 import io
 import os
+import random
 import shutil
 import stat
 import subprocess
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from gfl.common.errors import UserError
 from gfl.tools.prepare.download import COCO, check_space, fetch, unpack
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -52,7 +54,7 @@ class Handler(BaseHTTPRequestHandler):
             self.send_header("Content-Range", f"bytes {0 if fault == 'wrong range' else start}-{len(content) - 1}/*")
         length = len(content) - start + {"too long": 1000, "too short": -1000}.get(fault, 0)
         if fault != "no length":
-            self.send_header("Content-Length", str(length))
+            self.send_header("Content-Length", "9" * 5000 if fault == "absurd length" else str(length))
         self.end_headers()
         body = content[start:]
         if (fault == "breaks off" and len(self.server.ranges) < 4) or (fault == "breaks off forever" and start == 0):
@@ -84,7 +86,7 @@ def get(server, path, **changes):
     fetch(server.url, path, **{"md5": MD5, "pause": 0.0, "timeout": 10.0} | changes)
 
 
-@pytest.mark.parametrize("fault", ["", "no length", "breaks off", "no ranges", "too long"])
+@pytest.mark.parametrize("fault", ["", "no length", "breaks off", "no ranges", "too long", "absurd length"])
 def test_a_file_arrives_complete_despite_the_server(server, fault, path):
     server.fault = fault
     get(server, path)
@@ -160,6 +162,18 @@ def test_a_disk_without_room_is_refused_before_anything_is_written(server, path,
     check_space(path.parent / "not" / "yet" / "there", 0)
 
 
+def test_a_stream_without_end_leaves_room_on_the_disk(server, path, refusal, monkeypatch):
+    server.fault = "no length"
+    usage = shutil.disk_usage(path.parent)._replace(free=2**28)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    assert refusal(get, server, path).code == "disk_full"
+
+
+def test_a_folder_in_the_place_of_the_file_is_one_line(server, path, refusal):
+    path.mkdir()
+    assert str(path) in refusal(get, server, path)
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device that is always full")
 def test_a_full_disk_is_one_line(server, path, refusal):
     path.with_suffix(".zip.part").symlink_to("/dev/full")
@@ -205,12 +219,57 @@ def test_unpacking_again_writes_only_what_is_missing(tmp_path):
         {"C:/evil": b"x"},
         {"link": (b"/etc", stat.S_IFLNK | 0o777), "link/evil": b"x"},
         {"pipe": (b"", stat.S_IFIFO | 0o644)},
+        {"device": (b"", stat.S_IFBLK | 0o644)},
+        {".": b"x"},
+        {"": b"x"},
+        {"x" * 300: b"x"},
+        {"a\x1b[2Jb": b"x"},
+        {"GOOD": b"x"},
+        {"good/below": b"x"},
     ],
 )
 def test_an_archive_that_would_leave_its_folder_is_not_unpacked(members, tmp_path, refusal):
     archive = zipped(tmp_path / "a.zip", {"good": b"x"} | members)
     assert refusal(unpack, archive, tmp_path / "out").code == "unsafe"
     assert os.listdir(tmp_path) == ["a.zip"]
+
+
+def test_two_members_of_one_name_are_refused(tmp_path, refusal):
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr("a", b"1")
+        with pytest.warns(UserWarning, match="Duplicate"):
+            archive.writestr("a", b"2")
+    assert refusal(unpack, tmp_path / "a.zip", tmp_path / "out").code == "unsafe"
+
+
+def test_a_bomb_is_not_unpacked(tmp_path, refusal):
+    with zipfile.ZipFile(tmp_path / "a.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("a", bytes(10**6))
+    assert refusal(unpack, tmp_path / "a.zip", tmp_path / "out").code == "bomb"
+    assert os.listdir(tmp_path) == ["a.zip"]
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_a_mutated_archive_is_unpacked_or_refused(method, tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.zip", "w", method) as archive:
+        for name in ("a/b", "c"):
+            archive.writestr(name, random.Random(name).randbytes(300))
+    content, rng, refused = (tmp_path / "a.zip").read_bytes(), random.Random(0), 0
+    for number in range(150):
+        mutated = bytearray(content)
+        for _ in range(rng.choice([1, 2, 8])):
+            mutated[rng.randrange(len(content))] = rng.randrange(256)
+        (tmp_path / "a.zip").write_bytes(mutated[: rng.choice([len(content), rng.randrange(len(content))])])
+        try:
+            unpack(tmp_path / "a.zip", tmp_path / "out" / str(number))
+        except UserError:
+            refused += 1
+    assert 0 < refused < 150
+
+
+def test_an_archive_that_cannot_be_read_is_one_line(tmp_path, refusal):
+    for path in (tmp_path / "none.zip", tmp_path):
+        assert refusal(unpack, path, tmp_path / "out").code == "unreadable"
 
 
 def test_a_damaged_archive_leaves_no_incomplete_file(tmp_path, refusal):

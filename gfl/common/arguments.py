@@ -1,0 +1,28 @@
+"""Numbers on command lines: types for `argparse`, which refuse what is out of range in its own one line."""
+
+import argparse
+from collections.abc import Callable
+
+MAX_COUNT = 10**9  # far beyond use, so that a typing error is refused before memory or time runs out
+
+
+def whole_number(low: int = 0, high: int = MAX_COUNT) -> Callable[[str], int]:
+    """A type for whole numbers from `low` to `high`."""
+
+    def read(text: str) -> int:
+        if len(text) < 20 and text.isascii() and text.removeprefix("-").isdecimal() and low <= int(text) <= high:
+            return int(text)
+        raise argparse.ArgumentTypeError(f"{text[:40]!r} is not a whole number from {low} to {high}")
+
+    return read
+
+
+def fraction(text: str) -> float:
+    """A type for numbers from 0 to 1."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = float("nan")
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text[:40]!r} is not a number from 0 to 1")
+    return value
