@@ -79,6 +79,7 @@ def main(args: argparse.Namespace) -> None:
     from gfl.config import config_from_dict, load_config, parse_overrides
     from gfl.tools.doctor.leave_out import write_usable
     from gfl.tools.doctor.report import check_dataset, format_report
+    from gfl.tools.next_command import training_command
 
     if (args.fix_names or args.leave_out) and args.val:
         raise UserError("--fix-names and --leave-out take one json; run them for each, without --val")
@@ -102,6 +103,9 @@ def main(args: argparse.Namespace) -> None:
     if args.json:
         write_json(Path(args.json), result)
         print_line(f"complete result: {args.json}")
+    if args.val and result["exit_code"] < 2:
+        splits = {"train": (Path(args.annotations), Path(args.images)), "val": tuple(map(Path, args.val))}
+        print_line(f"next: {training_command(args.config or 'configs/finetune.yaml', splits, args.overrides)}")
     sys.exit(result["exit_code"])
 
 

@@ -4,13 +4,12 @@ import argparse
 from pathlib import Path
 
 from gfl.common.arguments import fraction, whole_number
+from gfl.common.output import protect_output
 
 EXAMPLE = (
     "example: python scripts/to_coco.py voc data/VOC2012 --out data/VOC2012/coco\n"
     "another: python scripts/to_coco.py yolo data/coco8/data.yaml --out data/coco8/coco"
 )
-
-from gfl.common.output import protect_output
 
 
 def parse_args() -> argparse.Namespace:
@@ -96,8 +95,6 @@ if __name__ == "__main__":  # before the heavy imports, so that --help answers a
     protect_output()
     ARGS = parse_args()
 
-import json
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -106,7 +103,7 @@ from gfl.common.errors import UserError, run
 from gfl.common.files import distinct_file_names
 from gfl.common.progress import print_line, progress_bar
 from gfl.common.text import shell_command
-from gfl.common.yaml_file import parse_yaml
+from gfl.tools.next_command import relative, training_command
 from gfl.tools.prepare.to_coco import Split, coco_tree, write_split
 from gfl.tools.prepare.voc import VocFolders, class_names, listed_splits, random_splits, read_voc, unlisted_note
 from gfl.tools.prepare.yolo import read_yolo
@@ -179,31 +176,12 @@ def print_next_commands(written: dict[str, tuple[Path, Path]]) -> None:
     first, second = (map(relative, written[name]) for name in (train, val))
     check = shell_command(*DOCTOR, *first, "--val", *second, "--config", "configs/finetune.yaml")
     print_line(f"next: {check}")
-    overrides = [
-        f"data.{role}.{key}={yaml_text(str(relative(path)))}"
-        for role, name in (("train", train), ("val", val))
-        for key, path in zip(("annotations", "images"), written[name], strict=True)
-    ]
+    overrides = []
     if not START.is_file():
         overrides.append("model.weights=none")
         print(f"note      no {START}: training starts from an ImageNet backbone; docs/own_data.md has a better start")
-    print_line(f"then: {shell_command('python', 'train.py', 'configs/finetune.yaml', *overrides)}")
-
-
-def relative(path: Path) -> Path:
-    """The path relative to the current folder if it is below it."""
-    below = os.path.relpath(path)
-    return path if below.startswith("..") else Path(below)
-
-
-def yaml_text(text: str) -> str:
-    """Text as the value of an override, in quotes if YAML would read something else."""
-    try:
-        if parse_yaml(text, "path") == text:
-            return text
-    except UserError:
-        pass
-    return json.dumps(text, ensure_ascii=False)
+    splits = {"train": written[train], "val": written[val]}
+    print_line(f"then: {training_command('configs/finetune.yaml', splits, overrides)}")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """YAML, strictly, and files that inherit from others."""
 
+import json
 import math
 import os
 from collections import Counter
@@ -96,6 +97,16 @@ def parse_yaml(text: str, source: str) -> Any:
 def list_in_yaml(names: Sequence[str]) -> str:
     """A list of names as the command line takes it."""
     return yaml.safe_dump(list(names), default_flow_style=True, width=math.inf, allow_unicode=True).strip()
+
+
+def text_in_yaml(text: str) -> str:
+    """Text as the value of an override, in quotes if YAML would read something else."""
+    try:
+        if parse_yaml(text, "text") == text:
+            return text
+    except UserError:
+        pass
+    return json.dumps(text, ensure_ascii=False)
 
 
 class _Loader(yaml.SafeLoader):

@@ -90,4 +90,9 @@ def test_converted_annotations_are_checked(project, tmp_path):
             "scripts/to_coco.py", "yolo", folder / "data.yaml", "--out", folder / "coco", "--splits", *splits
         )
         (check,) = next_commands(printed)
-        run_printed(check, accepted=(0, 1))
+        commands = next_commands(run_printed(check, accepted=(0, 1)))
+        assert len(commands) == len(splits) - 1  # training needs both
+        for train in commands:
+            untrained = "model.weights=none model.backbone={name: resnet18, weights: none}"
+            words = shlex.join([*SMALL.split(), *untrained.split(" ", 1), f"run_dir={tmp_path / 'a run'}"])
+            run_printed(f"{train} {words}")
