@@ -113,8 +113,10 @@ def read_object(
     if not name or not name.isprintable():
         raise UserError(f"{where}: <name> must be a class name, not {name!r:.80}", code="class_name")
     where = f"{where} ({name})"
-    if node.find("bndbox") is None:
+    if (count := len(node.findall("bndbox"))) == 0:
         raise _no_box(node, where)
+    if count > 1:
+        raise UserError(f"{where}: {count} <bndbox>; make an <object> of each", code="several_boxes")
     x1, y1, x2, y2 = (parse_number(node.findtext(f"bndbox/{tag}"), where, f"<{tag}>") for tag in CORNERS)
     first = 0 if zero_based else 1
     if parse_flag(node.findtext("difficult")) is None:

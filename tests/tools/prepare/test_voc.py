@@ -246,6 +246,12 @@ def test_a_box_of_centre_and_angle_is_refused_by_name(voc, refusal):
     assert refusal(read_voc_split, voc).code == "rotated"
 
 
+def test_an_object_of_several_boxes_is_refused(voc, refusal):
+    box = "<bndbox><xmin>1</xmin><ymin>1</ymin><xmax>4</xmax><ymax>4</ymax></bndbox>"
+    write(voc / "Annotations" / "a.xml", voc_xml(20, 10, voc_object("cat", 3, 4, 7, 9, extra=box)))
+    assert refusal(read_voc_split, voc).code == "several_boxes"
+
+
 def test_the_error_without_splits_says_where_the_data_set_is(tmp_path, refusal):
     write_voc(tmp_path / "devkit" / "VOC2007")
     assert str(tmp_path / "devkit" / "VOC2007") in refusal(read_voc_split, tmp_path)
