@@ -97,8 +97,9 @@ def train(config: Config, device: torch.device, stop: StopRequest, resume: str) 
         save_config(config, run_dir / "config.yaml")
         write_launch_id(run_dir)
 
+    # A last.pt that is damaged, or has or leads to a risen loss, must not take the place of previous.pt.
     is_last = checkpoint in (None, run_dir / LAST)
-    last_is_sound = is_last and not has_risen(state.running_loss)  # only then may it take the place of previous.pt
+    last_is_sound = is_last and not has_risen(state.running_loss)
 
     def save(name: str) -> None:
         nonlocal last_is_sound
@@ -106,9 +107,10 @@ def train(config: Config, device: torch.device, stop: StopRequest, resume: str) 
             guard.flush()  # nothing that is not finite is ever saved
             state.bad_images |= gather_bad_images(data.train_loader.dataset.bad)
         if distributed.is_main():
-            backup_to = run_dir / PREVIOUS if name == LAST and last_is_sound else None
+            is_sound = not has_risen(state.running_loss)
+            backup_to = run_dir / PREVIOUS if name == LAST and last_is_sound and is_sound else None
             save_checkpoint(run_dir / name, state, config, class_names, digests, backup_to=backup_to)
-            last_is_sound = not has_risen(state.running_loss)
+            last_is_sound = is_sound
 
     if not is_last:  # from now on --resume continues from here
         save(LAST)

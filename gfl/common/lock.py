@@ -87,8 +87,8 @@ def _try_lock(path: Path) -> IO[str] | None:
                 if error.errno in UNSUPPORTED:
                     print_line(f"note     {path.parent} has no locks ({error.strerror}): use it from one process only")
                     return file
+                file.close()
                 if error.errno in HELD:
-                    file.close()
                     return None
                 raise
             file.close()  # its owner has removed it between our opening and locking it

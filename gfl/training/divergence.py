@@ -12,6 +12,7 @@ from gfl.common.progress import print_line
 from gfl.training.resume import NEWEST, read_history
 
 WINDOW = 50  # steps that the running loss averages over
+MAX_RISE = 0.25  # of the running loss above its lowest, as a part of that
 REWIND_FACTOR = 0.5  # on the learning rate after going back
 
 
@@ -31,22 +32,23 @@ def add_loss(running: RunningLoss, loss: float) -> RunningLoss:
 
 
 def has_risen(running: RunningLoss) -> bool:
-    """Whether the running loss is so far above its lowest that the weights must be ruined: by half of it.
+    """Whether the running loss is so far above its lowest that the run diverges: by more than `MAX_RISE`.
 
-    A run that learns stays within a fifth. A loss of a Gaussian's likelihood may be near 0 or negative, so that at
-    least half of 1 is asked for: the losses of an untrained detector are of that order.
+    A run that learns stays within a few percent of its lowest. A loss with a Gaussian's likelihood may be near 0 or
+    negative, so that the rise must be that part of 1 at least: losses of an untrained detector are of that order.
     """
-    return running.mean - running.lowest > max(abs(running.lowest), 1.0) / 2
+    return running.mean - running.lowest > MAX_RISE * max(abs(running.lowest), 1.0)
 
 
-def newest_sane_checkpoint(run_dir: Path) -> Path | None:
+def newest_sane_checkpoint(run_dir: Path, now: RunningLoss) -> Path | None:
     """The newest checkpoint of a run whose loss had not risen; None if there is none.
 
-    Those of the first `WINDOW` steps do not count: nothing tells yet whether their loss is high, and a new run soon
-    gets there.
+    A mean tells late. So last.pt is not trusted either where the loss has risen `now`, and train.py keeps previous.pt
+    then; best.pt has its AP as a proof. Checkpoints of the first `WINDOW` steps do not count: nothing tells yet
+    whether their loss is high, and a new run soon gets there.
     """
     steps = {}
-    for name in (LAST, PREVIOUS, BEST):
+    for name in (PREVIOUS, BEST) if has_risen(now) else (LAST, PREVIOUS, BEST):
         path = run_dir / name
         with suppress(UserError):
             progress, running = read_history(read_checkpoint(path), path)

@@ -141,12 +141,12 @@ class RunLog:
         self._try_to_write(self.events.add, self.step, values, images or {})
 
     def _try_to_write(self, write: Callable[..., None], *args: Any) -> None:
-        """Training is worth more than its log: it goes on without what cannot be written, which is said once."""
+        """Call `write`; what cannot be written is said once: training is worth more than its log, and goes on."""
         try:
             write(*args)
         except UserError as error:
             if not self._warned:
-                self._print(f"warning  {error}; training goes on without this part of its log")
+                self._print(f"warning  {error}; training goes on, and its log has gaps")
             self._warned = True
 
 

@@ -103,7 +103,9 @@ class FiniteGuard:
 
     def _divergence(self, problem: str) -> UserError:
         """The error to raise: to go back by itself, or with what to do."""
-        sane = distributed.share_from_main(newest_sane_checkpoint(self.run_dir) if distributed.is_main() else None)
+        loss = self.state.running_loss
+        sane = newest_sane_checkpoint(self.run_dir, loss) if distributed.is_main() else None
+        sane = distributed.share_from_main(sane)
         if sane and self.rewind and self.state.progress.lr_factor == 1:
             return Diverged(f"{problem}; going back to {sane} with {REWIND_FACTOR:g} of the learning rate", sane)
         then = f"then continue with {resume_option(sane)}" if sane else "and start again in another run_dir"

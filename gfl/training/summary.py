@@ -100,7 +100,7 @@ def resume_summary(
         lines.append(f"weights  {initial_weights}")
     lines += [f"warning  {problem}" for problem in damaged]
     if has_risen(loss):
-        sane = newest_sane_checkpoint(Path(config.run_dir))
+        sane = newest_sane_checkpoint(Path(config.run_dir), loss)
         advice = f"; {resume_option(sane)} goes back to before that" if sane else ""
         lines.append(f"warning  its loss had risen from {loss.lowest:.3g} to {loss.mean:.3g}{advice}")
     if progress.lr_factor != 1:

@@ -3,7 +3,7 @@
 import json
 
 from gfl.data import bad_images
-from gfl.data.bad_images import gather_bad_images, report_bad_images
+from gfl.data.bad_images import FILE, gather_bad_images, report_bad_images
 
 
 def test_the_list_is_saved_and_its_reasons_are_printed(tmp_path, capsys):
@@ -22,3 +22,11 @@ def test_the_images_of_all_processes_are_gathered_on_the_main_one(monkeypatch):
     assert gather_bad_images({"a.png": "reason a"}) == {"a.png": "reason a", "b.png": "reason b"}
     monkeypatch.setattr(bad_images, "gather_to_main", lambda own: None)
     assert gather_bad_images({"a.png": "reason a"}) == {}
+
+
+def test_a_list_that_cannot_be_written_is_a_warning(tmp_path, capsys):
+    (tmp_path / FILE).mkdir()
+    report_bad_images({"a.png": "a.png is no image"}, tmp_path)
+    out = capsys.readouterr().out
+    assert "a.png is no image" in out
+    assert any(line.startswith("warning ") and str(tmp_path / FILE) in line for line in out.splitlines())

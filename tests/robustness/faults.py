@@ -46,10 +46,7 @@ LAUNCHERS = {1: ONE_PROCESS, 2: TWO_PROCESSES}
 
 
 def write_config(folder: Path, *, workers: int = 1, norm_eval: bool = False) -> Path:
-    """Write a config of two epochs of five steps on soft shapes in `folder`; by default norms are trained.
-
-    Three of the 20 training images are damaged.
-    """
+    """Write a config of two epochs of five steps, on soft shapes of which three are damaged; norms are trained."""
     data = folder / "shapes"
     if not data.exists():
         command = ["scripts/make_shapes.py", "--out", data, "--train", "20", "--val", "7"]
@@ -65,11 +62,13 @@ def write_config(folder: Path, *, workers: int = 1, norm_eval: bool = False) -> 
 class Training:
     """A running train.py, alone or under a launcher; what it prints goes to a file."""
 
-    def __init__(self, *words: object, launcher: list[str] = ONE_PROCESS, **environment: str) -> None:
+    def __init__(
+        self, *words: object, launcher: list[str] = ONE_PROCESS, program: str = "train.py", **environment: str
+    ) -> None:
         self.output = tempfile.TemporaryFile("w+")  # noqa: SIM115 (it lives as long as the process)
         environment = os.environ | {"OMP_NUM_THREADS": "1"} | environment
         self.process = subprocess.Popen(
-            [*launcher, "train.py", *map(str, words)],
+            [*launcher, program, *map(str, words)],
             cwd=ROOT,
             env=environment,
             stdout=self.output,

@@ -4,6 +4,7 @@ import itertools
 import json
 import math
 
+import faults
 import pytest
 import torch
 
@@ -15,6 +16,8 @@ from gfl.training import divergence
 pytestmark = pytest.mark.robustness
 
 RISE, NAN, END = 8, 11, 15  # of 15 steps: where the loss rises, and where it is NaN
+SANE = RISE - 2  # the last step with a checkpoint of which the next does not tell that the loss rises
+RATE = 1e-4
 
 
 @pytest.fixture
@@ -45,9 +48,6 @@ def diverging(run, monkeypatch):
     return call
 
 
-RATE = 1e-4
-
-
 def steps(rates):
     return [step for step, _ in rates]
 
@@ -70,7 +70,7 @@ def test_a_diverged_run_stops_and_continues_from_before_the_rise_on_request(dive
     assert error.value.code == "not_finite"
     assert "--resume-from previous" in str(error.value)
     # However long the loss was high, previous.pt is from before.
-    assert (position(folder / LAST), position(folder / PREVIOUS)) == (NAN - 1, RISE - 1)
+    assert (position(folder / LAST), position(folder / PREVIOUS)) == (NAN - 1, SANE)
     capsys.readouterr()
     with pytest.raises(KeyboardInterrupt):
         diverging("newest", times=0, interrupted=NAN)
@@ -78,10 +78,10 @@ def test_a_diverged_run_stops_and_continues_from_before_the_rise_on_request(dive
     assert "--resume-from previous" in warning
     diverging.rates.clear()
     with pytest.raises(KeyboardInterrupt):
-        diverging("previous", times=0, interrupted=RISE)
-    assert position(folder / LAST) == RISE - 1  # which a plain --resume takes from now on
+        diverging("previous", times=0, interrupted=SANE + 1)
+    assert position(folder / LAST) == SANE  # which a plain --resume takes from now on
     diverging("newest", times=0)
-    assert diverging.rates == [(step, RATE) for step in range(RISE, END + 1)]
+    assert diverging.rates == [(step, RATE) for step in range(SANE + 1, END + 1)]
     assert records(folder) == [(step, RATE) for step in range(1, END + 1)]
 
 
@@ -89,13 +89,13 @@ def test_a_run_goes_back_by_itself_once(diverging, tmp_path):
     with pytest.raises(UserError) as error:
         diverging(times=2, on_divergence="rewind")
     assert error.value.code == "not_finite"
-    again = [(step, RATE / 2) for step in range(RISE, NAN + 1)]
+    again = [(step, RATE / 2) for step in range(SANE + 1, NAN + 1)]
     assert diverging.rates == [(step, RATE) for step in range(1, NAN + 1)] + again
 
 
 def test_a_run_that_went_back_and_was_interrupted_continues_to_the_bit(diverging, tmp_path):
     diverging(on_divergence="rewind")
-    assert steps(diverging.rates) == [*range(1, NAN + 1), *range(RISE, END + 1)]
+    assert steps(diverging.rates) == [*range(1, NAN + 1), *range(SANE + 1, END + 1)]
     folder = (tmp_path / "run").rename(tmp_path / "expected")
     with pytest.raises(KeyboardInterrupt):
         diverging(on_divergence="rewind", interrupted=END - 1)
@@ -106,4 +106,30 @@ def test_a_run_that_went_back_and_was_interrupted_continues_to_the_bit(diverging
     assert found["running_loss"] == expected["running_loss"]
     torch.testing.assert_close(found["model"], expected["model"], rtol=0, atol=0)
     torch.testing.assert_close(found["optimizer"]["state"], expected["optimizer"]["state"], rtol=0, atol=0)
-    assert records(tmp_path / "run") == records(folder) == [(n, RATE if n < RISE else RATE / 2) for n in range(1, 16)]
+    assert records(tmp_path / "run") == records(folder) == [(n, RATE if n <= SANE else RATE / 2) for n in range(1, 16)]
+
+
+def test_all_processes_go_back_when_one_has_a_loss_that_is_not_finite(tmp_path):
+    config, run = faults.write_config(tmp_path), tmp_path / "run"
+    words = [config, f"run_dir={run}", "optim.on_divergence=rewind"]
+    program = {"program": "tests/robustness/train_with_nan.py", "PYTHONPATH": str(faults.ROOT)}
+    training = faults.Training(*words, launcher=faults.TWO_PROCESSES, **program)
+    assert training.end() == 0, training.text
+    assert training.text.count("rewind   step 8 ") == 1
+    assert read_checkpoint(run / LAST)["progress"]["lr_factor"] == 0.5
+    assert steps(records(run)) == list(range(1, 11))
+
+
+def test_a_rate_that_is_far_too_high_after_a_long_warm_up(tmp_path):
+    """The loss explodes for dozens of steps and several checkpoints before it is NaN."""
+    config, run = faults.write_config(tmp_path), tmp_path / "run"
+    words = [config, f"run_dir={run}", "eval.interval=999", "log.interval=5", "optim.steps=[]"]
+    training = faults.Training(*words, "optim.epochs=80", "optim.lr=30", "optim.warmup_steps=1000")
+    assert training.end(600) == 2, training.text[-2000:]
+    assert training.text.strip().endswith("--resume-from previous")
+    sane, ruined = (read_checkpoint(run / name) for name in (PREVIOUS, LAST))
+    assert ruined["running_loss"]["mean"] > 3 * sane["running_loss"]["mean"]
+    lower = ["optim.lr=0.001", "optim.warmup_steps=0", f"optim.epochs={sane['progress']['epoch'] + 6}"]
+    training = faults.Training(*words, *lower, "--resume-from", "previous")
+    assert training.end() == 0, training.text
+    assert read_checkpoint(run / LAST)["running_loss"]["mean"] < 1.5 * sane["running_loss"]["mean"]

@@ -46,18 +46,19 @@ SANE, RISEN, EARLY = RunningLoss(60, 1.0, 0.9), RunningLoss(60, 9.0, 0.9), Runni
 
 
 def test_the_newest_checkpoint_whose_loss_had_not_risen_is_found(tmp_path):
-    def found(**losses):
+    def found(now=SANE, **losses):
         for steps, (name, loss) in enumerate(losses.items(), start=1):
             save(tmp_path / f"{name}.pt", 1, Progress(0, steps, steps_per_epoch=5), running_loss=loss)
-        return newest_sane_checkpoint(tmp_path)
+        return newest_sane_checkpoint(tmp_path, now)
 
-    assert newest_sane_checkpoint(tmp_path) is None
+    assert found() is None
     assert found(best=SANE, previous=SANE, last=SANE) == tmp_path / LAST
     assert found(best=SANE, previous=SANE, last=RISEN) == tmp_path / PREVIOUS
     assert found(previous=SANE, best=SANE, last=RISEN) == tmp_path / BEST
+    assert found(best=SANE, previous=SANE, last=SANE, now=RISEN) == tmp_path / PREVIOUS
     assert found(best=EARLY, previous=RISEN, last=EARLY) is None
     assert found(best=SANE, previous=SANE, last=SANE) == tmp_path / LAST
     (tmp_path / LAST).write_bytes(b"damaged")
     (tmp_path / f"{PREVIOUS}.json").unlink()
     write_torch_file(tmp_path / PREVIOUS, detector_content({}, CONFIG, ["disc"]))  # weights only
-    assert newest_sane_checkpoint(tmp_path) == tmp_path / BEST
+    assert found() == tmp_path / BEST
