@@ -8,6 +8,7 @@ from gfl.method.assign import assign_atss
 from gfl.method.points import PointLayout, make_point_grid, points_in_images
 from gfl.structures import Targets
 
+pytestmark = pytest.mark.robustness
 LAYOUTS = (PointLayout((8, 16, 32, 64, 128)), PointLayout((8, 16, 32, 64, 128), offset=0.5))
 
 
