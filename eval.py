@@ -5,6 +5,7 @@ import hashlib
 import re
 import signal
 
+from gfl.common.output import protect_output
 from gfl.common.progress import announce, print_line, print_lines, progress_bar
 
 
@@ -17,7 +18,9 @@ def parse_args() -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("checkpoint", help="a run folder (its best.pt, else its last.pt) or a .pt file")
-    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="override the checkpoint's config")
+    parser.add_argument(
+        "overrides", nargs="*", default=[], metavar="section.key=value", help="override the checkpoint's config"
+    )
     parser.add_argument(
         "--data",
         nargs=2,
@@ -32,6 +35,7 @@ def parse_args() -> argparse.Namespace:
 
 
 if __name__ == "__main__":  # before the heavy imports, so that --help answers at once and Ctrl-C is no traceback
+    protect_output()
     ARGS = parse_args()
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     announce(f"loading libraries and {ARGS.checkpoint}")

@@ -2,7 +2,8 @@
 
 import argparse
 
-from gfl.common.progress import announce, print_line, print_lines
+from gfl.common.output import protect_output
+from gfl.common.progress import announce, print_line, print_lines, progress_bar
 from gfl.training.signals import StopRequest
 
 
@@ -17,15 +18,21 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "overrides", nargs="*", metavar="section.key=value", help="override the config; a .yaml is laid over it"
     )
-    parser.add_argument("--resume", action="store_true", help="continue from the newest checkpoint of the run folder")
+    resume = parser.add_mutually_exclusive_group()
+    newest = {"action": "store_const", "const": "newest", "default": ""}
+    resume.add_argument("--resume", **newest, help="continue from the newest checkpoint of the run folder")
+    other = "continue from the checkpoint `previous`, `best` or a file, and drop what came after it"
+    resume.add_argument("--resume-from", dest="resume", metavar="WHICH", help=other)
     return parser.parse_intermixed_args()  # overrides may also follow a flag
 
 
 if __name__ == "__main__":  # before the heavy imports, so that --help answers at once and no signal is missed
+    protect_output()
     ARGS, STOP = parse_args(), StopRequest()
     announce(f"start    {ARGS.config}: loading libraries and data")
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -37,36 +44,39 @@ from gfl.checkpoint import BEST, LAST, PREVIOUS, TrainState, save_checkpoint
 from gfl.common import distributed
 from gfl.common.errors import Interrupted, run
 from gfl.config import Config, load_config, save_config
-from gfl.data.bad_images import report_bad_images
+from gfl.data.bad_images import gather_bad_images, report_bad_images
 from gfl.data.loader import TrainingData, batches, load_training_data
 from gfl.evaluation.coco_eval import coco_metrics, draw_samples, run_detector
 from gfl.structures import Batch
+from gfl.training.divergence import has_risen, train_with_rewind
 from gfl.training.initial_weights import load_initial_weights
 from gfl.training.log import RunLog
 from gfl.training.nonfinite import FiniteGuard
 from gfl.training.optim import autocast_dtype, build_optimizer, learning_rate, memory_format
 from gfl.training.resume import find_resume_checkpoint, restore, write_launch_id
+from gfl.training.run_lock import run_lock
 from gfl.training.step import train_step
 from gfl.training.summary import end_summary, resume_summary, run_summary
 
 
 def main(args: argparse.Namespace, stop: StopRequest) -> None:
     config = load_config(args.config, args.overrides)
-    with distributed.process_group() as device:
-        train(config, device, stop, resume=args.resume)
+    with distributed.process_group() as device, run_lock(Path(config.run_dir), stop, resume=bool(args.resume)):
+        train_with_rewind(partial(train, config, device, stop), args.resume)
 
 
-def train(config: Config, device: torch.device, stop: StopRequest, *, resume: bool) -> None:
+def train(config: Config, device: torch.device, stop: StopRequest, resume: str) -> None:
     """One process's part of a run."""
     optim, run_dir = config.optim, Path(config.run_dir)
     stop_before_start(stop)
 
     # What is trained. Only a new run asks for initial weights; a resumed one has them in its checkpoint.
-    checkpoint, damaged = find_resume_checkpoint(run_dir, resume=resume)
+    checkpoint, damaged = find_resume_checkpoint(run_dir, resume)
     data = load_training_data(config, device)
+    class_names, digests = data.train.class_names, data.digests()
     torch.manual_seed(config.seed)
-    model = build_detector(config, len(data.train.class_names)).to(device)
-    initial_weights = "" if checkpoint else load_initial_weights(model, config, data.train.class_names)
+    model = build_detector(config, len(class_names)).to(device)
+    initial_weights = "" if checkpoint else load_initial_weights(model, config, class_names)
     model.to(memory_format=memory_format(optim))
     criterion = build_criterion(config, model.quality, model.box_repr)
 
@@ -76,31 +86,38 @@ def train(config: Config, device: torch.device, stop: StopRequest, *, resume: bo
     steps_per_epoch = data.sampler.steps_per_epoch
     changes = {}
     if checkpoint:
-        changes = restore(
-            state, checkpoint, config=config, class_names=data.train.class_names, steps_per_epoch=steps_per_epoch
-        )
+        expected = {"class_names": class_names, "digests": digests, "steps_per_epoch": steps_per_epoch}
+        changes = restore(state, checkpoint, config=config, **expected)
     parallel = DistributedDataParallel(model) if distributed.world_size() > 1 else model
-    guard = FiniteGuard(state, run_dir)
+    guard = FiniteGuard(state, run_dir, rewind=optim.on_divergence == "rewind")
 
     if distributed.is_main():
         summary = run_summary(config, device, model, data)
-        summary += resume_summary(config, state.progress, checkpoint, initial_weights, damaged, changes)
+        summary += resume_summary(config, state, checkpoint, initial_weights, damaged, changes)
         print_lines(summary, indent=9)
     stop_before_start(stop)
     if distributed.is_main():
         save_config(config, run_dir / "config.yaml")
         write_launch_id(run_dir)
-    log = RunLog(run_dir, config, state.progress, steps_per_epoch, enabled=distributed.is_main())
 
-    last_is_sound = not damaged  # a damaged last.pt must not take the place of previous.pt
+    # A last.pt that is damaged, or has or leads to a risen loss, must not take the place of previous.pt.
+    is_last = checkpoint in (None, run_dir / LAST)
+    last_is_sound = is_last and not has_risen(state.running_loss)
 
     def save(name: str) -> None:
         nonlocal last_is_sound
-        guard.flush()  # nothing that is not finite is ever saved
+        if name == LAST:  # by all processes; the best is of the same step as the last one, by the main process only
+            guard.flush()  # nothing that is not finite is ever saved
+            state.bad_images |= gather_bad_images(data.train_loader.dataset.bad)
         if distributed.is_main():
-            backup_to = run_dir / PREVIOUS if name == LAST and last_is_sound else None
-            save_checkpoint(run_dir / name, state, config, data.train.class_names, backup_to=backup_to)
-            last_is_sound = last_is_sound or name == LAST
+            is_sound = not has_risen(state.running_loss)
+            backup_to = run_dir / PREVIOUS if name == LAST and last_is_sound and is_sound else None
+            save_checkpoint(run_dir / name, state, config, class_names, digests, backup_to=backup_to)
+            last_is_sound = is_sound
+
+    if not is_last:  # from now on --resume continues from here
+        save(LAST)
+    log = RunLog(run_dir, config, state.progress, steps_per_epoch, enabled=distributed.is_main())
 
     def stop_if_requested() -> None:
         """Save and stop where any process got a signal; all processes call this equally often."""
@@ -108,7 +125,7 @@ def train(config: Config, device: torch.device, stop: StopRequest, *, resume: bo
             return
         save(LAST)
         log.close()  # the progress bar goes before anything is printed
-        report_bad_images(data.train_loader.dataset.bad, run_dir)
+        report_bad_images(state.bad_images, run_dir)
         distributed.share_from_main(None)  # wait for it: torchrun gives the last process little time after the first
         if distributed.is_main():
             done = f"step {state.progress.step} of epoch {state.progress.epoch + 1}"
@@ -126,7 +143,7 @@ def train(config: Config, device: torch.device, stop: StopRequest, *, resume: bo
             for step_in_epoch in range(first_step + 1, steps_per_epoch + 1):
                 step = epoch * steps_per_epoch + step_in_epoch
                 torch.manual_seed(config.seed + step)  # what a step draws is a function of its number: resume needs it
-                rate = learning_rate(step - 1, optim, steps_per_epoch=steps_per_epoch)
+                rate = learning_rate(step - 1, optim, steps_per_epoch=steps_per_epoch) * state.progress.lr_factor
                 result = train_step(state, parallel, criterion, iterator, optim, rate)
                 guard.record(step, result)
                 state.progress = state.progress._replace(
@@ -151,7 +168,7 @@ def train(config: Config, device: torch.device, stop: StopRequest, *, resume: bo
     finally:
         log.close()
 
-    report_bad_images(data.train_loader.dataset.bad, run_dir)
+    report_bad_images(state.bad_images, run_dir)
     if distributed.is_main():
         print_lines(end_summary(run_dir, state.progress.best), indent=9)
 
@@ -175,7 +192,8 @@ def evaluate(
     """COCO metrics of the validation split, which are logged; None on all processes but the main one."""
     distributed.share_buffers(model)  # the statistics of trained BatchNorms differ between processes
     loader = interruptible_batches(data, stop_if_requested)
-    results = run_detector(model, loader, data.val, config.eval, device)
+    with progress_bar(total=len(data.val_loader), desc="val", leave=False, enabled=distributed.is_main()) as bar:
+        results = run_detector(model, loader, data.val, config.eval, device, on_batch=bar.update)
     if results is None:
         return None
     metrics = coco_metrics(data.val, results, max_detections=config.eval.max_detections)

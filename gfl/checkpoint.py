@@ -1,13 +1,10 @@
 """Checkpoints: tensors and plain data only, written completely or not at all, read without executing anything.
 
-Each checkpoint of a run has a `.json` beside it with its size and SHA-256, so that truncation and changes are detected.
+Each checkpoint of a run has a `.json` beside it with its size and SHA-256 (`gfl/common/checksum.py`).
 """
 
-import contextlib
-import json
+import errno
 import os
-import pickle
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,10 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from gfl.build import build_detector
-from gfl.common.dataclass_from_dict import at_least, check_plain
+from gfl.common import distributed
+from gfl.common.checksum import new_file_with_checksum, verify_checksum
+from gfl.common.dataclass_from_dict import above, at_least, check_plain
 from gfl.common.errors import UserError, error_context
-from gfl.common.files import ZIP_START, file_digest, temporary, write_json
+from gfl.common.files import new_file
 from gfl.common.text import describe, is_text, list_some, shell_command, short_repr
+from gfl.common.torch_file import read_torch_file
 from gfl.common.yaml_file import merge
 from gfl.config import Config, config_from_dict, config_to_dict, parse_overrides
 from gfl.evaluation.inference import Detector, default_device
@@ -39,6 +39,15 @@ class Progress(NamedTuple):
     step: Annotated[int, at_least(0)] = 0
     best: float = -1.0  # the best AP so far
     steps_per_epoch: Annotated[int, at_least(0)] = 0  # what `step` counts against
+    lr_factor: Annotated[float, above(0)] = 1.0  # on the learning rate; below 1 after `optim.on_divergence: rewind`
+
+
+class RunningLoss(NamedTuple):
+    """The total loss of a run over its last steps, as `gfl/training/divergence.py` averages and judges it."""
+
+    steps: Annotated[int, at_least(0)] = 0  # that it has averaged
+    mean: float = 0.0
+    lowest: float = 0.0  # the lowest mean so far
 
 
 @dataclass
@@ -49,14 +58,23 @@ class TrainState:
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     progress: Progress = field(default_factory=Progress)
+    running_loss: RunningLoss = field(default_factory=RunningLoss)
+    bad_images: dict[str, str] = field(default_factory=dict)  # that were replaced by others: file name -> reason
 
 
 def save_checkpoint(
-    path: Path, state: TrainState, config: Config, class_names: Sequence[str], *, backup_to: Path | None = None
+    path: Path,
+    state: TrainState,
+    config: Config,
+    class_names: Sequence[str],
+    digests: Mapping[str, str],
+    *,
+    backup_to: Path | None = None,
 ) -> None:
     """Write everything that ``--resume`` needs; an interrupted write leaves the previous file.
 
     Args:
+        digests: of the splits, by name; a resumed run reports whether they have changed.
         backup_to: where to move the previous file instead of overwriting it.
 
     Raises `UserError` if the disk is full or the folder cannot be written.
@@ -65,12 +83,22 @@ def save_checkpoint(
         "progress": state.progress._asdict(),
         "optimizer": state.optimizer.state_dict(),
         "scaler": state.scaler.state_dict(),
+        "running_loss": state.running_loss._asdict(),
+        "bad_images": state.bad_images,
+        "digests": dict(digests),
+        "processes": distributed.world_size(),
     }
     content = detector_content(state.model.state_dict(), config, class_names) | training
+    write_checkpoint(path, content, backup_to=backup_to)
+
+
+def write_checkpoint(path: Path, content: Mapping[str, Any], *, backup_to: Path | None = None) -> None:
+    """Write the content of a checkpoint as `save_checkpoint` does, with the same arguments and errors."""
     try:
-        write_torch_file(path, content, checksum=True, backup_to=backup_to)
+        with new_file_with_checksum(path, backup_to=backup_to) as unfinished:
+            _save(content, unfinished)
     except UserError as error:
-        raise UserError(f"{error}; free some space, then continue with --resume", code=error.code) from None
+        raise UserError(f"{error}, then continue with --resume", code=error.code) from None
 
 
 def detector_content(model: Mapping[str, Tensor], config: Config, class_names: Sequence[str]) -> dict[str, Any]:
@@ -78,65 +106,23 @@ def detector_content(model: Mapping[str, Tensor], config: Config, class_names: S
     return {"format": FORMAT, "model": model, "config": config_to_dict(config), "class_names": list(class_names)}
 
 
-def write_torch_file(path: Path, content: Any, *, checksum: bool = False, backup_to: Path | None = None) -> None:
-    """Write tensors and plain data completely or not at all; with `checksum`, also a json with size and hash.
+def write_torch_file(path: Path, content: Any) -> None:
+    """Write tensors and plain data completely or not at all.
 
     Raises `UserError` if the disk is full or the folder cannot be written.
     """
-    unfinished = temporary(path)
-    try:
-        with open(unfinished, "wb") as file:
+    with new_file(path) as unfinished:
+        _save(content, unfinished)
+
+
+def _save(content: Any, path: Path) -> None:
+    with open(path, "wb") as file:
+        try:
             torch.save(content, file)
-            file.flush()
-            os.fsync(file.fileno())
-        written = _checksum(unfinished) if checksum else None
-        if backup_to and path.is_file():
-            _move(path, backup_to)
-        _checksum_path(path).unlink(missing_ok=True)  # it belongs to the old file; a file without one is accepted
-        os.replace(unfinished, path)
-    except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
-        with contextlib.suppress(OSError):
-            unfinished.unlink()
-        reason = getattr(error, "strerror", None) or "the disk is full, or fails"
-        raise UserError(f"cannot write {path}: {reason}", code="unwritable") from None
-    if written:
-        write_json(_checksum_path(path), written)
-
-
-def _move(path: Path, target: Path) -> None:
-    """Rename a checkpoint and its checksum, in an order that never leaves a checksum beside another file."""
-    _checksum_path(target).unlink(missing_ok=True)
-    os.replace(path, target)
-    if _checksum_path(path).is_file():
-        os.replace(_checksum_path(path), _checksum_path(target))
-
-
-def _checksum_path(path: Path) -> Path:
-    return path.with_name(path.name + ".json")
-
-
-def _checksum(path: Path) -> dict[str, Any]:
-    return {"bytes": path.stat().st_size, "sha256": file_digest(path, "sha256")}
-
-
-def _verify_checksum(path: Path) -> None:
-    """Raise `UserError` if the file has changed since it was written; a file without a checksum is accepted."""
-    try:
-        written = json.loads(_checksum_path(path).read_text(encoding="utf-8"))
-        size, digest = written["bytes"], written["sha256"]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return
-    found = path.stat().st_size
-    if found != size:
-        raise UserError(
-            f"{path} has {found} bytes, but {short_repr(size)} were written: it is truncated or altered",
-            code="checksum",
-        )
-    if _checksum(path)["sha256"] != digest:
-        raise UserError(
-            f"{path} was altered after it was written: its SHA-256 differs from that in {_checksum_path(path).name}",
-            code="checksum",
-        )
+        except RuntimeError:  # torch's name for any failed write
+            raise OSError(errno.ENOSPC, "the disk is full, or fails") from None
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
@@ -168,30 +154,11 @@ def conversion_advice(path: Path) -> str:
 
 
 def read_tensor_file(path: Path) -> Any:
-    """Read a `torch.save` file of tensors and plain data, on the CPU; pages are loaded when they are used.
+    """Read a `torch.save` file, which must agree with its checksum if there is one; see `read_torch_file`.
 
     Raises `UserError` if the file is missing, damaged or of another kind.
     """
-    try:
-        _verify_checksum(path)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about the file's content; they would be printed above our error
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
-    except UserError:
-        raise
-    except OSError as error:
-        raise UserError(f"cannot read checkpoint {path}: {error.strerror or error}", code="unreadable") from None
-    except pickle.UnpicklingError:  # other objects beside the tensors, or damage of their descriptions
-        problem = f"{path} is damaged, or holds more than tensors and plain data; {conversion_advice(path)}"
-        raise UserError(problem, code="damaged") from None
-    except Exception:  # torch raises many types for a file it cannot read
-        raise UserError(f"{path} is damaged or not a file of tensors", code="damaged") from None
-
-
-def _is_zip(path: Path) -> bool:
-    """Whether it has torch's format since 1.6, the only one that can be memory-mapped."""
-    with open(path, "rb") as file:
-        return file.read(len(ZIP_START)) == ZIP_START
+    return read_torch_file(path, verify=lambda opened: verify_checksum(path, opened))
 
 
 def _check_types(state: dict[str, Any], path: Path) -> None:
@@ -201,18 +168,16 @@ def _check_types(state: dict[str, Any], path: Path) -> None:
         return UserError(f"{path}: {problem}; it is damaged", code="damaged")
 
     model, config, names = state["model"], state["config"], state["class_names"]
-    if not isinstance(model, dict) or not all(isinstance(name, str) and _is_dense(model[name]) for name in model):
-        raise damaged("its model is not a dict of named tensors in memory")
+    if not isinstance(model, dict) or not all(
+        isinstance(name, str) and isinstance(model[name], Tensor) for name in model
+    ):
+        raise damaged("its model is not a dict of named tensors")
     if not isinstance(config, dict):
         raise damaged(f"its config is {describe(config)}, not a section with keys")
     check_plain(config, f"config in {path}")
     named = isinstance(names, list) and names and all(isinstance(name, str) and is_text(name) for name in names)
     if not named or len(set(names)) < len(names):
         raise damaged(f"its class_names are {describe(names)}, not a list of different names")
-
-
-def _is_dense(value: Any) -> bool:
-    return isinstance(value, Tensor) and value.layout == torch.strided and value.device.type == "cpu"
 
 
 def newest_checkpoint(run_dir: Path) -> tuple[Path | None, list[str]]:
@@ -234,11 +199,8 @@ def newest_checkpoint(run_dir: Path) -> tuple[Path | None, list[str]]:
     return None, []
 
 
-def load_model_state(model: nn.Module, state: dict[str, Any], path: Path, *, assign: bool = False) -> None:
-    """Fill `model` from a checkpoint; with `assign` the checkpoint's tensors become the model's own, without a copy.
-
-    Raises `UserError` naming tensors that do not fit or hold NaN or infinity.
-    """
+def check_model_state(model: nn.Module, state: dict[str, Any], path: Path) -> None:
+    """Raise `UserError` naming tensors of a checkpoint that do not fit `model` or hold NaN or infinity."""
     own, saved = model.state_dict(), state["model"]
     ours, theirs = ({name: (t.shape, t.dtype) for name, t in tensors.items()} for tensors in (own, saved))
     if wrong := [name for name in {**own, **saved} if ours.get(name) != theirs.get(name)]:
@@ -253,7 +215,15 @@ def load_model_state(model: nn.Module, state: dict[str, Any], path: Path, *, ass
             "training diverged: use an earlier checkpoint",
             code="not_finite",
         )
-    model.load_state_dict(saved, assign=assign)
+
+
+def load_model_state(model: nn.Module, state: dict[str, Any], path: Path, *, assign: bool = False) -> None:
+    """Fill `model` from a checkpoint; with `assign` the checkpoint's tensors become the model's own, without a copy.
+
+    Raises `UserError` as `check_model_state` does.
+    """
+    check_model_state(model, state, path)
+    model.load_state_dict(state["model"], assign=assign)
 
 
 def find_checkpoint(path: Path, *names: str) -> Path | None:

@@ -154,8 +154,8 @@ class DataConfig:
     max_pixels: Annotated[int, between(1, 2**40)] = DEFAULT_MAX_PIXELS  # of an image file; a larger one is a bad image
     workers: Annotated[int, between(0, 1000)] = 4  # loader processes per training process
     on_bad_image: Literal["stop", "skip"] = "stop"  # in training; skip: another image in its place
-    # Regions to ignore are crowds, boxes marked `ignore` or `isgroupof`, and all boxes of these classes. Their points
-    # learn background, as in the reference, or nothing (mask), where no object claims them.
+    # Regions to ignore are crowds, boxes marked so (`ignore`, `difficult`, ...) and all boxes of these classes. Their
+    # points learn background, as in the reference, or nothing (mask), where no object claims them.
     ignored: Literal["background", "mask"] = "background"
     ignore_classes: tuple[str, ...] = ()  # names of the json that are no classes of the model
 
@@ -190,6 +190,9 @@ class OptimConfig:
     clip_norm: NotNegative = 0.0  # largest gradient norm, 0 for no limit
     amp: Literal["none", "auto", "bf16", "fp16"] = "none"  # auto: bf16 where the hardware has it, else none
     channels_last: bool = False
+    # What follows a loss or gradient that is not finite. Rewind: once in a run, back to the newest checkpoint from
+    # before the loss rose, and on from there at half the learning rate (gfl/training/divergence.py).
+    on_divergence: Literal["stop", "rewind"] = "stop"
 
 
 @dataclass(frozen=True)
@@ -264,7 +267,7 @@ def config_differences(before: Mapping[str, Any], config: Config) -> dict[str, t
     def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         entries: dict[str, Any] = {}
         for key, value in tree.items():
-            entries |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
+            entries |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
         return entries
 
     old, new = flat(before), flat(config_to_dict(config))

@@ -3,6 +3,8 @@
 import argparse
 
 from gfl.common.arguments import whole_number
+from gfl.common.output import protect_output
+from gfl.common.progress import announce
 
 
 def parse_args() -> argparse.Namespace:
@@ -12,7 +14,7 @@ def parse_args() -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("config", help="YAML file, see configs/")
-    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="override the config")
+    parser.add_argument("overrides", nargs="*", default=[], metavar="section.key=value", help="override the config")
     parser.add_argument("--batch", type=whole_number(1), default=2, help="images per step (default 2)")
     parser.add_argument(
         "--size", type=whole_number(1, 2**15), nargs=2, default=[800, 1088], metavar=("HEIGHT", "WIDTH")
@@ -25,7 +27,10 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_intermixed_args()  # overrides may also follow a flag
 
 
-ARGS = parse_args() if __name__ == "__main__" else None  # before the heavy imports, so that --help answers at once
+if __name__ == "__main__":  # before the heavy imports, so that --help answers at once
+    protect_output()
+    ARGS = parse_args()
+    announce(f"loading libraries and {ARGS.config}")
 
 import resource
 import statistics

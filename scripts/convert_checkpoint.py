@@ -3,6 +3,9 @@
 import argparse
 from pathlib import Path
 
+from gfl.common.output import protect_output
+from gfl.common.progress import announce, print_line
+
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
@@ -27,21 +30,23 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
-ARGS = parse_args() if __name__ == "__main__" else None  # before the heavy imports, so that --help answers at once
+if __name__ == "__main__":  # before the heavy imports, so that --help answers at once
+    protect_output()
+    ARGS = parse_args()
+    announce(f"loading libraries and {ARGS.input}")
 
 from collections.abc import Sequence
 from typing import Any
 
 from gfl.checkpoint import FORMAT, detector_content, find_detector, read_checkpoint, write_torch_file
 from gfl.common.errors import UserError, error_context, run
-from gfl.common.files import temporary
-from gfl.common.progress import print_line
+from gfl.common.files import writing
 from gfl.common.text import list_some, printable, shell_command
+from gfl.common.torch_file import read_torch_file
 from gfl.config import Config, config_from_dict, load_config
 from gfl.data.coco_json import category_names, read_coco_json
 from gfl.tools.convert.architecture import ExternalCheckpoint, allowed_settings, head_kind, parse_external
 from gfl.tools.convert.state_dict import convert_backbone, convert_detector, to_mmdet
-from gfl.tools.convert.torch_file import read_torch_file
 
 
 def main(args: argparse.Namespace) -> None:
@@ -56,19 +61,16 @@ def main(args: argparse.Namespace) -> None:
             )
     check_output(source, out)
     content = export_to_mmdet(source) if args.to == "mmdet" else import_external(source, args)
-    try:
+    with writing(out):
         out.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot write {out}: {error.strerror}", code="unwritable") from None
     write_torch_file(out, content)
     print_line(f"wrote    {out} ({out.stat().st_size / 2**20:.0f} MiB)")
     print_line(f"next     {next_command(content, out)}")
 
 
 def check_output(source: Path, out: Path) -> None:
-    """Raise `UserError` if `out`, or the temporary file it is written through, is `source`, a folder or a device."""
-    written = (out.resolve(), temporary(out).resolve())
-    if source.resolve() in written or (out.exists() and not out.is_file()):
+    """Raise `UserError` if `out` is `source`, a folder or a device."""
+    if source.resolve() == out.resolve() or (out.exists() and not out.is_file()):
         raise UserError(
             f"{source} cannot be converted to {out}: it is the same file, a folder or a device; choose another OUT",
             code="output",

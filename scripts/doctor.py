@@ -4,6 +4,10 @@
 import argparse
 import sys
 from pathlib import Path
+from typing import Any
+
+from gfl.common.output import protect_output
+from gfl.common.progress import announce
 
 EXAMPLE = """exit code: 0 no problems, 1 warnings, 2 training would refuse the data or stop
 example: python scripts/doctor.py train.json images/train --val val.json images/val --config configs/finetune.yaml
@@ -16,7 +20,7 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument("annotations", metavar="JSON", help="the training split")
     parser.add_argument("images", metavar="IMAGES", help="the folder its file names are relative to")
-    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="override the config")
+    parser.add_argument("overrides", nargs="*", default=[], metavar="section.key=value", help="override the config")
     parser.add_argument("--val", nargs=2, metavar=("JSON", "IMAGES"), help="the validation split")
     parser.add_argument("--config", metavar="YAML", help="the training config (default: the values in gfl/config.py)")
     parser.add_argument("--json", metavar="FILE", help="write the complete result there, with all ids and names")
@@ -29,6 +33,13 @@ def parse_args() -> argparse.Namespace:
         "--leave-out",
         metavar="OUT.json",
         help="report nothing, but write the json without images, annotations and categories that training refuses",
+    )
+    parser.add_argument(
+        "--no-copies",
+        nargs="*",
+        metavar="JSON IMAGES",
+        help="with --leave-out: also without images that have the pixels of one before them or, given another split, "
+        "of one of its images",
     )
     return parser.parse_intermixed_args()  # overrides may also follow a flag
 
@@ -47,9 +58,11 @@ def fix_names(annotations: str, images: str, out: str) -> int:
     return 1 if unknown else 0
 
 
-def report_left_out(counts: dict[str, tuple[int, int]], images: str, out: str) -> None:
-    """Print what `write_usable` returned, and the next command."""
-    for kind, (left, before) in counts.items():
+def leave_out(annotations: str, images: str, out: str, **options: Any) -> None:
+    """Write a json that training accepts, with the options of `write_usable`."""
+    from gfl.tools.doctor.leave_out import write_usable
+
+    for kind, (left, before) in write_usable((annotations, images), out, **options).items():
         print(f"{kind}: {before - left} of {before} left out")
     report_written(out, images)
 
@@ -67,20 +80,24 @@ def main(args: argparse.Namespace) -> None:
     from gfl.common.files import write_json
     from gfl.common.progress import print_line
     from gfl.config import config_from_dict, load_config, parse_overrides
-    from gfl.tools.doctor.leave_out import write_usable
     from gfl.tools.doctor.report import check_dataset, format_report
 
     if (args.fix_names or args.leave_out) and args.val:
         raise UserError("--fix-names and --leave-out take one json; run them for each, without --val")
+    no_copies, others = args.no_copies is not None, args.no_copies or []
+    if no_copies and (not args.leave_out or len(others) not in (0, 2)):
+        raise UserError(
+            "--no-copies belongs to --leave-out; it takes nothing, or another split's json and image folder"
+        )
+    if args.fix_names:
+        sys.exit(fix_names(args.annotations, args.images, args.fix_names))
     if args.config:
         config = load_config(args.config, args.overrides)
     else:
         config = config_from_dict(parse_overrides(args.overrides), "command line")
-    if args.fix_names:
-        sys.exit(fix_names(args.annotations, args.images, args.fix_names))
     if args.leave_out:
-        counts = write_usable(args.annotations, args.images, args.leave_out, config.data)
-        return report_left_out(counts, args.images, args.leave_out)
+        options = {"config": config.data, "no_copies": no_copies, "others": others}
+        return leave_out(args.annotations, args.images, args.leave_out, **options)
     result = check_dataset((args.annotations, args.images), args.val, config, progress=True)
     print(format_report(result, hint=not args.json))
     if args.json:
@@ -90,7 +107,9 @@ def main(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
+    protect_output()
     ARGS = parse_args()  # before anything heavy is imported: --help answers at once
+    announce(f"loading libraries and {ARGS.annotations}")
     from gfl.common.errors import run
 
     run(main, ARGS)

@@ -5,6 +5,8 @@ from pathlib import Path
 
 PARTS = ("train", "val", "annotations", "test")
 
+from gfl.common.output import protect_output
+
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
@@ -26,9 +28,12 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
-ARGS = parse_args() if __name__ == "__main__" else None  # before the heavy imports, so that --help answers at once
+if __name__ == "__main__":  # before the heavy imports, so that --help answers at once
+    protect_output()
+    ARGS = parse_args()
 
-from gfl.common.errors import UserError, run
+from gfl.common.errors import run
+from gfl.common.files import writing
 from gfl.common.progress import print_line, progress_bar
 from gfl.common.text import shell_command
 from gfl.tools.prepare.download import COCO, COCO_SERVER, Archive, fetch, unpack
@@ -36,10 +41,8 @@ from gfl.tools.prepare.download import COCO, COCO_SERVER, Archive, fetch, unpack
 
 def main(args: argparse.Namespace) -> None:
     folder = args.folder
-    try:
+    with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot create the folder {folder}: {error.strerror}") from None
     for part in dict.fromkeys(args.what or PARTS[:3]):
         get(COCO[part], folder, args.server or COCO_SERVER)
     command = "python train.py configs/gfl_r50_fpn_1x_coco.yaml"

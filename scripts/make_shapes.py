@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 from gfl.common.arguments import whole_number
+from gfl.common.output import protect_output
 
 EXAMPLE = "example:\n  python scripts/make_shapes.py --out data/shapes --train 800 --val 200 --seed 0"
 DEFAULT_OUT = "data/shapes"  # where configs/gfl_r18_shapes.yaml expects it
@@ -59,6 +60,7 @@ def _overrides(out: str) -> list[str]:
 
 
 if __name__ == "__main__":
+    protect_output()
     args = parse_args()  # before anything heavy is imported: --help answers at once
     from gfl.common.errors import run
 

@@ -5,6 +5,8 @@ import sys
 from pathlib import Path
 
 from gfl.common.arguments import whole_number
+from gfl.common.output import protect_output
+from gfl.common.progress import announce
 
 
 def parse_args() -> argparse.Namespace:
@@ -30,7 +32,11 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
-ARGS = parse_args() if __name__ == "__main__" else None  # before the heavy imports, so that --help answers at once
+if __name__ == "__main__":  # before the heavy imports, so that --help answers at once
+    protect_output()
+    ARGS = parse_args()
+    if not ARGS.dry_run:
+        announce(f"loading libraries and {ARGS.study}")
 
 import signal
 
@@ -44,7 +50,9 @@ TRAIN = Path(__file__).resolve().parent.parent / "train.py"
 
 
 def main(args: argparse.Namespace) -> None:
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # stops run and study as Ctrl-C does
+    for signum in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(signum) != signal.SIG_IGN:  # as nohup leaves SIGHUP
+            signal.signal(signum, signal.default_int_handler)  # stops run and study as Ctrl-C does
     options = StudyOptions(args.study, args.scale, args.seeds, args.nproc, args.rows, Path(args.out))
     if args.dry_run:
         print_commands(options)

@@ -10,6 +10,8 @@ EXAMPLE = (
     "another: python scripts/to_coco.py yolo data/coco8/data.yaml --out data/coco8/coco"
 )
 
+from gfl.common.output import protect_output
+
 
 def parse_args() -> argparse.Namespace:
     style = {"formatter_class": argparse.RawDescriptionHelpFormatter, "epilog": EXAMPLE}
@@ -65,8 +67,8 @@ def add_voc(layouts: argparse._SubParsersAction, style: dict) -> argparse.Argume
 
 
 def add_yolo(layouts: argparse._SubParsersAction, style: dict) -> argparse.ArgumentParser:
-    yolo = layouts.add_parser("yolo", help="data.yaml, labels/*.txt beside images/", **style)
-    yolo.add_argument("source", metavar="FILE", type=Path, help="the data.yaml")
+    yolo = layouts.add_parser("yolo", help="data.yaml or obj.data, labels/*.txt beside images/", **style)
+    yolo.add_argument("source", metavar="FILE", type=Path, help="the data.yaml, or the obj.data of Darknet and CVAT")
     yolo.add_argument(
         "--root",
         metavar="FOLDER",
@@ -90,7 +92,9 @@ def share(text: str) -> float:
     return value
 
 
-ARGS = parse_args() if __name__ == "__main__" else None  # before the heavy imports, so that --help answers at once
+if __name__ == "__main__":  # before the heavy imports, so that --help answers at once
+    protect_output()
+    ARGS = parse_args()
 
 import json
 import os
@@ -159,7 +163,7 @@ def print_summary(split: Split, file: Path) -> None:
     empty = sum(not image.boxes for image in split.images)
     crowd = sum(box.crowd for box in split.boxes)
     counts = f"{len(split.images)} images ({empty} without objects), {len(split.boxes)} boxes"
-    print_line(f"written   {file}: {counts}" + (f" ({crowd} difficult, as crowd)" if crowd else ""))
+    print_line(f"written   {file}: {counts}" + (f" ({crowd} difficult or ignored, as crowd)" if crowd else ""))
     for note in split.notes:
         print_line(f"note      {note}")
 

@@ -114,6 +114,17 @@ def loaded(config: Config) -> Any:
     return attempt(load)
 
 
+def divergence(config: Config) -> Any:
+    """How a run is to react."""
+
+    def refuse(*_: Any, **options: Any) -> None:
+        raise UserError(str(options))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train_command, "FiniteGuard", refuse)
+        return attempt(train_command.train, config, torch.device("cpu"), StopRequest(()), "")
+
+
 def run(config: Config) -> dict[str, Any]:
     """Files, records and saved checkpoints of a complete run of 2 epochs."""
     saved = []
@@ -123,7 +134,7 @@ def run(config: Config) -> dict[str, Any]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(train_command, "save_checkpoint", record)
-        train_command.train(config, torch.device("cpu"), StopRequest(()), resume=False)
+        train_command.train(config, torch.device("cpu"), StopRequest(()), resume="")
     folder = Path(config.run_dir)
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     records = [{name: value for name, value in line.items() if name != "images_per_s"} for line in lines]

@@ -1,5 +1,6 @@
 """Fixtures: small COCO-format sets whose boxes are drawn in their images, refused inputs, and scripts as modules."""
 
+import argparse
 import importlib.util
 import json
 import os
@@ -130,6 +131,39 @@ def refusal() -> Callable[..., Refusal]:
         assert message
         assert "\n" not in message
         return message
+
+    return call
+
+
+@pytest.fixture
+def run(coco_set, tmp_path, monkeypatch) -> Callable[..., None]:
+    """Train a tiny detector in this process, for an epoch of three steps, with a checkpoint after each.
+
+    Args of the factory: `resume` as in train.py, and keys of `optim`.
+    """
+    import train
+    from gfl.config import config_from_dict
+    from gfl.training.signals import StopRequest
+
+    data = coco_set([(96, 64)] * 6, [(number, 7, [10, 10, 60, 40]) for number in range(6)])
+    split = {"annotations": data.annotations, "images": data.images}
+    tree = {
+        "model": {
+            "backbone": {"name": "resnet18", "weights": "none"},
+            "fpn": {"channels": 64},
+            "head": {"channels": 64, "num_convs": 1},
+        },
+        "data": {"train": split, "val": split, "short_side": 64, "long_side": 96, "workers": 0},
+        "eval": {"interval": 9},
+        "log": {"images": 0, "interval": 1},
+        "save_interval": 1,
+        "run_dir": str(tmp_path / "run"),
+    }
+
+    def call(resume: str = "", **optim: object) -> None:
+        optim = {"batch": 2, "base_batch": 2, "epochs": 1, "warmup_steps": 0} | optim
+        monkeypatch.setattr(train, "load_config", lambda *_: config_from_dict(tree | {"optim": optim}, "test"))
+        train.main(argparse.Namespace(config="", overrides=[], resume=resume), StopRequest([]))
 
     return call
 

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from gfl.common import torch_file
 from gfl.common.errors import UserError
-from gfl.tools.convert import torch_file
-from gfl.tools.convert.torch_file import read_torch_file
+from gfl.common.torch_file import read_torch_file
 
 HUGE = 2**62 + 16  # numbers of 4 bytes: 64 bytes if the product overflows 64 bits
 
@@ -82,24 +82,30 @@ CALLS = {
 }
 
 
+def peak_mebibytes():
+    """The most memory that this process has had since `restart_peak`."""
+    return int(Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0]) / 1024
+
+
+def restart_peak():
+    """Measure from now on; returns what the process has."""
+    ctypes.CDLL(None).malloc_trim(0)  # so that growth is measured, not covered by what was freed before
+    Path("/proc/self/clear_refs").write_text("5")
+    return peak_mebibytes()
+
+
 def read_in_child(path, *, seconds=10, mebibytes=64):
     """Read `path` in a child process; returns "read" or "refused".
 
     Fails if the child crashes, hangs, raises anything but a `UserError` that names the file, or takes more memory.
     """
 
-    def peak():
-        status = Path("/proc/self/status").read_text()
-        return int(status.partition("VmHWM:")[2].split()[0]) / 1024
-
     def work(results):
         faulthandler.disable()
-        ctypes.CDLL(None).malloc_trim(0)  # so that growth is measured, not covered by what earlier tests freed
-        Path("/proc/self/clear_refs").write_text("5")  # restart the peak
         limit = resource.getpagesize() * int(Path("/proc/self/statm").read_text().split()[0]) + 2**31
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        before = peak()
+        before = restart_peak()
         try:
             read_torch_file(path)
             result = "read"
@@ -107,7 +113,7 @@ def read_in_child(path, *, seconds=10, mebibytes=64):
             result = "refused" if str(path) in str(error) and "\n" not in str(error) else str(error)
         except BaseException as error:
             result = repr(error)
-        results.send((result, peak() - before))
+        results.send((result, peak_mebibytes() - before))
 
     processes = multiprocessing.get_context("fork")
     ours, theirs = processes.Pipe(duplex=False)

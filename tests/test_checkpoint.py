@@ -23,6 +23,7 @@ from gfl.checkpoint import (
     read_checkpoint,
     write_torch_file,
 )
+from gfl.common.errors import UserError
 from gfl.config import config_from_dict
 
 
@@ -71,11 +72,52 @@ def test_a_missing_folder_is_named(tmp_path, refusal):
     assert str(tmp_path / "gone" / LAST) in refusal(save, tmp_path / "gone" / LAST)
 
 
+@pytest.mark.parametrize("link", [True, False])
+def test_the_checkpoint_before_is_kept_with_its_checksum(link, tmp_path, monkeypatch):
+    if not link:  # as on a file system without hard links
+        monkeypatch.setattr(os, "link", lambda *_: os.stat(tmp_path / "nothing such"))
+    for epoch in (1, 2, 3):
+        save(tmp_path / LAST, 1, Progress(epoch, 0), backup_to=tmp_path / PREVIOUS)
+    assert sorted(os.listdir(tmp_path)) == ["last.pt", "last.pt.json", "previous.pt", "previous.pt.json"]
+    assert [read_checkpoint(tmp_path / name)["progress"]["epoch"] for name in (LAST, PREVIOUS)] == [3, 2]
+    flip_bit(tmp_path / PREVIOUS)
+    with pytest.raises(UserError):
+        read_checkpoint(tmp_path / PREVIOUS)
+
+
+def test_what_was_verified_is_what_is_read(tmp_path, monkeypatch):
+    path = save(tmp_path / LAST, 1, Progress(1, 0))
+    monkeypatch.setattr("gfl.checkpoint.verify_checksum", lambda *_: save(path, 1, Progress(2, 0)))
+    assert read_checkpoint(path)["progress"]["epoch"] == 1
+
+
+def test_a_reader_always_finds_a_file_and_no_checksum_of_another(tmp_path, monkeypatch):
+    """Every call that changes the folder is followed by a reader."""
+    seen = []
+
+    def then_read(function):
+        def call(*args, **kwargs):
+            result = function(*args, **kwargs)
+            if (tmp_path / PREVIOUS).exists():
+                seen.append([read_checkpoint(tmp_path / name)["progress"]["epoch"] for name in (LAST, PREVIOUS)])
+            return result
+
+        return call
+
+    for epoch in (1, 2):
+        save(tmp_path / LAST, epoch, Progress(epoch, 0), backup_to=tmp_path / PREVIOUS)
+    for owner, name in ((os, "replace"), (os, "link"), (type(tmp_path), "unlink"), (type(tmp_path), "write_text")):
+        monkeypatch.setattr(owner, name, then_read(getattr(owner, name)))
+    save(tmp_path / LAST, 3, Progress(3, 0), backup_to=tmp_path / PREVIOUS)
+    assert seen == sorted(seen)
+    assert [list(state) for state in dict.fromkeys(map(tuple, seen))] == [[2, 1], [2, 2], [3, 2]]
+
+
 @pytest.mark.parametrize("backup", [PREVIOUS, None])
 def test_killed_anywhere_while_saving_there_is_a_complete_checkpoint(backup, tmp_path, monkeypatch):
     """Each call that changes the folder in turn is the last one that happens."""
-    calls = [(os, "replace"), (type(tmp_path), "unlink"), (type(tmp_path), "write_text"), (torch, "save")]
-    for last in range(12):
+    calls = [(os, "replace"), (os, "link"), (type(tmp_path), "unlink"), (type(tmp_path), "write_text"), (torch, "save")]
+    for last in range(16):
         folder = tmp_path / str(last)
         folder.mkdir()
         backup_to = folder / backup if backup else None
@@ -94,8 +136,6 @@ def test_killed_anywhere_while_saving_there_is_a_complete_checkpoint(backup, tmp
         assert read_checkpoint(found)["progress"]["epoch"] >= 2, last
         assert not problems, last
     assert finished
-    save(tmp_path / "0" / LAST)  # what an interrupted write leaves behind does not disturb the next one
-    assert not [name for name in os.listdir(tmp_path / "0") if "tmp" in name]
 
 
 def exit_when_used_up(function, left):
@@ -166,12 +206,15 @@ def saved(value):
     return buffer.getvalue()
 
 
+ENDLESS = {}
+ENDLESS["model"] = ENDLESS
 REDUCE_OF_NOTHING = b"\x80\x02R."
 NOT_CHECKPOINTS = {
     "empty": (b"", "damaged"),
     "zip of another kind": (zipped(document_xml="<xml/>"), "damaged"),
     "damaged pickle": (zipped(data_pkl=REDUCE_OF_NOTHING, version="3", byteorder="little"), "damaged"),
-    "module": (saved(nn.Linear(2, 2)), "damaged"),
+    "module": (saved(nn.Linear(2, 2)), "other_format"),
+    "endless": (saved(ENDLESS), "damaged"),
     "tensor": (saved(torch.zeros(3)), "other_format"),
     "other format": (saved({"format": "gfl-0", "model": {}}), "other_format"),
     "first half": (saved({"format": FORMAT, "model": {"weight": torch.zeros(1000)}})[:2500], "damaged"),
@@ -209,10 +252,6 @@ def test_a_malicious_file_is_refused_and_not_executed(tmp_path, refusal, wrap):
     assert not harm.exists()
 
 
-ENDLESS = {}
-ENDLESS["model"] = ENDLESS
-
-
 @pytest.mark.parametrize(
     ("key", "value"),
     [
@@ -221,7 +260,6 @@ ENDLESS["model"] = ENDLESS
         ("model", {"a": torch.zeros(2).to_sparse()}),
         ("model", {"a": torch.zeros(2, device="meta")}),
         ("config", 3),
-        ("config", ENDLESS),
         ("class_names", None),
         ("class_names", "ab"),
         ("class_names", []),

@@ -50,6 +50,17 @@ def test_every_help_ends_with_an_example_and_imports_nothing_heavy():
     assert not {"torch", "numpy", "cv2"} & set(result["modules"])
 
 
+def test_no_command_fails_where_its_output_cannot_be_written():
+    with open("/dev/full", "w") as full:
+        pipes = {"stdout": full, "stderr": subprocess.PIPE}
+        running = [subprocess.Popen([sys.executable, ROOT / path, "--help"], cwd=ROOT, **pipes) for path in COMMANDS]
+        ended = {
+            path: (process.communicate()[1], process.returncode)
+            for path, process in zip(COMMANDS, running, strict=True)
+        }
+    assert ended == dict.fromkeys(COMMANDS, (b"", 0))
+
+
 def test_bad_input_is_one_line_and_exit_code_2(tmp_path):
     (tmp_path / "file").touch()
     assert str(tmp_path / "file" / "shapes") in refuse("scripts/make_shapes.py", "--out", tmp_path / "file" / "shapes")

@@ -182,6 +182,10 @@ def test_a_saved_config_loads_as_the_same(unusual, tmp_path, refusal):
     assert str(impossible) in refusal(save_config, Config(), impossible)
 
 
+def test_a_saved_config_of_any_keys_can_be_compared():
+    assert config_differences({None: 1, "loss": {7: 1}}, Config())["seed"] == (None, 0)
+
+
 def test_differences_name_every_changed_key_and_no_other():
     before = config_to_dict(Config())
     assert config_differences(before, Config()) == {}

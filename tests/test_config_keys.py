@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from config_observations import (
     detections,
+    divergence,
     layout,
     loaded,
     losses,
@@ -116,6 +117,7 @@ ROWS: dict[str, tuple] = {
     "optim.clip_norm": (update, "0.01"),
     "optim.amp": (losses, "bf16"),
     "optim.channels_last": (layout, "true"),
+    "optim.on_divergence": (divergence, "rewind"),
     "eval.interval": (run, "2"),
     "eval.batch": (loaded, "2"),
     "eval.score_thresh": (detections, "0.3", MANY),
@@ -173,6 +175,7 @@ def observe(project) -> Callable:
             overrides = (*overrides, f"run_dir={project['DATA']}/{abs(hash(overrides))}/run")
         return function(make((*common.get(function, ()), *overrides)))
 
+    common[divergence] = common[run]
     return call
 
 

@@ -20,13 +20,24 @@ def test_folders_are_searched_with_their_sub_folders_but_without_the_output(scri
     assert [str(path.relative_to(folder)) for path in found] == ["a.JPG", "sub/a.jpg", "sub/deep/b.jfif"]
 
 
+def test_files_that_are_not_recognised_are_counted(script, refusal, tmp_path, capsys):
+    for name in ("a.jpg", "b.HEIC", "c.mp4", "notes.txt"):
+        (tmp_path / name).touch()
+    assert len(script("predict").list_images([str(tmp_path)], tmp_path / "out")) == 1
+    assert "2 files" in capsys.readouterr().out
+    (tmp_path / "a.jpg").unlink()
+    assert "b.HEIC" in refusal(script("predict").list_images, [str(tmp_path)], tmp_path / "out")
+
+
 def test_several_paths_are_taken_in_their_order_and_once_each(script, folder):
     arguments = [folder / "sub", folder / "a.JPG", folder / "sub" / "a.jpg"]
     found = script("predict").list_images(list(map(str, arguments)), folder.parent)
     assert [str(path.relative_to(folder)) for path in found] == ["sub/a.jpg", "sub/deep/b.jfif", "a.JPG"]
 
 
-@pytest.mark.parametrize("name", ["https://example.org//a/b.jpg", "s3://bucket/a.png"])
+@pytest.mark.parametrize(
+    "name", ["https://example.org//a/b.jpg", "s3://bucket/a.png", "rtsp://camera/1", "file:///tmp/a.png"]
+)
 def test_an_address_is_refused_as_it_was_given(script, refusal, tmp_path, name):
     error = refusal(script("predict").list_images, [name], tmp_path)
     assert error.code == "url"

@@ -92,8 +92,8 @@ def findings(source, file="gfl/some.py"):
 def call_is_safe(call, names, file):
     """Whether the arguments of a call make an unsafe function safe."""
     function = names.dotted(call.func)
-    if function == "torch.load":
-        return keyword_is(call, "weights_only", True)
+    if function == "torch.load":  # the package reads with gfl/common/torch_file.py
+        return file.startswith("tests/") and keyword_is(call, "weights_only", True)
     if function == "yaml.load" and file == SAFE_YAML:
         return len(call.args) == 2 and names.dotted(call.args[1]) == "_Loader"
     return False
@@ -102,9 +102,7 @@ def call_is_safe(call, names, file):
 def wrong_name(name, file):
     if name is None:
         return set()
-    if name == "torch.load":
-        return {"torch.load without weights_only=True"}
-    if name == "yaml.load":
+    if name in ("torch.load", "yaml.load"):
         return {name}
     if name in YAML_READERS and not file.startswith("tests/") and file != SAFE_YAML:
         return {name}
@@ -149,10 +147,10 @@ def test_the_loader_of_yaml_is_safe():
 @pytest.mark.parametrize(
     ("source", "expected"),
     [
-        ("import torch\ntorch.load(f)", "torch.load without weights_only=True"),
-        ("import torch\ntorch.load(f, weights_only=flag)", "torch.load without weights_only=True"),
-        ("import torch as t\ndef f():\n    return t.load(f)", "torch.load without weights_only=True"),
-        ("from torch import load as get\nget(f)", "torch.load without weights_only=True"),
+        ("import torch\ntorch.load(f)", "torch.load"),
+        ("import torch\ntorch.load(f, weights_only=flag)", "torch.load"),
+        ("import torch as t\ndef f():\n    return t.load(f)", "torch.load"),
+        ("from torch import load as get\nget(f)", "torch.load"),
         ("import torch\ntorch.hub.load('a/b', 'c')", "torch.hub"),
         ("from torch.hub import load_state_dict_from_url as get\nget(u)", "torch.hub"),
         ("import torch.jit\ntorch.jit.load(f)", "torch.jit.load"),
@@ -169,7 +167,7 @@ def test_the_loader_of_yaml_is_safe():
         ("import subprocess\nsubprocess.run('ls', shell=True)", "shell="),
         ("import zipfile\nzipfile.ZipFile(f).extractall(d)", ".extractall()"),
         ("from shutil import unpack_archive\nunpack_archive(f)", "shutil.unpack_archive"),
-        ("import torch\nmodel.eval()\ntorch.compile(m)\ntorch.load(f, map_location='cpu', weights_only=True)", None),
+        ("import torch\nmodel.eval()\ntorch.compile(m)", None),
         ("import numpy as np\nnp.load(f)\nnp.load(f, allow_pickle=False)", None),
         ("import re\nre.compile('a')\nself.eval = C().eval\nclass C:\n    eval: int = 1", None),
         ("import pickle\npickle.dumps(1)\nclass U(pickle._Unpickler): pass", None),
@@ -178,6 +176,12 @@ def test_the_loader_of_yaml_is_safe():
 )
 def test_unsafe_uses_are_found_and_safe_ones_are_not(source, expected):
     assert findings(source) == ({expected} if expected else set())
+
+
+def test_only_tests_may_use_torchs_own_reader():
+    source = "import torch\ntorch.load(f, map_location='cpu', weights_only={})"
+    assert findings(source.format(True), "tests/test_some.py") == set()
+    assert findings(source.format(True)) == findings(source.format(False), "tests/test_some.py") == {"torch.load"}
 
 
 def test_yaml_may_only_be_loaded_in_one_file_with_its_loader():

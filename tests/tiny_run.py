@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from gfl.checkpoint import Progress, TrainState, save_checkpoint
+from gfl.checkpoint import Progress, RunningLoss, TrainState, save_checkpoint
 from gfl.config import config_from_dict
 
 CONFIG = config_from_dict(
@@ -19,7 +19,8 @@ CONFIG = config_from_dict(
     },
     "test",
 )
-CLASS_NAMES = ("disc", "ring")
+CLASS_NAMES, DIGESTS = ("disc", "ring"), {"train": "ab" * 32, "val": "cd" * 32}
+RUNNING_LOSS, BAD_IMAGES = RunningLoss(60, 1.5, 1.25), {"a.png": "a.png is no image"}
 PROGRESS = Progress(epoch=1, step=2, best=0.25, steps_per_epoch=5)
 INPUTS = torch.randn(16, 4, generator=torch.Generator().manual_seed(0))
 
@@ -40,9 +41,15 @@ def train(state: TrainState, steps: int) -> TrainState:
     return state
 
 
-def save(path: Path, steps: int = 1, progress: Progress = PROGRESS, backup_to: Path | None = None) -> Path:
+def save(
+    path: Path,
+    steps: int = 1,
+    progress: Progress = PROGRESS,
+    backup_to: Path | None = None,
+    running_loss: RunningLoss = RUNNING_LOSS,
+) -> Path:
     """Write the checkpoint of a new run after `steps` steps."""
     state = train(new_state(), steps)
-    state.progress = progress
-    save_checkpoint(path, state, CONFIG, CLASS_NAMES, backup_to=backup_to)
+    state.progress, state.running_loss, state.bad_images = progress, running_loss, dict(BAD_IMAGES)
+    save_checkpoint(path, state, CONFIG, CLASS_NAMES, DIGESTS, backup_to=backup_to)
     return path

@@ -1,7 +1,6 @@
 """Train the runs of a study one after the other, each in its own process, and write the report."""
 
 import contextlib
-import fcntl
 import os
 import platform
 import signal
@@ -23,11 +22,13 @@ from gfl.ablation.study import Run, Study, load_study, plan, read_result, starte
 from gfl.build import build_criterion, build_detector
 from gfl.checkpoint import BEST, LAST, find_checkpoint
 from gfl.common.errors import ERROR_FILE, UserError, error_context
-from gfl.common.files import safe_file_name, write_text
+from gfl.common.files import safe_file_name, write_text, writing
+from gfl.common.lock import lock_folder
 from gfl.common.progress import print_line, progress_bar
 from gfl.common.text import markdown_code, markdown_text, printable, shell_command
 
 POLL_S = 2.0
+LOCK_FILE = "study.lock"  # in a run's folder, beside the one that train.py holds itself
 
 
 class StudyOptions(NamedTuple):
@@ -128,19 +129,23 @@ def _show_epochs(bar: tqdm, before: int, epochs: int) -> None:
 
 
 def train_run(run: Run, command: list[str], *, on_epochs: Callable[[int], object]) -> str | None:
-    """Train one run, its output in train.log of its folder; returns what went wrong, or None."""
-    errors = run.folder / "error.txt"
+    """Train one run, unless another study does; returns what went wrong, or None."""
     try:
-        run.folder.mkdir(parents=True, exist_ok=True)
+        with lock_folder(run.folder, LOCK_FILE):
+            return _train_locked(run, command, on_epochs)
+    except UserError as error:
+        if error.code != "locked":
+            raise
+        return str(error)
+
+
+def _train_locked(run: Run, command: list[str], on_epochs: Callable[[int], object]) -> str | None:
+    """Train one run, its output in train.log of its folder."""
+    errors = run.folder / "error.txt"
+    with writing(run.folder):
         errors.unlink(missing_ok=True)
         log = open(run.folder / "train.log", "a", encoding="utf-8", errors="replace")  # noqa: SIM115, closed below
-    except OSError as error:
-        raise UserError(f"cannot write to {run.folder}: {error.strerror}") from None
     with log:
-        try:
-            fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            return "another process is training it already, perhaps of a study that was killed; wait for it"
         environment = os.environ | {ERROR_FILE: str(errors.absolute())}
         with subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment) as process:
             try:

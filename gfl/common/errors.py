@@ -16,8 +16,11 @@ class Interrupted(Exception):
     """Raised after a command has stopped cleanly because of a signal."""
 
     def __init__(self, signum: int) -> None:
-        super().__init__(f"interrupted by {signal.Signals(signum).name}")
+        super().__init__(signum)
         self.signum = signum
+
+    def __str__(self) -> str:
+        return f"interrupted by {signal.Signals(self.signum).name}"
 
 
 class UserError(Exception):
@@ -55,10 +58,6 @@ def run(main: Callable, *args) -> None:
         line, code = str(error), 128 + error.signum
     except KeyboardInterrupt:
         line, code = "interrupted", 130
-    except BrokenPipeError:  # whoever read our output has closed it, as head does
-        # So that flushing the buffer does not fail again.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
     # Only here, after the except clauses, can the failed call's objects be freed, and with them its loader processes.
     gc.collect()
     print(line, file=sys.stderr, flush=True)

@@ -1,25 +1,95 @@
-"""Write files completely or not at all, and hash them."""
+"""Write files completely or not at all, with one line for every reason why that fails; and hash them."""
 
 import contextlib
+import errno
 import hashlib
 import itertools
 import json
 import os
+import re
+import socket
 import unicodedata
+import uuid
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from gfl.common.errors import UserError
+from gfl.common.text import one_line
 
 MAX_NAME = 150  # bytes; systems allow 255, and suffixes follow
 ZIP_START = b"PK\x03\x04"  # of a zip archive, as torch.save has written since PyTorch 1.6
+TEMPORARY_NAME = re.compile(r"(?P<name>.+)\.(?P<pid>\d+)-[0-9a-f]{8}@(?P<host>.+)\.tmp")
+ADVICE = {
+    errno.ENOSPC: "free some space",
+    errno.EDQUOT: "free some space, or raise the quota",
+    errno.EROFS: "mount its file system writable, or choose another folder",
+    errno.EACCES: "change the permissions, or choose another folder",
+    errno.EPERM: "change the permissions, or choose another folder",
+    errno.ENOENT: "its folder is missing: put it back if it was moved or deleted",
+    errno.ENOTDIR: "choose another folder",
+    errno.EEXIST: "choose another folder",
+    errno.EISDIR: "choose another name",
+}
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn an `OSError` within into a `UserError`: what cannot be written, why, and what to do."""
+    try:
+        yield
+    except OSError as error:
+        advice = ADVICE.get(error.errno, "check the disk")
+        raise UserError(
+            f"cannot write {path}: {error.strerror or one_line(error)}; {advice}", code="unwritable"
+        ) from None
+
+
+@contextlib.contextmanager
+def new_file(path: Path) -> Iterator[Path]:
+    """A temporary path to write to, which replaces `path` in the end; after an error it is removed.
+
+    Raises `UserError` if it cannot be written.
+    """
+    unfinished = temporary(path)
+    try:
+        with writing(path):
+            yield unfinished
+            os.replace(unfinished, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            unfinished.unlink()
+        raise
 
 
 def temporary(path: Path) -> Path:
-    """The name under which `path` is written, before it is renamed to its own."""
-    return path.with_name(path.name + ".tmp")
+    """A name beside `path` that no other writer has; `remove_leftovers` knows it after this process was killed."""
+    # Processes of containers may share host name and process id. Cut, since a name may have 255 bytes at most.
+    unique = f"{os.getpid()}-{uuid.uuid4().hex[:8]}@{socket.gethostname()}"
+    return path.with_name(f"{path.name[:60]}.{unique}.tmp")
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove the temporary files of killed processes; call it with the lock held under which checkpoints are saved."""
+    for path in folder.glob("*.tmp"):
+        if not (parts := TEMPORARY_NAME.fullmatch(path.name)):
+            continue
+        # Whether a process of another machine runs is unknown, but only the holder of the lock writes checkpoints.
+        here = parts["host"] == socket.gethostname()
+        if not _is_running(int(parts["pid"])) if here else ".pt" in parts["name"]:
+            with contextlib.suppress(OSError):
+                path.unlink()
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):
+        pass  # it belongs to another user, or is no process id
+    return True
 
 
 def safe_file_name(name: str) -> str:
@@ -58,20 +128,31 @@ def write_text(path: Path, text: str) -> None:
 
     Raises `UserError` if it cannot be written.
     """
-    unfinished = temporary(path)
-    try:
+    with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
+    with new_file(path) as unfinished:
         unfinished.write_text(text, encoding="utf-8")
-        os.replace(unfinished, path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            unfinished.unlink()
-        raise UserError(f"cannot write {path}: {error.strerror}", code="unwritable") from None
 
 
 def write_json(path: Path, value: Any) -> None:
     """Write `value` as json like `write_text`; NaN, which json does not have, raises `ValueError`."""
     write_text(path, json.dumps(value, allow_nan=False))
+
+
+def append(path: Path, data: bytes) -> None:
+    """Add `data` to the end of a file, or nothing where the disk is full.
+
+    Raises `UserError` if it cannot be written.
+    """
+    with writing(path), open(path, "ab", buffering=0) as file:
+        size = file.tell()
+        try:
+            if file.write(data) < len(data):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError:
+            with contextlib.suppress(OSError):
+                file.truncate(size)
+            raise
 
 
 def file_digest(path: Path, algorithm: str, *, on_bytes: Callable[[int], object] = lambda done: None) -> str:

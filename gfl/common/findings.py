@@ -4,11 +4,12 @@ import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from gfl.common.text import printable, truncate_parts
+from gfl.common.text import list_some, printable, truncate_parts
 
 LEVELS = ("ok", "warning", "error")  # the position is the exit code
 INDENT = " " * 6  # of the names below a finding
 MAX_NAME_LINES = 2
+MAX_FINDINGS = 12  # of a table; the most severe ones
 
 
 @dataclass(frozen=True)
@@ -21,18 +22,19 @@ class Finding:
     advice: str  # what to do, or how training handles it
     items: tuple[str | int, ...] = ()  # names or ids of all entries concerned
     reasons: tuple[str, ...] = ()  # one per item, where they differ
+    command: str = ""  # that corrects it
 
     def note(self) -> str:
         """The finding as a sentence."""
-        names = ": " + " ".join(name_lines(self.items, 40)) if self.items else ""
+        names = f": {list_some(self.items)}" if self.items else ""
         return f"{self.count} {self.what}{names}; {self.advice}"
 
 
 def finding_if_any(
-    level: str, what: str, advice: str, items: Sequence[str | int], reasons: Sequence[str] = ()
+    level: str, what: str, advice: str, items: Sequence[str | int], reasons: Sequence[str] = (), command: str = ""
 ) -> list[Finding]:
     """A list with one finding about `items`; an empty list if there are none."""
-    return [Finding(level, len(items), what, advice, tuple(items), tuple(reasons))] if items else []
+    return [Finding(level, len(items), what, advice, tuple(items), tuple(reasons), command)] if items else []
 
 
 def exit_code(findings: Iterable[Finding]) -> int:
@@ -41,22 +43,24 @@ def exit_code(findings: Iterable[Finding]) -> int:
 
 
 def table(findings: Sequence[Finding], width: int) -> list[str]:
-    """Lines of at most `width` characters, errors first; the names are listed below warnings and errors."""
+    """Lines of at most `width` characters, errors first; the names are listed below warnings and errors.
+
+    Of many findings the most severe are shown, and the number of the others.
+    """
     if not findings:
         return []
     count_width = max(len(f"{found.count:,}") for found in findings)
-    what_width = max(len(found.what) for found in findings)
-    columns = 12 + count_width + what_width + 2 + max(len(found.advice) for found in findings) <= width
     lines = []
-    for found in sorted(findings, key=lambda found: -LEVELS.index(found.level)):
+    ranked = sorted(findings, key=lambda found: -LEVELS.index(found.level))
+    shown = ranked if len(ranked) <= MAX_FINDINGS else ranked[: MAX_FINDINGS - 1]
+    for found in shown:
         start = f"  {found.level:<7} {found.count:>{count_width},}  "
-        if columns:
-            wrapped = [f"{start}{found.what:<{what_width}}  {found.advice}".rstrip()]
-        else:
-            sentence = start + found.what + (f": {found.advice}" if found.advice else "")
-            wrapped = textwrap.wrap(sentence, width, subsequent_indent=" " * len(start), break_on_hyphens=False)
+        sentence = start + found.what + (f": {found.advice}" if found.advice else "")
+        wrapped = textwrap.wrap(sentence, width, subsequent_indent=" " * len(start), break_on_hyphens=False)
         names = name_lines(found.items, width - len(INDENT)) if found.level != "ok" else []
         lines += [printable(line) for line in wrapped] + [INDENT + line for line in names]
+    if len(shown) < len(ranked):
+        lines.append(f"  and {len(ranked) - len(shown)} more kinds of findings, in the json (--json FILE)")
     return lines
 
 

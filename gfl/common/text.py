@@ -11,6 +11,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+TRUE_TEXTS = ("true", "t", "yes", "y", "on")
+FALSE_TEXTS = ("", "false", "f", "no", "n", "off", "none", "null", "unspecified")
+
 
 def is_text(value: str) -> bool:
     """Whether it can be printed and written: no control characters and no surrogates."""
@@ -110,6 +113,17 @@ def list_some(items: Sequence[Any]) -> str:
     """The first three items, and how many more there are."""
     more = f" and {len(items) - 3} more" if len(items) > 3 else ""
     return ", ".join(map(format_value, items[:3])) + more
+
+
+def parse_flag(value: Any) -> bool | None:
+    """Whether a mark is set, as tools write it: 1, 1.0, "1", true, "True", "yes"; None if that is unclear."""
+    text = str(value).strip().lower()
+    if text in FALSE_TEXTS or text in TRUE_TEXTS:
+        return text in TRUE_TEXTS
+    try:
+        return float(text) != 0
+    except ValueError:
+        return None
 
 
 def format_differences(differences: Mapping[str, tuple[Any, Any]]) -> list[str]:

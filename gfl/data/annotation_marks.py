@@ -8,16 +8,20 @@ import numpy as np
 
 from gfl.common.errors import UserError
 from gfl.common.findings import Finding, finding_if_any
-from gfl.common.text import format_value, short_repr
+from gfl.common.text import format_value, parse_flag, short_repr
 from gfl.data.coco_json import MAX_COORDINATE, MAX_INTEGER, entry_name
 
 MIN_SIDE = 1.0  # pixels; a smaller box is degenerate, as in the reference
-# Fields that mark a box as not to be learned: of COCO's crowds, mmdetection and many exports, and Open Images.
-IGNORE_KEYS = ("ignore", "isgroupof", "is_group_of", "isGroupOf", "IsGroupOf")
-FALSE_TEXTS = ("", "0", "0.0", "false", "no", "none")
-# Names of classes that stand for regions without exact boxes.
-REGION_NAMES = {"ignored regions", "ignored region", "ignored", "ignore", "ignore regions", "ignore region", "others"}
-REGION_NAMES |= {"don't care", "dont care", "dontcare", "don\u2019t care"}
+# Fields that mark a box as not to be learned: of mmdetection, Open Images, Pascal VOC and many exports.
+MARKS = ("ignore", "ignored", "is ignore", "is ignored", "is group of", "is crowd", "difficult", "is difficult")
+IGNORE_KEYS = frozenset(
+    spelling
+    for mark in MARKS
+    for joined in (mark.title().replace(" ", ""),)
+    for spelling in (mark.replace(" ", "_"), mark.replace(" ", ""), joined, joined[0].lower() + joined[1:])
+)
+FIELD_GROUPS = ("attributes", "extra", "flags")  # where tools put fields of their own
+REGION_WORDS = ("ignore", "dontcare", "donotcare")  # within names of classes for regions without exact boxes
 MIN_SHARE, MAX_SHARE = 0.01, 1.01  # of its box that a mask covers
 CONSTANT_SHARES = (math.pi / 4, 0.5)  # of discs and triangles, which are no other scale
 
@@ -28,18 +32,22 @@ def ignored_because(entry: dict[str, Any], ignored_categories: Collection[int] =
     """Why a checked annotation is a region to ignore: "crowd", "ignore" or "class"; "" if it is an object."""
     if entry.get("iscrowd"):
         return "crowd"
-    if any(_is_set(entry[key]) for key in IGNORE_KEYS if key in entry):
+    if _is_marked(entry) or any(_is_marked(entry[group]) for group in FIELD_GROUPS if group in entry):
         return "ignore"
     return "class" if entry["category_id"] in ignored_categories else ""
 
 
-def _is_set(value: Any) -> bool:
-    return value.strip().lower() not in FALSE_TEXTS if isinstance(value, str) else bool(value)
+def _is_marked(fields: Any) -> bool:
+    if not isinstance(fields, dict) or IGNORE_KEYS.isdisjoint(fields):
+        return False
+    flags = {key: parse_flag(fields[key]) for key in IGNORE_KEYS & fields.keys()}
+    return any(bool(fields[key]) if flag is None else flag for key, flag in flags.items())
 
 
 def looks_like_region(name: str) -> bool:
     """Whether the name of a class reads like regions to ignore."""
-    return " ".join(name.lower().replace("_", " ").replace("-", " ").split()) in REGION_NAMES
+    letters = "".join(filter(str.isalpha, name.lower()))
+    return letters == "others" or any(word in letters for word in REGION_WORDS)
 
 
 def own_area(bbox: Sequence[float]) -> float:
@@ -47,9 +55,9 @@ def own_area(bbox: Sequence[float]) -> float:
 
 
 def usable_area(entry: dict[str, Any]) -> float | None:
-    """The area of an annotation, None if it is missing, not finite or not above 0."""
+    """The area of an annotation, None if it is missing, no number, not finite or not above 0."""
     area = entry.get("area")
-    return area if area is not None and math.isfinite(area) and area > 0 else None
+    return area if is_number(area) and math.isfinite(area) and area > 0 else None
 
 
 def check_annotation(
@@ -58,7 +66,7 @@ def check_annotation(
     """Row of the image and label of one annotation, None for a class that is ignored.
 
     Raises `UserError` if it cannot be used, with the code "not_a_mapping", "other_task", "image_id", "category_id",
-    "rotated", "bbox" or "iscrowd_or_area".
+    "rotated", "bbox" or "iscrowd".
     """
 
     def refuse(reason: str, code: str) -> UserError:  # only then is the entry described, which takes time
@@ -82,8 +90,8 @@ def check_annotation(
         )
     if not numbers or len(box) != 4:
         raise refuse(f": bbox must be four numbers [x, y, width, height], not {short_repr(box)}", "bbox")
-    if entry.get("iscrowd") not in (None, 0, 1) or not (entry.get("area") is None or is_number(entry["area"])):
-        raise refuse(": iscrowd must be 0 or 1 and area a number, if present", "iscrowd_or_area")
+    if entry.get("iscrowd") not in (None, 0, 1):
+        raise refuse(f": iscrowd must be 0 or 1, not {short_repr(entry['iscrowd'])}", "iscrowd")
     return row_of[entry["image_id"]], label_of[entry["category_id"]]
 
 
@@ -126,7 +134,7 @@ def clip_corners(
 def rotation_findings(entries: Numbered) -> list[Finding]:
     """Boxes that an annotation tool has rotated: COCO's `bbox` is the box before its rotation, or around it."""
     rotated = [entry_name(entry, position) for position, entry in entries if _rotation(entry)]
-    what = "boxes are rotated in the annotation tool (as CVAT's attributes.rotation)"
+    what = "annotations of rotated boxes (as CVAT's attributes.rotation)"
     return finding_if_any("warning", what, "trained as upright boxes; check one by eye", rotated)
 
 
@@ -146,32 +154,36 @@ def _rotation(entry: dict[str, Any]) -> float:
     return 0.0
 
 
-def evaluation_findings(images: Iterable[dict[str, Any]], entries: Numbered) -> list[Finding]:
-    """What makes the metrics of a split others than one expects: areas, and LVIS's classes without full annotation."""
+def partial_label_findings(images: Iterable[dict[str, Any]]) -> list[Finding]:
+    """Images of which LVIS says that not all classes are annotated."""
+    partial = [
+        entry["id"] for entry in images if entry.get("not_exhaustive_category_ids") or entry.get("neg_category_ids")
+    ]
+    return finding_if_any(
+        "warning",
+        "images with LVIS's not_exhaustive_category_ids or neg_category_ids",
+        "these are not read: unlabelled objects train as background, and AP is not LVIS AP",
+        partial,
+    )
+
+
+def area_findings(entries: Numbered) -> list[Finding]:
+    """Areas that make APS, APM and APL others than one expects."""
     entries = list(entries)
     wrong = [
         entry_name(entry, position)
         for position, entry in entries
         if entry.get("area") is not None and usable_area(entry) is None
     ]
-    partial = [
-        entry["id"] for entry in images if entry.get("not_exhaustive_category_ids") or entry.get("neg_category_ids")
-    ]
     return [
         *finding_if_any(
-            "warning", "areas that are not finite or not above 0", "evaluation uses width x height of the box", wrong
+            "warning", "areas that are no number above 0", "evaluation uses width x height of the box", wrong
         ),
-        *_area_findings([(position, entry) for position, entry in entries if usable_area(entry) is not None]),
-        *finding_if_any(
-            "warning",
-            "images with LVIS's not_exhaustive_category_ids or neg_category_ids",
-            "the COCO evaluation does not read them: AP is not LVIS AP",
-            partial,
-        ),
+        *_far_areas([(position, entry) for position, entry in entries if usable_area(entry) is not None]),
     ]
 
 
-def _area_findings(entries: list[tuple[int, dict[str, Any]]]) -> list[Finding]:
+def _far_areas(entries: list[tuple[int, dict[str, Any]]]) -> list[Finding]:
     """Areas that no mask within the box can have, if most boxes have such."""
     boxes = [(p, e) for p, e in entries if min(e["bbox"][2:]) > 0 and all(map(math.isfinite, e["bbox"]))]
     if not boxes:

@@ -1,11 +1,10 @@
 """The list of images that training replaced by others (``data.on_bad_image: skip``)."""
 
-import contextlib
-import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from gfl.common.distributed import gather_to_main
+from gfl.common.distributed import gather_to_main, is_main
+from gfl.common.errors import UserError
 from gfl.common.files import write_json
 from gfl.common.progress import print_line
 
@@ -13,22 +12,20 @@ FILE = "bad_images.json"  # in the run folder, if there were any
 MAX_LINES = 20  # of the list that are printed
 
 
-def report_bad_images(replaced: Mapping[str, str], run_dir: Path) -> None:
-    """Print the images that any process replaced, now or before an interruption, and save them in the run folder.
+def gather_bad_images(replaced: Mapping[str, str]) -> dict[str, str]:
+    """The images that any process replaced, file name -> reason, on the main process; all processes call it."""
+    return {name: reason for part in gather_to_main(dict(replaced)) or () for name, reason in part.items()}
 
-    All processes call it, each with its own file names and reasons; only the main one prints and writes.
-    """
-    gathered = gather_to_main(dict(replaced))
-    if gathered is None:
+
+def report_bad_images(replaced: Mapping[str, str], run_dir: Path) -> None:
+    """Print the images that were replaced, and save them in the run folder; only the main process does."""
+    if not replaced or not is_main():
         return
-    path, bad = run_dir / FILE, {}
-    with contextlib.suppress(OSError, ValueError, TypeError):  # none yet, or edited by hand
-        bad |= json.loads(path.read_text(encoding="utf-8"))
-    for part in gathered:
-        bad |= part
-    if not bad:
-        return
-    write_json(path, bad)
-    print_line(f"bad      {len(bad)} training images were replaced by others (data.on_bad_image=skip): {path}")
-    for reason in list(bad.values())[:MAX_LINES]:
+    path = run_dir / FILE
+    print_line(f"bad      {len(replaced)} training images were replaced by others (data.on_bad_image=skip): {path}")
+    try:
+        write_json(path, dict(replaced))
+    except UserError as error:  # the checkpoint is saved, and the list is printed
+        print_line(f"warning  {error}")
+    for reason in list(replaced.values())[:MAX_LINES]:
         print_line(f"bad      {reason}")

@@ -1,5 +1,6 @@
 """COCO-format json: checked, and turned into flat arrays that loader processes can share."""
 
+import hashlib
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,12 +11,14 @@ import numpy as np
 from gfl.common.errors import UserError
 from gfl.common.text import list_some, short_repr
 from gfl.data.annotation_marks import (
+    area_findings,
     check_annotation,
-    evaluation_findings,
     ignored_because,
+    partial_label_findings,
     rotation_findings,
     visible_box,
 )
+from gfl.data.box_format import box_format_findings
 from gfl.data.coco_json import (
     category_names,
     collect_faults,
@@ -28,7 +31,7 @@ from gfl.data.file_names import check_files
 
 IGNORED = {  # why a box is left out of training, with the number of such boxes before it
     "crowd": "crowd boxes",
-    "ignore": "boxes marked as ignored (ignore, isgroupof)",
+    "ignore": "boxes marked as ignored (ignore, isgroupof, difficult)",
     "class": "boxes of data.ignore_classes",
 }
 
@@ -66,6 +69,16 @@ class CocoData:
     def ignored_of(self, index: int) -> np.ndarray:
         """Boxes (k, 4) of the regions of image `index` that are ignored."""
         return self.ignored_xyxy[self.ignored_offsets[index] : self.ignored_offsets[index + 1]]
+
+    def digest(self) -> str:
+        """SHA-256 of all that a run takes from the json: ids, names and sizes of images, boxes, labels and classes."""
+        texts = (self.file_names.tolist(), self.class_names, self.category_ids, self.ignored_categories)
+        arrays = (self.image_ids, self.sizes, self.boxes_xyxy, self.labels, self.offsets)
+        digest = hashlib.sha256(repr(texts).encode("utf-8", "surrogatepass"))
+        for array in (*arrays, self.ignored_xyxy, self.ignored_offsets):
+            digest.update(f"{array.shape}".encode())
+            digest.update(np.ascontiguousarray(array))
+        return digest.hexdigest()
 
 
 def load_coco(
@@ -121,8 +134,8 @@ def build_coco_data(
         class_names=class_names,
         category_ids=category_ids,
         has_annotations="annotations" in tree,
-        notes=read.notes,
-        eval_notes=tuple(found.note() for found in evaluation_findings(tree["images"], enumerate(entries))),
+        notes=(*(found.note() for found in partial_label_findings(tree["images"])), *read.notes),
+        eval_notes=tuple(found.note() for found in area_findings(enumerate(entries))),
         ignored_xyxy=read.ignored_boxes[ignored_order],
         ignored_offsets=np.searchsorted(read.ignored_rows[ignored_order], np.arange(len(image_ids) + 1)),
         ignored_classes=tuple(ignored.values()),
@@ -177,13 +190,15 @@ def _read_annotations(
             rows.append(row)
             boxes.append(box)
             labels.append(label)
+    as_written = np.array([entry["bbox"] for entry in entries], np.float64).reshape(-1, 4)
+    format_findings = box_format_findings(as_written, sizes[[row for row, _ in checked]].reshape(-1, 2))
     return _Boxes(
         np.array(rows, np.int64),
         np.array(boxes, np.float32).reshape(-1, 4),
         np.array(labels, np.int64),
         np.array([row for row, _ in ignored], np.int64),
         np.array([box for _, box in ignored], np.float32).reshape(-1, 4),
-        _notes(entries, degenerate, counts),
+        (*(found.note() for found in format_findings), *_notes(entries, degenerate, counts)),
     )
 
 
@@ -198,7 +213,7 @@ def _notes(entries: list[Any], degenerate: list[int | str], counts: dict[str, in
     if any(counts.values()):
         texts = [f"{count} {IGNORED[reason]}" for reason, count in counts.items() if count]
         marked = counts["ignore"] or counts["class"]
-        notes.append(f"{', '.join(texts)} left out of training" + ("; evaluation treats them as crowd" * bool(marked)))
+        notes.append(f"{', '.join(texts)}: not trained on" + (", as crowd in evaluation" * bool(marked)))
     notes += [found.note() for found in rotation_findings(enumerate(entries))]
     return tuple(notes)
 

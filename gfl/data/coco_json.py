@@ -10,7 +10,9 @@ from typing import Any, TypeVar
 import numpy as np
 
 from gfl.common.errors import UserError
-from gfl.common.text import is_text, list_some, short_repr
+from gfl.common.file_kinds import recognise_content
+from gfl.common.text import is_text, list_some, parse_flag, short_repr
+from gfl.common.yaml_file import list_in_yaml
 from gfl.data.image_files import check_file_name
 
 T = TypeVar("T")
@@ -18,24 +20,28 @@ T = TypeVar("T")
 MAX_COORDINATE = 2**31  # pixels; sizes and coordinates are below it
 MAX_INTEGER = 2**62  # ids and whole numbers are below it: they fit int64, and a float can hold them
 
-WHOLE_NUMBERS = {  # what some exports write as 1.0
+WHOLE_NUMBERS = {  # what some exports write as 1.0 or "1"
     "images": ("id", "width", "height"),
     "categories": ("id",),
     "annotations": ("id", "image_id", "category_id"),
 }
 OTHER_FORMATS = {  # keys of a json that is not COCO's -> what it is
-    "shapes": "labelme's json of one image",
+    "imagePath": "labelme's json of one image",
     "_via_img_metadata": "a project of the VGG Image Annotator",
+    "regions": "a json of the VGG Image Annotator",
+    "objects": "Supervisely's json of one image",
+    "items": "Datumaro's json",
     "features": "GeoJSON",
     "frames": "a json of video frames",
+    "videos": "a json of videos, as of YouTube-VIS",
 }
 
 
 def read_coco_json(path: str) -> dict[str, Any]:
     """The json as a dict with at least `images` and `categories`; raises `UserError` for anything else.
 
-    UTF-8 with or without a byte order mark, UTF-16 and UTF-32. Ids and sizes like 1.0 become whole numbers, and
-    `iscrowd` like "0" or true becomes 0 or 1.
+    UTF-8 with or without a byte order mark, UTF-16 and UTF-32. Ids and sizes like 1.0 or "1" become whole numbers, and
+    `iscrowd` like "0", "yes" or true becomes 0 or 1.
     """
     tree = read_json(path)
     for key in ("images", "categories"):
@@ -52,17 +58,34 @@ def read_json(path: str) -> Any:
     if not path:
         raise UserError("no annotations given: set data.train.annotations and data.val.annotations")
     try:
-        return json.loads(Path(path).read_bytes())
+        data = Path(path).read_bytes()
+        return json.loads(data)
     except OSError as error:
         raise UserError(
             f"cannot read annotations {path}: {error.strerror}; see data/README.md for where they go"
         ) from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not valid json: {error}") from None
+        raise UserError(f"{path}: not valid json: {_why_invalid(data, error)}", code="json") from None
     except ValueError:  # Python converts at most 4300 digits
         raise UserError(f"{path}: not valid json: a number has thousands of digits") from None
     except RecursionError:
         raise UserError(f"{path}: not valid json: nested too deeply") from None
+
+
+def _why_invalid(data: bytes, error: json.JSONDecodeError | UnicodeDecodeError) -> str:
+    """What a file that is no json is instead, where that is known, else what the parser says."""
+    if not data.strip():
+        return "the file is empty"
+    starts_like_json = data.lstrip()[:1] in b"[{"
+    if not starts_like_json and (kind := recognise_content(data)):
+        return f"it is {kind}"
+    if isinstance(error, UnicodeDecodeError):
+        return f"not UTF-8 text ({error.reason} at byte {error.start}); save it as UTF-8"
+    if error.msg == "Extra data":
+        return f"{error}; several jsons in one file, perhaps one a line; export as COCO"
+    if starts_like_json and data.rstrip()[-1:] not in b"]}":
+        return f"{error}; its end is missing: copy or download it again"
+    return str(error)
 
 
 def _other_format(tree: Any) -> str:
@@ -73,14 +96,16 @@ def _other_format(tree: Any) -> str:
             return "; this is a list of detections, not annotations"
         if {"data", "annotations"} <= first.keys():
             return "; this is Label Studio's own json; export as COCO there"
-        return "; this is a list, perhaps of another tool; export as COCO there"
+        return f"; this is a list with {list_some(list(first))}, perhaps of another tool; export as COCO there"
     if not isinstance(tree, dict):
         return ""
     entries = tree.get("annotations")
     if isinstance(entries, list) and entries and isinstance(entries[0], dict) and "caption" in entries[0]:
         return "; this is COCO's json of captions; use the one of instances"
-    found = [what for key, what in OTHER_FORMATS.items() if key in tree]
-    return f"; this is {found[0]}; export as COCO" if found else ""
+    inner = next(iter(tree.values()), None)
+    keys = {*tree, *(inner if isinstance(inner, dict) else ())}  # VIA has an entry per image
+    found = [what for key, what in OTHER_FORMATS.items() if key in keys]
+    return f"; this is {found[0]}; export as COCO" if found else f"; it has {list_some(list(tree)) or 'nothing'}"
 
 
 def _convert_numbers(tree: dict[str, Any]) -> None:
@@ -89,14 +114,21 @@ def _convert_numbers(tree: dict[str, Any]) -> None:
             if not isinstance(entry, dict):
                 continue
             for key in keys:
-                value = entry.get(key)
-                if type(value) is float and value.is_integer() and abs(value) < MAX_INTEGER:
-                    entry[key] = int(value)
+                if (number := _whole_number(entry.get(key))) is not None:
+                    entry[key] = number
     for entry in tree.get("annotations", ()):
         if isinstance(entry, dict) and type(entry.get("iscrowd")) in (str, bool, float):
-            entry["iscrowd"] = {"0": 0, "1": 1, "false": 0, "true": 1, "0.0": 0, "1.0": 1}.get(
-                str(entry["iscrowd"]).strip().lower(), entry["iscrowd"]
-            )
+            flag = parse_flag(entry["iscrowd"])
+            entry["iscrowd"] = entry["iscrowd"] if flag is None else int(flag)
+
+
+def _whole_number(value: Any) -> int | None:
+    """The whole number that a float or a text of digits is."""
+    if type(value) is str and value.isascii() and value.isdecimal() and len(value) < 19:
+        return int(value)
+    if type(value) is float and value.is_integer() and abs(value) < MAX_INTEGER:
+        return int(value)
+    return None
 
 
 def collect_faults(entries: Sequence[Any], check: Callable[[Any, int], T]) -> list[T]:
@@ -162,6 +194,7 @@ def match_classes(names: dict[int, str], class_names: tuple[str, ...], path: str
     missing, extra = [n for n in class_names if n not in ids], [n for n in ids if n not in class_names]
     if missing or extra:
         looks = {_appearance(name): name for name in extra}
+        few_more = not missing and len(extra) <= 3
         alike = [f"{name!a} and {looks[_appearance(name)]!a}" for name in missing if _appearance(name) in looks]
         raise UserError(
             f"{path}: its {len(ids)} categories are not the model's {len(class_names)} classes"
@@ -169,6 +202,7 @@ def match_classes(names: dict[int, str], class_names: tuple[str, ...], path: str
             + (f"; unknown: {list_some([quote_invisible(name) for name in extra])}" if extra else "")
             + (f"; these look alike but differ: {list_some(alike)}" if alike else "")
             + "; use a json with the categories the model was trained on"
+            + (f', or leave them out with "data.ignore_classes={list_in_yaml(extra)}"' if few_more else "")
         )
     return tuple(ids[name] for name in class_names)
 

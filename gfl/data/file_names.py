@@ -7,11 +7,12 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote
+from urllib.parse import parse_qs, unquote, urlsplit
 
 import numpy as np
 
 from gfl.common.errors import UserError
+from gfl.common.file_kinds import is_url
 from gfl.common.files import write_text
 from gfl.common.text import format_value, list_some, shell_command
 from gfl.data.coco_json import read_coco_json
@@ -24,6 +25,7 @@ class FileSpellings:
     """Files below a folder, found by names that differ in slashes, percent escapes, Unicode form, case or folder."""
 
     def __init__(self, root: str) -> None:
+        self._root = root
         self._by_name: dict[str, list[str]] = defaultdict(list)
         self._by_base: dict[str, list[str]] = defaultdict(list)
         for file in _files_below(root):
@@ -33,11 +35,12 @@ class FileSpellings:
 
     def find(self, name: str) -> str | None:
         """The one file that `name` can mean, relative to the folder; None if there is none, or more than one."""
+        name = _path_of(name)
         key = _spelling(name)
         for files in (self._by_name.get(key, []), self._by_base.get(key.rpartition("/")[2], [])):
             if len(files) > 1:  # only letter case, or the folder, tells them apart
                 files = [file for file in files if unicodedata.normalize("NFC", file) == _cleaned(name)]
-            if len(files) == 1:
+            if len(files) == 1 and os.path.isfile(os.path.join(self._root, files[0])):  # and no link to nothing
                 return files[0]
         return None
 
@@ -66,6 +69,17 @@ def _files_below(root: str) -> Iterable[str]:
             return
 
 
+def _path_of(name: str) -> str:
+    """The path within an address of the web: of Label Studio's local files, the one that it serves."""
+    if not is_url(name) and "/?" not in name:
+        return name
+    try:
+        address = urlsplit(name)
+    except ValueError:
+        return name
+    return parse_qs(address.query).get("d", [address.path])[0]
+
+
 def _cleaned(name: str) -> str:
     """`name` with its slashes, percent escapes and Unicode form as files have them."""
     return unicodedata.normalize("NFC", unquote(name).replace("\\", "/").removeprefix("./").strip())
@@ -85,7 +99,11 @@ def check_files(root: str, file_names: np.ndarray, path: str) -> None:
     message = f"{path}: {len(missing)} of its {len(file_names)} images are not in {root}: {list_some(names)}"
     found = find_spellings(root, names, set(file_names.tolist()).difference(names))
     if not found:
-        advice = "add the files, or write a json without them: scripts/doctor.py with --leave-out OUT.json"
+        links = [name for name in names if os.path.islink(os.path.join(root, name))]
+        message += f"; {len(links)} are links to files that are gone" if links else ""
+        advice = f"add the files, or write a json without them: {leave_out_command(path, root)}"
+        if any(map(is_url, names)):
+            advice = f"download them into the folder; then this corrects the names: {fix_names_command(path, root)}"
         raise UserError(f"{message}; {advice}", code="missing_files")
     pairs = [f"{format_value(file)} for {format_value(name)}" for name, file in found.items()]
     raise UserError(
@@ -97,8 +115,17 @@ def check_files(root: str, file_names: np.ndarray, path: str) -> None:
 
 def fix_names_command(path: str, root: str) -> str:
     """The command that writes a json whose file names exist."""
-    fixed = Path(path).with_name(f"{Path(path).stem}_names.json")
-    return shell_command("python", "scripts/doctor.py", Path(path), Path(root), "--fix-names", fixed)
+    return _rewriting_command(path, root, "--fix-names", "names")
+
+
+def leave_out_command(path: str, root: str) -> str:
+    """The command that writes a json without what training refuses."""
+    return _rewriting_command(path, root, "--leave-out", "usable")
+
+
+def _rewriting_command(path: str, root: str, option: str, suffix: str) -> str:
+    out = Path(path).with_name(f"{Path(path).stem}_{suffix}.json")
+    return shell_command("python", "scripts/doctor.py", Path(path), Path(root), option, out)
 
 
 def write_fixed_names(annotations: str, root: str, out: str) -> tuple[dict[str, str], list[str]]:

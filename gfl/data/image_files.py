@@ -1,12 +1,15 @@
 """Image files: which names are allowed and exist, their sizes from the header, and their pixels."""
 
 import glob
+import io
 import os
+import warnings
 from collections.abc import Iterable
 from pathlib import Path
 
 import cv2
 import numpy as np
+from PIL import Image
 
 from gfl.common.errors import UserError
 from gfl.config import DEFAULT_MAX_PIXELS
@@ -21,11 +24,13 @@ from gfl.data.image_errors import (
     unopened,
 )
 from gfl.data.image_headers import Size, header_size, hidden_work
-from gfl.data.orientation import TRANSPOSED, read_orientation, turn_upright, without_orientation
+from gfl.data.orientation import TRANSPOSED, read_orientation, tiff_channels, turn_upright, without_orientation
 
 # In either case: all that OpenCV reads and that data sets contain; .jfif, .jpe and .mpo are JPEG.
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 IMAGE_SUFFIXES += (".jfif", ".jpe", ".mpo", ".avif", ".gif", ".jp2", ".dib", ".ppm", ".pgm", ".pnm")
+READ_FORMATS = ("JPEG", "MPO", "PNG", "BMP", "DIB", "TIFF", "WEBP", "AVIF", "GIF", "JPEG2000", "PPM")  # Pillow's names
+MAX_CHANNELS = 4  # that OpenCV reads
 BitDepth = int | tuple[float, ...]  # the config's `data.bit_depth`
 
 cv2.setNumThreads(0)  # loader processes are the parallelism; OpenCV's own threads would fight with them
@@ -144,6 +149,14 @@ def positional(value: float) -> str:
     return np.format_float_positional(value, precision=precision, unique=True, fractional=False, trim="-")
 
 
+def range_option(low: float, high: float) -> str:
+    """The setting of `data.bit_depth` that makes these values 0 and 255."""
+    ends = positional(low), positional(high)
+    if ends[0] == ends[1]:  # as in an image of one value: any range that has it
+        ends = ends[0], positional(high + max(1.0, abs(high) * 1e-3))
+    return f"data.bit_depth=[{ends[0]},{ends[1]}]"
+
+
 def scale_limits(bit_depth: BitDepth) -> tuple[float, float]:
     """The values that `data.bit_depth` makes 0 and 255."""
     return (0.0, 2.0**bit_depth - 1) if isinstance(bit_depth, int) else (float(bit_depth[0]), float(bit_depth[1]))
@@ -168,10 +181,10 @@ def _decode(path: Path, data: bytes, bit_depth: BitDepth) -> np.ndarray:
         return image
     values = _imdecode(path, data, cv2.IMREAD_UNCHANGED)
     if values is not None:
-        low, high = map(positional, finite_range(values))
+        low, high = finite_range(values)
         raise BadImage(
-            f"image {path} has pixels of type {values.dtype} with values from {low} to {high}, which need a scale "
-            f"to become 8 bits; set data.bit_depth, for example data.bit_depth=[{low},{high}]",
+            f"image {path} has pixels of type {values.dtype} with values from {positional(low)} to {positional(high)}, "
+            f"which need a scale to become 8 bits; set data.bit_depth, for example {range_option(low, high)}",
             code="pixel_type",
         )
     raise _undecoded(path, data)
@@ -205,11 +218,26 @@ def _imdecode(path: Path, data: bytes, flags: int) -> np.ndarray | None:
 def _undecoded(path: Path, data: bytes) -> BadImage:
     """The error for a file that cannot be decoded, by what its header says."""
     if is_cut_off(data):
-        return BadImage(f"image {path} is cut off: its end is missing; restore it or leave it out", code="truncated")
+        return BadImage(f"image {path} is cut off: its end is missing; restore it", code="truncated")
+    if (channels := tiff_channels(data)) > MAX_CHANNELS:
+        return BadImage(f"image {path} is a TIFF of {channels} channels; convert it to three", code="channels")
     what = "damaged or of an unknown format"
-    if header := header_size(data):
-        what = f"damaged or of an unsupported kind: its header says {header[0]} x {header[1]}, its pixels do not follow"
-    return BadImage(f"image {path} is {what}; restore it, convert it or leave it out", code="damaged_image")
+    if stored := header_size(data):
+        what = f"damaged or of an unsupported kind: its header says {stored[0]} x {stored[1]}, its pixels do not follow"
+    elif (name := _format_name(data)) not in ("", *READ_FORMATS):
+        return BadImage(f"image {path} is of format {name}, which is not read; convert it to PNG", code="format")
+    return BadImage(f"image {path} is {what}; restore or convert it", code="damaged_image")
+
+
+def _format_name(data: bytes) -> str:
+    """Pillow's name of the format; "" for content that Pillow does not know."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about odd metadata and sizes, which do not matter here
+            with Image.open(io.BytesIO(data)) as image:
+                return image.format or ""
+    except Exception:  # a damaged header can raise anything
+        return ""
 
 
 def image_sizes(path: Path) -> tuple[Size, Size]:

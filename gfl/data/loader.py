@@ -31,6 +31,10 @@ class TrainingData(NamedTuple):
     train_loader: DataLoader
     val_loader: DataLoader
 
+    def digests(self) -> dict[str, str]:
+        """What the splits hold, by name; see `CocoData.digest`."""
+        return {"train": self.train.digest(), "val": self.val.digest()}
+
 
 def load_training_data(config: Config, device: torch.device) -> TrainingData:
     """Read both splits and build their loaders; raises `UserError` if either cannot be used."""
@@ -61,7 +65,9 @@ def build_train_loader(
     """Batches of `data` in the order of `sampler`; ``on_bad_image: skip`` replaces bad images by others."""
     dataset = CocoDataset(data, config, training=True, seed=seed)
     replacements = sampler.candidates if config.on_bad_image == "skip" else None
-    return _build_loader(SafeDataset(dataset, replacements=replacements), sampler, config.workers, pin_memory)
+    hint = "; with data.on_bad_image=skip training takes others in place of such images"
+    safe = SafeDataset(dataset, replacements=replacements, hint=hint)
+    return _build_loader(safe, sampler, config.workers, pin_memory)
 
 
 def build_eval_loader(
@@ -157,8 +163,8 @@ def _ignore_stop_signals(worker: int) -> None:
     The main process also ends leftover workers with SIGTERM, so that signal ends the worker, but 10 s later.
     """
     os.setpgid(0, 0)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    for signum in (signal.SIGINT, signal.SIGUSR1, signal.SIGHUP):
+        signal.signal(signum, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: signal.alarm(10))  # SIGALRM ends the process
 
 

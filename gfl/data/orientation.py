@@ -29,7 +29,7 @@ from gfl.data.image_containers import (
     riff_chunks,
 )
 
-ORIENTATION, XMP = 0x0112, 700  # tags of EXIF and TIFF
+ORIENTATION, CHANNELS, XMP = 0x0112, 0x0115, 700  # tags of EXIF and TIFF
 TRANSPOSED = (5, 6, 7, 8)  # orientations that exchange width and height
 MAX_TEXT = 1 << 20  # bytes of a compressed text block that are unpacked
 TEXT_CHUNKS = (b"tEXt", b"zTXt", b"iTXt")  # of PNG
@@ -92,6 +92,15 @@ def without_orientation(data: bytes) -> bytes:
     changed = bytearray(data)
     struct.pack_into(tag.format, changed, tag.position, 1)
     return bytes(changed)
+
+
+def tiff_channels(data: bytes) -> int:
+    """Channels of a TIFF file's content by its tag; 0 for any other, and without the tag."""
+    try:
+        tag = find_tag(data, CHANNELS)
+    except struct.error:
+        return 0
+    return tag.value if tag else 0
 
 
 def _valid(value: object) -> int:

@@ -18,7 +18,7 @@ def train_candidates(data: CocoData, *, keep_empty: bool) -> np.ndarray:
     counts = np.diff(data.offsets)
     candidates = np.arange(len(data)) if keep_empty else np.flatnonzero(counts)
     if not counts.any():
-        raise UserError(f"{data.annotations}: no image has a box to learn", code="no_boxes")
+        raise UserError("; ".join((f"{data.annotations}: no image has a box to learn", *data.notes)), code="no_boxes")
     return candidates
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from PIL import Image, ImageDraw, ImageFont
 
-from gfl.common.errors import UserError
+from gfl.common.files import writing
 from gfl.evaluation.inference import mean_and_std
 
 # After Okabe and Ito (2008), safe for colour-blind eyes: ordered for contrast, without a blue too dark for the card.
@@ -26,7 +26,7 @@ CELL_HEIGHT = TITLE + STRIP + PANEL
 NOTABLE = 0.01  # bins of less probability are not drawn
 LEGEND = (
     "bars: probability of each bin, at its place in the image; left and right side above, top and bottom beside\n"
-    "white line: expectation, which is the side of the box  ·  ±: one standard deviation  ·  dot: predicting point"
+    "white line: expectation, the side of the box  ·  ± and capped line: standard deviation  ·  dot: predicting point"
 )
 
 
@@ -87,11 +87,9 @@ def draw_distributions(
 
 def save_image(image: np.ndarray, path: Path) -> None:
     """Write uint8 (H, W, 3) in the format of the file's ending; raises `UserError` where that is impossible."""
-    try:
+    with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(image).save(path)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}") from None
 
 
 def _colours(labels):

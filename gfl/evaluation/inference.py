@@ -4,7 +4,7 @@ numpy arrays of one image: n detections, N bins per side, sides in the order lef
 Pixels are those of the image file.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import NormalDist
 from typing import NamedTuple
@@ -13,10 +13,11 @@ import numpy as np
 import torch
 from PIL import Image
 
+from gfl.common.file_kinds import is_url
 from gfl.common.text import one_line
 from gfl.config import Config, DataConfig, EvalConfig
 from gfl.data.dataset import Sample, collate
-from gfl.data.image_errors import BadImage, check_pixel_count, is_url, url_error
+from gfl.data.image_errors import BadImage, check_pixel_count, url_error
 from gfl.data.image_files import read_image
 from gfl.data.orientation import pil_orientation, turn_upright
 from gfl.data.transforms import keep_ratio_size, resize
@@ -50,6 +51,11 @@ class Prediction(NamedTuple):
     scores: np.ndarray  # (n,)
     sides: Sides | None  # None where a side is a number only (`model.head.box` dirac or anchor_delta)
     points: np.ndarray  # (n, 2) the predicting points
+
+    def __repr__(self) -> str:
+        """Names and scores of the first few: the arrays would fill pages."""
+        first = [f"{name} {score:.2f}" for name, score in zip(self.class_names[:5], self.scores[:5], strict=True)]
+        return f"Prediction({len(self.scores)} objects: {', '.join(first)}{', ...' if len(self.scores) > 5 else ''})"
 
 
 class RawDetections(NamedTuple):
@@ -186,8 +192,8 @@ def default_device() -> torch.device:
 class Detector:
     """A trained detector with its config and class names, as `gfl.load_detector` returns it."""
 
-    model: DenseDetector
-    config: Config
+    model: DenseDetector = field(repr=False)
+    config: Config = field(repr=False)
     class_names: tuple[str, ...]
     checkpoint: Path
 

@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from gfl.common.errors import UserError
+from gfl.common.files import writing
 from gfl.evaluation.draw import PALETTE
 from gfl.evaluation.predictions import Predictions
 
@@ -39,11 +39,9 @@ def new_figure(columns: int, rows: int = 1, *, width: float = 4.6, height: float
 
 def save_figure(page: Figure, path: Path) -> None:
     """Write a PNG; raises `UserError` where that is impossible."""
-    try:
+    with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         page.savefig(path)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}") from None
 
 
 def plot_scores(named: Sequence[tuple[str, Predictions, dict[str, Any]]], path: Path) -> None:

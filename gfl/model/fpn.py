@@ -34,5 +34,10 @@ class FPN(nn.Module):
             merged[level - 1] = merged[level - 1] + F.interpolate(merged[level], size=size, mode="nearest")
         pyramid = [conv(feature) for conv, feature in zip(self.output, merged, strict=True)]
         for index, conv in enumerate(self.extra):
-            pyramid.append(conv(F.relu(pyramid[-1]) if self.extra_relu and index > 0 else pyramid[-1]))
+            feature = F.relu(pyramid[-1]) if self.extra_relu and index > 0 else pyramid[-1]
+            if feature.shape[-1] == 1:
+                # One more column of the convolution's own zero padding. Without it, oneDNN leaves a part of the
+                # weights' gradient unset in bf16 (torch 2.14 on a CPU), which may be anything.
+                feature = F.pad(feature, (0, 1))
+            pyramid.append(conv(feature))
         return pyramid

@@ -1,13 +1,11 @@
 """How well a data set fits the config, by its json alone: distances, object sizes, points per object, classes."""
 
-import math
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import yaml
 
 from gfl.common.findings import Finding, finding_if_any
+from gfl.common.yaml_file import list_in_yaml
 from gfl.config import Config
 from gfl.data.annotation_marks import looks_like_region
 from gfl.data.coco import CocoData
@@ -113,11 +111,6 @@ def class_findings(data: CocoData, split: str) -> list[Finding]:
         *finding_if_any("warning", "classes named like regions to ignore", option, regions),
         *finding_if_any("warning", f"classes without {split} boxes", advice[split], without),
     ]
-
-
-def list_in_yaml(names: Sequence[str]) -> str:
-    """A list of names as the command line takes it."""
-    return yaml.safe_dump(list(names), default_flow_style=True, width=math.inf, allow_unicode=True).strip()
 
 
 def fit_notes(train: CocoData, val: CocoData, config: Config) -> list[str]:

@@ -4,7 +4,7 @@ import json
 import shutil
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +16,10 @@ from tqdm import tqdm
 from gfl.checkpoint import Progress
 from gfl.common.distributed import mean_over_processes
 from gfl.common.errors import UserError
-from gfl.common.files import write_text
-from gfl.common.progress import progress_bar
+from gfl.common.files import append, writing
+from gfl.common.progress import print_line, progress_bar
 from gfl.config import Config
-
-METRICS_FILE = "metrics.jsonl"
+from gfl.training.metrics_file import METRICS_FILE, drop_after
 
 
 class RunLog:
@@ -41,17 +40,18 @@ class RunLog:
         first_step = progress.epoch * steps_per_epoch + progress.step
         self.step, self.epoch = first_step, progress.epoch + 1
         self._sums: list[Tensor] = []
+        self._warned = False
         self._since = self._last_step = time.perf_counter()
         if not enabled:
             return
-        from torch.utils.tensorboard import SummaryWriter  # slow to import, and only the main process needs it
+        from gfl.training.event_file import EventFile  # slow to import, and only the main process needs it
 
         self.path = run_dir / METRICS_FILE
-        try:
-            _drop_after(self.path, first_step, evaluated=progress.step < steps_per_epoch)
-            self.writer = SummaryWriter(run_dir / "tensorboard", purge_step=first_step + 1)
-        except OSError as error:
-            raise UserError(f"cannot write to {run_dir}: {error.strerror}") from None
+        with writing(run_dir):
+            damaged = drop_after(self.path, first_step, evaluated=progress.step < steps_per_epoch)
+        if damaged:
+            print_line(f"warning  {damaged} damaged line(s) dropped from {self.path}")
+        self.events = EventFile(run_dir / "tensorboard", purge_step=first_step + 1)
         if sys.stderr.isatty():
             # The losses stand in the lines above it, so that 80 columns have room for a bar.
             layout = "{desc} |{bar}| {percentage:3.0f}% {n_fmt}/{total_fmt} <{remaining}{postfix}"
@@ -102,9 +102,9 @@ class RunLog:
         """Record COCO metrics and images with detections, uint8 (H, W, 3), at the step and epoch of the last call."""
         overall = {f"val/{name}": value for name, value in metrics.items() if isinstance(value, float)}
         per_class = {f"val_class/{name}": each["AP"] for name, each in metrics["per_class"].items()}
-        self._record(overall | {name: value for name, value in per_class.items() if value is not None})
-        for number, sample in enumerate(samples):
-            self.writer.add_image(f"val/{number}", sample, self.step, dataformats="HWC")
+        defined = {name: value for name, value in per_class.items() if value is not None}
+        images = {f"val/{number}": sample for number, sample in enumerate(samples)}
+        self._record(overall | defined, images)
         values = {name: value for name, value in metrics.items() if name != "per_class"}
         text = [f"{name} {'-' if value is None else f'{value:.3f}'}" for name, value in values.items()]
         head = f"epoch {self.epoch:>3}  val"
@@ -116,12 +116,10 @@ class RunLog:
         self._since += time.perf_counter() - self._last_step  # the speed is of training only
 
     def close(self) -> None:
-        """Flush and close; may be called twice."""
+        """Remove the progress bar; may be called twice."""
         if self.bar:
             self.bar.close()
             self.bar = None
-        if self.enabled:
-            self.writer.close()
 
     def _print_parts(self, parts: list[str]) -> None:
         """Print parts side by side, on a terminal within its width."""
@@ -136,14 +134,19 @@ class RunLog:
     def _print(self, text: str) -> None:
         tqdm.write(text) if self.bar else print(text, flush=True)
 
-    def _record(self, values: dict[str, float]) -> None:
-        for name, value in values.items():
-            self.writer.add_scalar(name, value, self.step)
+    def _record(self, values: dict[str, float], images: dict[str, np.ndarray] | None = None) -> None:
+        line = json.dumps({"step": self.step, "epoch": self.epoch, **values}) + "\n"
+        self._try_to_write(append, self.path, line.encode())
+        self._try_to_write(self.events.add, self.step, values, images or {})
+
+    def _try_to_write(self, write: Callable[..., None], *args: Any) -> None:
+        """Call `write`; what cannot be written is said once: training is worth more than its log, and goes on."""
         try:
-            with open(self.path, "a", encoding="utf-8") as file:
-                file.write(json.dumps({"step": self.step, "epoch": self.epoch, **values}) + "\n")
-        except OSError as error:
-            raise UserError(f"cannot write {self.path}: {error.strerror}") from None
+            write(*args)
+        except UserError as error:
+            if not self._warned:
+                self._print(f"warning  {error}; training goes on, and its log has gaps")
+            self._warned = True
 
 
 def fit_parts(parts: Sequence[str], width: int) -> list[str]:
@@ -157,34 +160,3 @@ def fit_parts(parts: Sequence[str], width: int) -> list[str]:
             lines.append(indent)
         lines[-1] += f" {part}"
     return lines
-
-
-def loss_trend(path: Path) -> tuple[float, float] | None:
-    """Mean total loss over the first and the last tenth of the records in `path`; None for fewer than two records."""
-    losses = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
-        terms = [value for name, value in json.loads(line).items() if name.startswith("loss/")]
-        losses += [sum(terms)] if terms else []
-    if len(losses) < 2:
-        return None
-    count = max(len(losses) // 10, 1)
-    return sum(losses[:count]) / count, sum(losses[-count:]) / count
-
-
-def _drop_after(path: Path, step: int, *, evaluated: bool) -> None:
-    """Keep the records up to `step`, with the evaluation at that step if `evaluated`; drop lines that were cut off."""
-    if not path.is_file():
-        return
-    lines = path.read_text(encoding="utf-8").splitlines()
-    kept = [line for line in lines if _place(line) <= (step, evaluated)]
-    if len(kept) < len(lines):
-        write_text(path, "".join(line + "\n" for line in kept))
-
-
-def _place(line: str) -> tuple[float, bool]:
-    """The step of a record, and whether it is of the evaluation after that step."""
-    try:
-        record = json.loads(line)
-        return record["step"], any(key.startswith("val") for key in record)
-    except (ValueError, TypeError, KeyError):
-        return float("inf"), True

@@ -1,11 +1,15 @@
 """Signals that ask a run to stop: recorded by a handler, synchronized over processes, acted upon between two steps."""
 
+import contextlib
 import os
 import signal
 from collections.abc import Sequence
 from typing import Any
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # Ctrl-C, a scheduler's end of a job, its warning before
+from gfl.common.errors import Interrupted
+
+# Ctrl-C, a scheduler's end of a job, its warning before, and the end of the terminal.
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 
 
 class StopRequest:
@@ -19,16 +23,24 @@ class StopRequest:
         self.signum = 0
         self._group, self._pending = None, None
         for signum in signals:
-            signal.signal(signum, self._handle)
+            if signum != signal.SIGHUP or signal.getsignal(signum) != signal.SIG_IGN:  # nohup lets it be ignored
+                signal.signal(signum, self._handle)
 
     def _handle(self, signum: int, frame: Any) -> None:
         if self.signum:
             return
         self.signum = signum
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # handled by the system: Python may be waiting for another process
-        if os.environ.get("RANK", "0") == "0":  # print is not for signal handlers
+        if os.environ.get("RANK", "0") == "0":
             name = signal.Signals(signum).name
-            os.write(2, f"\n{name}: saving and stopping as soon as possible; Ctrl-C now stops at once\n".encode())
+            line = f"\n{name}: saving and stopping as soon as possible; Ctrl-C now stops at once\n"
+            with contextlib.suppress(OSError):  # the reader of a pipe may be gone, a terminal closed
+                os.write(2, line.encode())  # print is not for signal handlers
+
+    def raise_if_received(self) -> None:
+        """Raise `Interrupted` once this process has received a signal; for waiting before the others are involved."""
+        if self.signum:
+            raise Interrupted(self.signum)
 
     def synced_signal(self) -> int:
         """The signal that any process received, or 0; all processes call this equally often and get the same answer.

@@ -8,15 +8,18 @@ from typing import Any
 import torch
 from torch import nn
 
-from gfl.checkpoint import Progress
+from gfl.checkpoint import TrainState
 from gfl.common import distributed
-from gfl.common.text import format_differences, shell_command
+from gfl.common.text import format_differences, printable, shell_command
 from gfl.config import Config
 from gfl.data.loader import TrainingData
 from gfl.training.data_fit import fit_notes
-from gfl.training.log import METRICS_FILE, loss_trend
+from gfl.training.divergence import has_risen, newest_sane_checkpoint
+from gfl.training.metrics_file import METRICS_FILE, loss_trend
 from gfl.training.optim import autocast_dtype, scaled_lr
+from gfl.training.resume import resume_option
 
+MAX_CLASSES, MAX_NOTES = 20, 12  # that are shown
 MIN_AP = 0.001  # below it nothing was learned
 
 
@@ -29,15 +32,16 @@ def run_summary(config: Config, device: torch.device, model: nn.Module, data: Tr
     processes, amp = distributed.world_size(), autocast_dtype(optim, device)
     kind = f"{device.type}" + (f" ({torch.get_num_threads()} threads)" if device.type == "cpu" else "")
     precision = "float32" if amp is None else f"{str(amp).removeprefix('torch.')} autocast"
-    classes = ", ".join(
-        f"{label} {name} (id {category})"
+    classes = [
+        f"{label} {printable(name)} (id {category})"
         for label, (name, category) in enumerate(zip(train.class_names, train.category_ids, strict=True))
-    )
+    ]
+    more = f" and {len(classes) - MAX_CLASSES} more" if len(classes) > MAX_CLASSES else ""
     lines = {
         "device": f"{processes} x {kind}, {precision}" + (", channels_last" if optim.channels_last else ""),
         "train": f"{len(sampler.candidates)} of {len(train)} images, {len(train.labels)} boxes  {train.annotations}",
         "val": f"{len(val)} images, {len(val.labels)} boxes  {val.annotations}",
-        "classes": f"{len(train.class_names)}: {classes}",
+        "classes": f"{len(classes)}: {', '.join(classes[:MAX_CLASSES])}{more}",
         "model": f"{config.model.backbone.name}, {total:.2f} M parameters ({trained:.2f} M trained)",
         "batch": f"{optim.batch} = {processes} process(es) x {optim.accumulate} pass(es) x "
         f"{optim.batch // processes // optim.accumulate} images",
@@ -46,7 +50,7 @@ def run_summary(config: Config, device: torch.device, model: nn.Module, data: Tr
         "steps": f"{optim.epochs} epochs x {sampler.steps_per_epoch} = {optim.epochs * sampler.steps_per_epoch}",
         "output": config.run_dir,
     }
-    notes = [f"train: {note}" for note in train.notes] + [f"val: {note}" for note in val.notes + val.eval_notes]
+    notes = []
     if dropped := len(train) - len(sampler.candidates):
         notes.append(f"{dropped} training images without boxes dropped; data.keep_empty=true keeps them")
     if optim.warmup_steps * 2 > optim.epochs * sampler.steps_per_epoch:
@@ -56,12 +60,24 @@ def run_summary(config: Config, device: torch.device, model: nn.Module, data: Tr
     if config.data.workers > (cores := os.cpu_count() or 1):
         notes.append(f"{config.data.workers} loader processes on {cores} cores; data.workers={cores} may be faster")
     notes += fit_notes(train, val, config)
+    notes += [f"train: {note}" for note in train.notes] + [f"val: {note}" for note in val.notes + val.eval_notes]
+    notes = limit_notes(notes, config)
     return [f"{name:<8} {value}" for name, value in lines.items()] + [f"note     {note}" for note in notes]
+
+
+def limit_notes(notes: Sequence[str], config: Config) -> list[str]:
+    """The first notes, and the command that reports the others where there are many."""
+    if len(notes) <= MAX_NOTES:
+        return list(notes)
+    train, val = config.data.train, config.data.val
+    words = ["python", "scripts/doctor.py", Path(train.annotations), Path(train.images)]
+    words += ["--val", Path(val.annotations), Path(val.images), "--config", Path(config.run_dir) / "config.yaml"]
+    return [*notes[: MAX_NOTES - 1], f"and {len(notes) - MAX_NOTES + 1} more: {shell_command(*words)}"]
 
 
 def resume_summary(
     config: Config,
-    progress: Progress,
+    state: TrainState,
     checkpoint: Path | None,
     initial_weights: str,
     damaged: Sequence[str],
@@ -73,9 +89,9 @@ def resume_summary(
         checkpoint: what it resumes from, None for a new run.
         initial_weights: what `load_initial_weights` returned.
         damaged: what is wrong with newer checkpoints.
-        changes: how the config differs from the checkpoint's.
+        changes: how config, data and number of processes differ from the checkpoint's.
     """
-    lines = []
+    lines, progress, loss = [], state.progress, state.running_loss
     if checkpoint and progress.epoch == config.optim.epochs:
         lines.append(f"resume   {checkpoint} is complete: nothing to train")
     elif checkpoint:
@@ -83,6 +99,12 @@ def resume_summary(
     if initial_weights:
         lines.append(f"weights  {initial_weights}")
     lines += [f"warning  {problem}" for problem in damaged]
+    if has_risen(loss):
+        sane = newest_sane_checkpoint(Path(config.run_dir), loss)
+        advice = f"; {resume_option(sane)} goes back to before that" if sane else ""
+        lines.append(f"warning  its loss had risen from {loss.lowest:.3g} to {loss.mean:.3g}{advice}")
+    if progress.lr_factor != 1:
+        lines.append(f"note     {progress.lr_factor:g} of the learning rate since it went back after a divergence")
     return lines + [f"changed  {change}" for change in format_differences(changes)]
 
 

@@ -1,11 +1,11 @@
 """The runs of a study in processes of their own: tiny scripts stand in for train.py."""
 
-import fcntl
 import json
 
 import pytest
+from locked_folder import locked_by_another_process
 
-from gfl.ablation.run import StudyOptions, run_study, train_command
+from gfl.ablation.run import LOCK_FILE, StudyOptions, run_study, train_command
 from gfl.ablation.study import plan
 
 # Records AP 0.2 + 0.1 * seed, or fails as the row's name says.
@@ -78,15 +78,16 @@ def test_seeds_of_earlier_commands_stay_in_the_report(study, tmp_path):
     assert "--seeds 2" in report
 
 
-def test_a_run_that_another_process_trains_is_left_alone(study, tmp_path, refusal):
+def test_a_run_that_another_study_trains_is_left_alone(study, tmp_path, refusal):
     options, script = study
     options = options._replace(rows=("plain",))
     (run,) = plan(options.study, root=options.out / "runs", only=["plain"])
-    run.folder.mkdir(parents=True)
-    with open(run.folder / "train.log", "a") as log:
-        fcntl.flock(log, fcntl.LOCK_SH)  # any lock of another process
+    with locked_by_another_process(run.folder, LOCK_FILE) as other:
         refusal(run_study, options, script)
     assert not (run.folder / "metrics.jsonl").exists()
+    assert f"process {other.pid} " in (tmp_path / "out" / "table" / "report.md").read_text(encoding="utf-8")
+    run_study(options, script)
+    assert (run.folder / "metrics.jsonl").exists()
 
 
 def test_rows_that_cannot_be_built_and_missing_weights_are_refused_before_anything_runs(study, tmp_path, refusal):

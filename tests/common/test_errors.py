@@ -1,9 +1,7 @@
 """Errors of the user end a command in one line and with a fixed exit code."""
 
-import os
+import copy
 import signal
-import subprocess
-import sys
 
 import pytest
 
@@ -53,13 +51,9 @@ def test_other_errors_keep_their_traceback_and_results_are_returned():
     assert run(lambda value: value, 7) == 7
 
 
-def test_a_closed_output_is_not_an_error():
-    reading, writing = os.pipe()
-    os.close(reading)
-    source = "from gfl.common.errors import run; run(lambda: print('a' * 100_000))"
-    done = subprocess.run([sys.executable, "-c", source], stdout=writing, stderr=subprocess.PIPE, text=True, timeout=60)
-    os.close(writing)
-    assert (done.returncode, done.stderr) == (1, "")
+def test_an_interruption_can_be_sent_to_other_processes():
+    error = copy.copy(Interrupted(signal.SIGTERM))  # as pickle does it
+    assert (error.signum, str(error)) == (signal.SIGTERM, "interrupted by SIGTERM")
 
 
 def test_a_context_names_its_subject_and_keeps_the_code():

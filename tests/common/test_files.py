@@ -3,12 +3,23 @@
 import hashlib
 import json
 import os
+import resource
+import socket
+import subprocess
 import unicodedata
 from pathlib import Path
 
 import pytest
 
-from gfl.common.files import distinct_file_names, file_digest, safe_file_name, write_json
+from gfl.common.files import (
+    append,
+    distinct_file_names,
+    file_digest,
+    remove_leftovers,
+    safe_file_name,
+    temporary,
+    write_json,
+)
 
 
 def test_json_replaces_the_old_file_and_creates_its_folder(tmp_path):
@@ -32,6 +43,43 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch, refusal, owne
         assert str(path) in refusal(write_json, path, {"AP": 0.6})
     assert json.loads(path.read_text()) == {"AP": 0.5}
     assert os.listdir(tmp_path) == ["metrics.json"]
+
+
+def test_what_killed_processes_left_is_removed_and_files_of_others_stay(tmp_path, monkeypatch):
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "getpid", lambda: ended.pid)
+        left = [temporary(tmp_path / name) for name in ("last.pt", "metrics.json")]
+        patched.setattr(socket, "gethostname", lambda: "another.machine")
+        left.append(temporary(tmp_path / "last.pt.json"))
+        others = [temporary(tmp_path / "metrics.json"), tmp_path / "notes.tmp", tmp_path / "last.pt"]
+    others += [temporary(tmp_path / "last.pt"), temporary(tmp_path / "last.pt")]
+    for path in left + others:
+        path.touch()
+    remove_leftovers(tmp_path)
+    assert sorted(tmp_path.iterdir()) == sorted(set(others))
+    assert len(set(others)) == 5  # no two writers share a name
+
+
+def test_a_long_name_has_a_temporary_one(tmp_path):
+    path = tmp_path / ("ä" * 120)
+    write_json(path, 1)
+    assert path.read_text() == "1"
+
+
+def test_a_full_disk_takes_a_whole_record_or_none(tmp_path, refusal):
+    path = tmp_path / "metrics.jsonl"
+    append(path, b"first\n")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10, limits[1]))
+    try:
+        refused = refusal(append, path, b"second\n")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert str(path) in refused
+    assert refused.code == "unwritable"
+    assert path.read_bytes() == b"first\n"
 
 
 def test_a_file_in_place_of_the_folder_is_refused(tmp_path, refusal):

@@ -35,3 +35,12 @@ def test_errors_come_first_and_every_word_is_shown_in_any_width(width):
     assert " ".join(lines).replace(":", "").split() == f"{expected} ok 3 crowd boxes ignored".split()
     assert exit_code(findings) == 2
     assert [all_named(found, width) for found in findings] == [False, True, True]
+
+
+def test_of_many_findings_the_most_severe_are_shown():
+    warnings = [Finding("warning", 1, f"kind {number}", "") for number in range(14)]
+    lines = table([*warnings, Finding("error", 1, "images missing", "")], 80)
+    assert len(lines) == 12
+    assert "images missing" in lines[0]
+    assert [line.split()[-1] for line in lines[1:11]] == [str(number) for number in range(10)]
+    assert "4 more" in lines[11]

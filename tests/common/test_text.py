@@ -17,6 +17,7 @@ from gfl.common.text import (
     markdown_code,
     markdown_text,
     one_line,
+    parse_flag,
     printable,
     shell_command,
     short_repr,
@@ -64,6 +65,12 @@ def test_a_long_list_ends_with_its_rest():
 def test_control_characters_and_surrogates_are_not_text():
     assert is_text("ünïcode 漢字")
     assert not any(map(is_text, ("a\nb", "\x00", "\ud800")))
+
+
+def test_marks_are_read_as_tools_write_them():
+    assert all(parse_flag(value) is True for value in (1, "1", 1.0, True, "True", " yes", -1, "2"))
+    assert all(parse_flag(value) is False for value in (0, "0", "0.0", False, "no", None, "", "Unspecified"))
+    assert all(parse_flag(value) is None for value in ("maybe", [], {}))
 
 
 def test_differences_are_listed_by_key():

@@ -2,6 +2,7 @@
 
 import pytest
 
+from gfl.common import yaml_file
 from gfl.common.yaml_file import merge, parse_yaml, read_with_bases, read_yaml
 
 
@@ -44,12 +45,28 @@ def test_an_empty_file_is_an_empty_mapping(write):
         "a: 2020-13-45",
         "a: 2020-01-01",
         "{[1]: 2}",
+        "a: 1:59" + ":59" * 200 + ".0",
+        "a: " + "1:" * 1000 + "1",
+        f"{2**61 - 1}: 1",
+        "a: 1\n\u202e: 1\n- 1",
         "[" * 500 + "]" * 500,
     ],
 )
 def test_a_file_that_is_not_a_plain_mapping_is_refused(write, refusal, text):
     path = write(text)
-    assert refusal(read_yaml, path).startswith(f"{path}: ")
+    message = refusal(read_yaml, path)
+    assert message.startswith(f"{path}: ")
+    assert message.isprintable()
+
+
+def test_a_file_of_more_values_or_bytes_than_a_config_has_is_refused(write, refusal, monkeypatch):
+    monkeypatch.setattr(yaml_file, "MAX_NODES", 10)
+    monkeypatch.setattr(yaml_file, "MAX_BYTES", 100)
+    assert read_yaml(write("a: [1, 2, 3, 4, 5, 6, 7]")) == {"a": [*range(1, 8)]}
+    assert "10 values" in refusal(read_yaml, write("a: [1, 2, 3, 4, 5, 6, 7, 8]"))
+    assert "10 values" in refusal(read_yaml, write("a: [&b 1, *b, *b, *b, *b, *b, *b, *b]"))
+    assert read_yaml(write("a: " + "x" * 97)) == {"a": "x" * 97}
+    assert refusal(read_yaml, write("a: " + "x" * 98)).code == "too_large"
 
 
 def test_bytes_that_are_not_text_and_missing_files_are_refused(tmp_path, refusal):

@@ -4,7 +4,13 @@ import math
 
 import pytest
 
-from gfl.data.annotation_marks import evaluation_findings, ignored_because, looks_like_region, rotation_findings
+from gfl.data.annotation_marks import (
+    area_findings,
+    ignored_because,
+    looks_like_region,
+    partial_label_findings,
+    rotation_findings,
+)
 
 
 def entry(**changes):
@@ -12,7 +18,7 @@ def entry(**changes):
 
 
 def areas(*values, **changes):
-    return evaluation_findings([], enumerate(entry(area=value, **changes) for value in values))
+    return area_findings(enumerate(entry(area=value, **changes) for value in values))
 
 
 @pytest.mark.parametrize(
@@ -28,6 +34,12 @@ def areas(*values, **changes):
         ({"ignore": None}, ""),
         ({"isgroupof": 1}, "ignore"),
         ({"IsGroupOf": 1}, "ignore"),
+        ({"is_crowd": "yes"}, "ignore"),
+        ({"difficult": 1}, "ignore"),
+        ({"difficult": "Unspecified"}, ""),
+        ({"attributes": {"isCrowd": True}}, "ignore"),
+        ({"extra": {"ignore": 1}}, "ignore"),
+        ({"attributes": {"difficult": "false"}, "extra": None}, ""),
         ({"category_id": 9}, "class"),
     ],
 )
@@ -35,13 +47,22 @@ def test_marks_make_a_box_a_region_to_ignore(changes, reason):
     assert ignored_because(entry(**changes), {9}) == reason
 
 
-@pytest.mark.parametrize("name", ["ignored regions", "Ignore", "don't care", "DontCare", "Others", "ignored_regions"])
-def test_names_of_regions_are_recognised(name):
-    assert looks_like_region(name)
-    assert not looks_like_region(name + " car")
+def test_names_of_regions_are_recognised():
+    names = [
+        "ignored regions",
+        "Ignore",
+        "don't care",
+        "DontCare",
+        "Do not care",
+        "Others",
+        "IgnoredRegion",
+        "ignore_area",
+    ]
+    assert all(map(looks_like_region, names))
+    assert not any(map(looks_like_region, ["car", "other", "brothers", "day care"]))
 
 
-@pytest.mark.parametrize("area", [0, -1, math.inf, math.nan])
+@pytest.mark.parametrize("area", [0, -1, math.inf, math.nan, "600", True])
 def test_an_area_that_is_no_size_is_counted(area):
     (found,) = areas(600, area, 300)
     assert (found.count, found.items) == (1, (5,))
@@ -68,12 +89,12 @@ def test_areas_far_from_the_box_are_a_finding_if_most_are(values, count):
 
 def test_equal_areas_of_different_boxes_are_a_finding():
     entries = [entry(area=400, bbox=[0, 0, side, 30]) for side in (20, 40, 60)]
-    assert [found.count for found in evaluation_findings([], enumerate(entries))] == [3]
+    assert [found.count for found in area_findings(enumerate(entries))] == [3]
 
 
 def test_classes_that_lvis_did_not_annotate_in_full_are_counted_by_image():
     images = [{"id": 1, "neg_category_ids": [3]}, {"id": 2, "not_exhaustive_category_ids": [4]}]
-    (found,) = evaluation_findings([*images, {"id": 3, "neg_category_ids": []}], [])
+    (found,) = partial_label_findings([*images, {"id": 3, "neg_category_ids": []}])
     assert found.items == (1, 2)
     assert "LVIS" in found.advice
 

@@ -24,6 +24,10 @@ def test_whole_floats_are_whole_numbers_and_texts_of_iscrowd_are_numbers(coco_se
     data = made.save().load()
     assert data.boxes_xyxy.tolist() == expected.boxes_xyxy.tolist()
     assert (data.image_ids.tolist(), data.category_ids, data.sizes.tolist()) == ([900], (7,), [[40, 60]])
+    made.tree["images"][0] |= {"id": "0900", "width": "60"}
+    for entry in made.tree["annotations"]:
+        entry |= {"image_id": "900", "category_id": "7"}
+    assert made.save().load().image_ids.tolist() == [900]
     for entry, crowd in zip(made.tree["annotations"], ["1", True, 1.0, "true"], strict=True):
         entry["iscrowd"] = crowd
     assert len(made.save().load().labels) == 0
@@ -35,7 +39,12 @@ def test_whole_floats_are_whole_numbers_and_texts_of_iscrowd_are_numbers(coco_se
         ([{"image_id": 1, "category_id": 1, "bbox": [1, 2, 3, 4], "score": 0.5}], "detections"),
         ([{"id": 1, "data": {}, "annotations": []}], "Label Studio"),
         ({"images": [{"id": 1}], "annotations": [{"caption": "a dog"}]}, "captions"),
+        ([{"name": "a.jpg", "labels": []}], "name, labels"),
         ({"shapes": [], "imagePath": "a.png"}, "labelme"),
+        ({"a.jpg99": {"filename": "a.jpg", "regions": []}}, "VGG"),
+        ({"size": {}, "objects": []}, "Supervisely"),
+        ({"categories": {}, "items": []}, "Datumaro"),
+        ({"version": 0, "tracks": []}, "version, tracks"),
         ({"type": "FeatureCollection", "features": []}, "GeoJSON"),
     ],
 )
@@ -43,6 +52,27 @@ def test_the_json_of_another_tool_is_named(tmp_path, refusal, tree, named):
     path = tmp_path / "a.json"
     path.write_text(json.dumps(tree))
     assert named in refusal(read_coco_json, str(path))
+
+
+@pytest.mark.parametrize(
+    ("content", "named"),
+    [
+        (b"", "empty"),
+        (b"\x1f\x8b\x08\0", "gzip"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "Git LFS"),
+        (b"<annotations></annotations>", "XML"),
+        (b"filename,width\na.jpg,5\n", "text"),
+        (b'{"ID": "a"}\n{"ID": "b"}\n', "one a line"),
+        (b'{"images": [{"id": 1}, {"id"', "end is missing"),
+        ('{"name": "caf\u00e9"}'.encode("latin-1"), "UTF-8"),
+    ],
+)
+def test_the_content_of_a_file_that_is_no_json_is_named(tmp_path, refusal, content, named):
+    path = tmp_path / "a.json"
+    path.write_bytes(content)
+    error = refusal(read_coco_json, str(path))
+    assert error.code == "json"
+    assert named in error
 
 
 @pytest.mark.parametrize(
@@ -82,6 +112,16 @@ def test_all_entries_with_one_fault_are_counted(coco_set, refusal):
 def test_names_that_look_alike_are_quoted(refusal, name):
     message = refusal(match_classes, {1: name}, ("cat",), "some.json")
     assert f"'cat' and {name!a}" in message
+
+
+@pytest.mark.parametrize(
+    ("names", "option"),
+    [(["cat", "ignore"], True), (["cat", *"abcd"], False), (["ignore"], False)],
+)
+def test_a_few_categories_more_can_be_left_out(refusal, names, option):
+    message = refusal(match_classes, dict(enumerate(names)), ("cat",), "some.json")
+    assert ('"data.ignore_classes=[ignore]"' in message) == option
+    assert ("ignore_classes" in message) == option
 
 
 def test_an_accent_as_a_character_of_its_own_is_quoted(refusal):

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from gfl.data.coco import load_coco
-from gfl.data.file_names import FileSpellings, find_spellings, fix_names_command, write_fixed_names
+from gfl.data.file_names import FileSpellings, find_spellings, fix_names_command, leave_out_command, write_fixed_names
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -35,6 +35,8 @@ def files(tmp_path):
         ("/mnt/../data/a%20b.png", "sub/a b.png"),
         ("100%.png", "100%25.png"),
         ("y\\same.png", "y/same.png"),
+        ("https://bucket.example.org/p/a%20b.png?X-Amz=1&s=2#top", "sub/a b.png"),
+        ("/data/local-files/?d=images/a%20b.png", "sub/a b.png"),  # of Label Studio
         ("same.png", None),  # two of them
         ("none.png", None),
         ("", None),
@@ -49,6 +51,20 @@ def test_letter_case_tells_files_apart(files):
     spellings = FileSpellings(str(files))
     assert spellings.find("sub\\upper.jpg") == "sub/upper.jpg"
     assert spellings.find("sub/UPPER.jpg") is None
+
+
+def test_a_link_to_nothing_is_no_file(coco_set, refusal):
+    made = coco_set()
+    made.file(0).unlink()
+    made.file(0).symlink_to("/nowhere/000.png")
+    assert FileSpellings(made.images).find("000.png") is None
+    assert "links" in refusal(made.load)
+
+
+def test_addresses_without_a_file_are_to_be_downloaded(coco_set, refusal):
+    made = coco_set()
+    made.tree["images"][0]["file_name"] = "https://example.org/none.png"
+    assert "download" in refusal(made.save().load)
 
 
 def test_links_in_a_circle_end(files):
@@ -94,6 +110,11 @@ def test_the_command_writes_a_json_that_loads(misspelt):
     assert load_coco(command[-1], misspelt.images).file_names.tolist() == ["000.png", "002.png"]
     again = subprocess.run([sys.executable, *command[1:]], cwd=ROOT, capture_output=True, text=True)
     assert again.returncode == 2  # it does not write over a file
+
+
+def test_missing_files_can_be_left_out_with_the_command_named(misspelt, refusal):
+    misspelt.tree["images"].pop(0)
+    assert leave_out_command(misspelt.annotations, misspelt.images) in refusal(misspelt.save().load)
 
 
 def test_what_has_no_file_stays_and_is_named(misspelt, tmp_path):

@@ -1,5 +1,6 @@
 """Files that cannot be read as images: each cause has its own code, and the message names what helps."""
 
+import io
 import struct
 import zlib
 
@@ -9,9 +10,11 @@ import pytest
 from PIL import Image
 
 from gfl.common.errors import UserError
+from gfl.common.file_kinds import is_url
+from gfl.config import parse_overrides
 from gfl.data import image_files
-from gfl.data.image_errors import BadImage, is_url, url_error
-from gfl.data.image_files import image_sizes, read_image
+from gfl.data.image_errors import BadImage, url_error
+from gfl.data.image_files import image_sizes, range_option, read_image
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (61, 83, 3), dtype=np.uint8)
 readers = pytest.mark.parametrize("read", [read_image, image_sizes])
@@ -34,6 +37,13 @@ def png_of_size(width, height, rows=None):
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
 
 
+def tga():
+    """An image that Pillow reads and OpenCV does not."""
+    file = io.BytesIO()
+    Image.fromarray(PIXELS).save(file, "TGA")
+    return file.getvalue()
+
+
 OTHERS = {
     "empty": (b"", "empty_image"),
     "html": (b"\n<!DOCTYPE html><html>404</html>", "not_an_image"),
@@ -48,6 +58,11 @@ OTHERS = {
     "mov": (b"\0\0\0\x14ftypqt  \0\0\0\0qt  " + bytes(64), "video"),
     "avi": (b"RIFF\x24\0\0\0AVI LIST" + bytes(64), "video"),
     "mkv": (b"\x1a\x45\xdf\xa3" + bytes(64), "video"),
+    "ts": ((b"G" + bytes(187)) * 3, "video"),
+    "dicom": (bytes(128) + b"DICM" + bytes(64), "not_an_image"),
+    "numpy": (b"\x93NUMPY\1\0" + bytes(64), "not_an_image"),
+    "jpeg xl": (b"\xff\x0a" + bytes(64), "not_an_image"),
+    "tga": (tga(), "format"),
     "heic": (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(64), "heic"),
     "noise": (bytes(range(128, 256)), "damaged_image"),
     "jpeg": (encoded(".jpg")[:200], "truncated"),
@@ -135,6 +150,24 @@ def test_pixels_of_floats_need_a_scale(tmp_path, refusal):
     assert "data.bit_depth=[0,1]" in error
     image = read_image(path, (16, 16), bit_depth=(0.0, 1.0))
     np.testing.assert_array_equal(image, np.arange(256, dtype=np.uint8).reshape(16, 16, 1).repeat(3, axis=2))
+
+
+@pytest.mark.parametrize(("low", "high"), [(7, 7), (0, 0), (0.5, 0.5), (1000000.1, 1000000.2), (-3e9, -3e9), (0, 1e-7)])
+def test_the_range_that_is_advised_can_be_set_and_holds_the_values(low, high):
+    first, last = parse_overrides([range_option(low, high)])["data"]["bit_depth"]
+    assert first < last
+    assert first == pytest.approx(low, rel=1e-5)
+    assert last >= high - 1e-5 * abs(high)
+
+
+def test_a_tiff_of_many_channels_is_named(tmp_path, refusal):
+    tags = [(256, 2), (257, 2), (258, 8), (259, 1), (262, 1), (273, 8), (277, 5), (278, 2), (279, 20)]
+    entries = b"".join(struct.pack("<HHIHH", tag, 3, 1, value, 0) for tag, value in tags)
+    directory = struct.pack("<H", len(tags)) + entries + bytes(4)
+    (tmp_path / "a.tif").write_bytes(b"II*\0" + struct.pack("<I", 28) + bytes(20) + directory)
+    error = refusal(read_image, tmp_path / "a.tif")
+    assert error.code == "channels"
+    assert "5 channels" in error
 
 
 def test_values_without_a_number_become_black(tmp_path):

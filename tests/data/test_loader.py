@@ -121,6 +121,7 @@ def test_a_damaged_image_is_named_from_any_process(damaged, refusal, training, w
     message = refusal(list, batches(loader))
     assert str(path) in message
     assert message.code == "truncated"
+    assert ("data.on_bad_image=skip" in message) == training
     assert set(multiprocessing.active_children()) <= processes  # or torch prints a traceback at the end of the program
 
 

@@ -57,6 +57,13 @@ def assert_equal(one, two):
         np.testing.assert_array_equal(getattr(one.sides, name), getattr(two.sides, name), err_msg=name)
 
 
+def test_what_is_shown_of_a_prediction_names_the_best_and_fits_a_screen(general, pixels):
+    found = general.predict(pixels, score_thresh=0.0)
+    assert len(found.scores) > 5
+    assert f"{found.class_names[0]} {found.scores[0]:.2f}" in repr(found)
+    assert max(len(repr(found)), len(repr(general))) < 200
+
+
 # Images
 
 

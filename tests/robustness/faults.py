@@ -33,6 +33,7 @@ data:
   long_side: 96
   augment: [{name: RandomBrightnessContrast, p: 0.5}]
   workers: WORKERS
+  on_bad_image: skip
 optim: {lr: 0.01, base_batch: 4, batch: 4, epochs: 2, warmup_steps: 2, steps: [1]}
 eval: {score_thresh: 0.0, max_detections: 20, batch: 2}
 log: {interval: 1, images: 1}
@@ -45,11 +46,13 @@ LAUNCHERS = {1: ONE_PROCESS, 2: TWO_PROCESSES}
 
 
 def write_config(folder: Path, *, workers: int = 1, norm_eval: bool = False) -> Path:
-    """Write a config of two epochs of five steps on soft shapes in `folder`; by default norms are trained."""
+    """Write a config of two epochs of five steps, on soft shapes of which three are damaged; norms are trained."""
     data = folder / "shapes"
     if not data.exists():
         command = ["scripts/make_shapes.py", "--out", data, "--train", "20", "--val", "7"]
         subprocess.run([sys.executable, *command], cwd=ROOT, check=True, capture_output=True)
+        for path in sorted((data / "train").iterdir())[::7]:
+            path.write_bytes(b"damaged")
     path = folder / f"tiny_{workers}_{norm_eval}.yaml"
     text = CONFIG.replace("DATA", str(data)).replace("WORKERS", str(workers))
     path.write_text(text.replace("NORM_EVAL", str(norm_eval).lower()))
@@ -59,11 +62,13 @@ def write_config(folder: Path, *, workers: int = 1, norm_eval: bool = False) -> 
 class Training:
     """A running train.py, alone or under a launcher; what it prints goes to a file."""
 
-    def __init__(self, *words: object, launcher: list[str] = ONE_PROCESS, **environment: str) -> None:
+    def __init__(
+        self, *words: object, launcher: list[str] = ONE_PROCESS, program: str = "train.py", **environment: str
+    ) -> None:
         self.output = tempfile.TemporaryFile("w+")  # noqa: SIM115 (it lives as long as the process)
         environment = os.environ | {"OMP_NUM_THREADS": "1"} | environment
         self.process = subprocess.Popen(
-            [*launcher, "train.py", *map(str, words)],
+            [*launcher, program, *map(str, words)],
             cwd=ROOT,
             env=environment,
             stdout=self.output,
@@ -131,12 +136,14 @@ def ranks(pid: int) -> list[int]:
 
 
 def result(run: Path) -> dict[str, torch.Tensor]:
-    """Everything a finished run leaves: weights, optimizer state, progress, and the recorded losses."""
+    """Everything a finished run leaves: weights, optimizer state, progress, recorded losses, replaced images."""
     state = torch.load(run / "last.pt", weights_only=True)
     tensors = {f"model.{name}": tensor for name, tensor in state["model"].items()}
     for number, entry in state["optimizer"]["state"].items():
         tensors |= {f"optimizer.{number}.{name}": torch.as_tensor(value) for name, value in entry.items()}
     tensors |= {f"progress.{name}": torch.tensor(value) for name, value in state["progress"].items()}
+    tensors |= {f"loss.{name}": torch.tensor(value) for name, value in state["running_loss"].items()}
+    tensors |= {f"replaced {name}": torch.tensor(1) for name in json.loads((run / "bad_images.json").read_text())}
     for number, line in enumerate((run / "metrics.jsonl").read_text().splitlines()):
         values = {name: value for name, value in json.loads(line).items() if name != "images_per_s"}
         tensors |= {f"{name} in line {number}": torch.tensor(value) for name, value in values.items()}

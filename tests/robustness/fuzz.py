@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 EXAMPLE = "example: python tests/robustness/fuzz.py annotations --count 2000 --seed 0"
 
@@ -29,7 +29,10 @@ def parse_args() -> argparse.Namespace:
 
 ARGS = parse_args() if __name__ == "__main__" else None  # before the heavy imports, so that --help answers at once
 
+import faulthandler
+import multiprocessing
 import random
+import resource
 import shutil
 import signal
 import tempfile
@@ -37,13 +40,20 @@ import traceback
 import warnings
 from collections import Counter
 from collections.abc import Callable
+from functools import cache
+from multiprocessing.connection import Connection
 from typing import NamedTuple
 
 import fuzz_cases
+import torch
+from pickles import peak_mebibytes, restart_peak
 
 from gfl.common.errors import UserError
 
-LIMIT_S = 20  # of one case
+torch.set_num_threads(1)  # cases run in forked processes, which do not have the threads of this one
+LIMIT_S = 5  # of a case, of the processor's time
+WAIT_S = 60  # for a case that does nothing
+LEAST_MEBIBYTES = 64  # that a case may take, since the use of small inputs varies
 MAX_MESSAGE = 400  # characters of a message, without the folder's name
 
 
@@ -51,19 +61,52 @@ class Outcome(NamedTuple):
     """The result of one case."""
 
     result: str  # "loaded", "refused" or "failed"
-    mutation: str
     message: str  # of the refusal, or the traceback
-
-
-class TooSlow(BaseException):
-    """Not an `Exception`, which the code under test might handle as damage."""
+    mebibytes: float = 0.0  # of memory that it took
+    mutation: str = ""
 
 
 def run_case(kind: str, seed: int, number: int, folder: Path) -> Outcome:
-    """Write one mutated input into `folder` and use it as the commands do."""
+    """Write one mutated input into `folder` and use it as the commands do, in a process of its own."""
     rng = random.Random(f"{kind} {seed} {number}")
-    write, check = getattr(fuzz_cases, f"write_{kind}"), getattr(fuzz_cases, f"check_{kind}")
-    mutation = write(folder, rng)
+    mutation = getattr(fuzz_cases, f"write_{kind}")(folder, rng)
+    outcome = _in_child(kind, folder)._replace(mutation=mutation)
+    limit = max(LEAST_MEBIBYTES, 2 * honest_need(kind))
+    if outcome.mebibytes > limit and outcome.result != "failed":
+        return outcome._replace(result="failed", message=f"took {outcome.mebibytes:.0f} of {limit:.0f} MiB")
+    return outcome
+
+
+@cache
+def honest_need(kind: str) -> float:
+    """The MiB of memory that a good input of this kind takes."""
+    with tempfile.TemporaryDirectory() as folder:
+        fuzz_cases.write_unchanged(kind, Path(folder))
+        outcome = _in_child(kind, Path(folder))
+    assert outcome.result != "failed", outcome
+    return outcome.mebibytes
+
+
+def _in_child(kind: str, folder: Path) -> Outcome:
+    """Use the input in `folder` in a forked process, which a crash ends alone."""
+    processes = multiprocessing.get_context("fork")
+    ours, theirs = processes.Pipe(duplex=False)
+    child = processes.Process(target=_use, args=(kind, folder, theirs))
+    child.start()
+    theirs.close()
+    try:
+        return ours.recv() if ours.poll(WAIT_S) else Outcome("failed", f"did nothing for {WAIT_S} s")
+    except EOFError:  # it ended without a result
+        child.join()
+        slow = child.exitcode == -signal.SIGXCPU
+        return Outcome("failed", f"more than {LIMIT_S} s" if slow else f"ended by signal {-child.exitcode}")
+    finally:
+        child.kill()
+        child.join()
+
+
+def _use(kind: str, folder: Path, results: Connection) -> None:
+    """Use an input as the commands do, and send its `Outcome`."""
     refusals: list[str] = []
 
     def attempt(function: Callable, *args, **kwargs):
@@ -73,27 +116,28 @@ def run_case(kind: str, seed: int, number: int, folder: Path) -> Outcome:
         except UserError as error:
             refusals.append(str(error))
 
-    signal.signal(signal.SIGALRM, _too_slow)
-    signal.alarm(LIMIT_S)
+    faulthandler.disable()
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_CPU, (LIMIT_S, LIMIT_S + 1))
+    before = restart_peak()
     try:
         with warnings.catch_warnings(record=True) as warned:
             warnings.simplefilter("always")
-            check(folder, attempt)
-    except (Exception, TooSlow):
-        return Outcome("failed", mutation, traceback.format_exc())
-    finally:
-        signal.alarm(0)
-    noise = [str(warning.message) for warning in warned if "will create" not in str(warning.message)]  # of workers
+            getattr(fuzz_cases, f"check_{kind}")(folder, attempt)
+        outcome = _judge(refusals, [str(warning.message) for warning in warned], folder)
+    except Exception:
+        outcome = Outcome("failed", traceback.format_exc())
+    results.send(outcome._replace(mebibytes=peak_mebibytes() - before))
+
+
+def _judge(refusals: list[str], warned: list[str], folder: Path) -> Outcome:
+    noise = [message for message in warned if "will create" not in message]  # of workers
     if refusals and noise:  # it would be printed above the one line
-        return Outcome("failed", mutation, f"a warning: {noise[0]}")
+        return Outcome("failed", f"a warning: {noise[0]}")
     for message in refusals:
         if problem := _find_problem(message, folder):
-            return Outcome("failed", mutation, f"{problem}: {message[:2000]!r}")
-    return Outcome("refused" if refusals else "loaded", mutation, refusals[0] if refusals else "")
-
-
-def _too_slow(*_) -> None:
-    raise TooSlow
+            return Outcome("failed", f"{problem}: {message[:2000]!r}")
+    return Outcome("refused", refusals[0]) if refusals else Outcome("loaded", "")
 
 
 def _find_problem(message: str, folder: Path) -> str | None:
@@ -110,12 +154,14 @@ def _find_problem(message: str, folder: Path) -> str | None:
 
 def main(args: argparse.Namespace) -> None:
     counts: Counter[str] = Counter()
+    most = 0.0
     with tempfile.TemporaryDirectory() as scratch:
         for number in range(args.first, args.first + args.count):
             folder = Path(scratch) / "case"
             folder.mkdir()
             outcome = run_case(args.kind, args.seed, number, folder)
             counts[outcome.result] += 1
+            most = max(most, outcome.mebibytes)
             if args.messages and outcome.result == "refused":
                 print(f"{number:>5} {outcome.mutation}: {outcome.message.replace(str(folder), '.')}")
             if outcome.result == "failed":
@@ -124,9 +170,9 @@ def main(args: argparse.Namespace) -> None:
                 print(f"failed: case {number} of seed {args.seed}, {outcome.mutation}; input in {kept}")
                 print(outcome.message, flush=True)
             shutil.rmtree(folder)
-    print(f"{'kind':<12}  {'seed':>4}  {'cases':>5}  {'loaded':>6}  {'refused':>7}  {'failed':>6}")
+    print(f"{'kind':<12}  {'seed':>4}  {'cases':>5}  {'loaded':>6}  {'refused':>7}  {'failed':>6}  {'MiB':>5}")
     loaded, refused, failed = counts["loaded"], counts["refused"], counts["failed"]
-    print(f"{args.kind:<12}  {args.seed:>4}  {args.count:>5}  {loaded:>6}  {refused:>7}  {failed:>6}")
+    print(f"{args.kind:<12}  {args.seed:>4}  {args.count:>5}  {loaded:>6}  {refused:>7}  {failed:>6}  {most:>5.0f}")
     sys.exit(1 if failed else 0)
 
 

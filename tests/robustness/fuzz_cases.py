@@ -3,135 +3,54 @@
 `write_KIND` writes a mutated input and returns a description of the mutation; `check_KIND` uses the input.
 """
 
+import contextlib
 import copy
 import json
 import random
-from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-import annotation_mutators
-import cv2
 import numpy as np
 import torch
 import yaml
+from annotation_cases import Attempt, coco_tree, write_images
+from annotation_cases import check_annotations as check_annotations
+from annotation_cases import check_odd_annotations as check_odd_annotations
+from annotation_cases import write_annotations as write_annotations
+from annotation_cases import write_odd_annotations as write_odd_annotations
+from checkpoint_mutators import inject, mark, mutate_keys, mutate_lengths, mutate_tensor
 from mutators import SYNTAX, hostile, mutate_bytes, mutate_tree, with_raw
-from resources import limited
+from text_mutators import BOMBS, graft, mutate_text
 from torch import nn
 
 from gfl import checkpoint as checkpoints
 from gfl.build import build_criterion, build_detector
-from gfl.common.findings import table
+from gfl.common.errors import UserError
+from gfl.common.torch_file import read_torch_file
 from gfl.config import Config, config_from_dict, config_to_dict, load_config, save_config
 from gfl.data.coco import CocoData, load_coco
-from gfl.data.coco_json import read_coco_json
-from gfl.data.dataset import CocoDataset, Sample, collate
+from gfl.data.dataset import Sample, collate
 from gfl.data.loader import build_eval_loader, build_train_loader
 from gfl.data.sampler import TrainSampler, train_candidates
-from gfl.evaluation.coco_eval import coco_metrics, format_metrics
 from gfl.evaluation.inference import detect
-from gfl.evaluation.predictions import read_ground_truth
+from gfl.model.backbone import Backbone
 from gfl.model.detector import DenseDetector
-from gfl.tools.doctor import annotations as doctor
+from gfl.tools.convert.architecture import parse_external
+from gfl.tools.convert.state_dict import convert_detector
+from gfl.training.initial_weights import load_backbone_weights
 from gfl.training.optim import autocast_dtype, build_optimizer, learning_rate, set_learning_rate
 from gfl.training.resume import restore
 
-Attempt = Callable[..., Any]  # calls a function with arguments; None if it refuses its input
 
-
-# Annotations
-
-
-def coco_tree() -> dict[str, Any]:
-    """Three images, three categories, and boxes of every sort: crowd, degenerate, outside, without optional fields."""
-    boxes = [
-        (900, 7, [10, 10, 20, 15], {"area": 300, "iscrowd": 0, "segmentation": [[10, 10, 30, 10, 30, 25]]}),
-        (900, 3, [0.5, 2.25, 30.0, 12.5], {"area": 375.0, "iscrowd": 0}),
-        (893, 7, [5, 5, 10, 10], {"iscrowd": 1}),
-        (893, 90, [1, 1, 0, 5], {"area": 0}),
-        (886, 90, [-5, -5, 100, 100], {"edge_sigma": [1.0, 2.0, 0.5, 1.5]}),
-        (886, 3, [12, 3, 9, 9], {}),
-    ]
-    return {
-        "info": {"description": "made", "year": 2024},
-        "images": [
-            {"id": 900 - 7 * n, "file_name": f"{n}.png", "width": width, "height": height}
-            for n, (width, height) in enumerate([(60, 40), (50, 30), (40, 40)])
-        ],
-        "categories": [
-            {"id": i, "name": name, "supercategory": "thing"} for i, name in [(7, "é"), (90, "b"), (3, "c")]
-        ],
-        "annotations": [
-            {"id": number, "image_id": image, "category_id": category, "bbox": box, **more}
-            for number, (image, category, box, more) in enumerate(boxes, start=1)
-        ],
-    }
-
-
-def write_images(folder: Path) -> None:
-    folder.mkdir()
-    for entry in coco_tree()["images"]:
-        cv2.imwrite(str(folder / entry["file_name"]), np.full((entry["height"], entry["width"], 3), 99, np.uint8))
-
-
-def write_annotations(folder: Path, rng: random.Random) -> str:
-    write_images(folder / "images")
-    tree = coco_tree()
-    if rng.random() < 0.75:
-        done = mutate_tree(tree, rng)
-        content = with_raw(json.dumps(tree)).encode()
-    else:
-        content, done = mutate_bytes(json.dumps(tree, indent=rng.choice([None, 1]), ensure_ascii=False).encode(), rng)
-    (folder / "instances.json").write_bytes(content)
-    return done
-
-
-def check_annotations(folder: Path, attempt: Attempt) -> None:
-    data = attempt(load_coco, str(folder / "instances.json"), str(folder / "images"))
-    if data is None:
+def write_unchanged(kind: str, folder: Path) -> None:
+    """A good input of a kind: what it takes to use it is what mutated ones are measured by."""
+    if kind == "checkpoints":
+        checkpoints.write_torch_file(folder / checkpoints.LAST, good_state(), checksum=True)
         return
-    "\n".join([*data.class_names, *data.notes]).encode()  # train.py prints them
-    if data.has_annotations:
-        result = {"image_id": int(data.image_ids[0]), "category_id": data.category_ids[0], "bbox": [10, 10, 20, 15]}
-        format_metrics(coco_metrics(data, [result | {"score": 0.9}])).encode()
-        coco_metrics(data, [])
-    attempt(read_ground_truth, data)
-    candidates = attempt(train_candidates, data, keep_empty=False)
-    if candidates is not None:
-        TrainSampler(candidates, data.sizes, batch=4).epoch_batches(0)
-    small = config_from_dict({"data": {"short_side": [32, 64], "long_side": 64}}, "fuzz").data
-    dataset = CocoDataset(data, small, training=True)
-    samples = [attempt(dataset.__getitem__, (0, index)) for index in range(len(data))]
-    if read := [sample for sample in samples if sample]:
-        collate(read)
-
-
-def write_odd_annotations(folder: Path, rng: random.Random) -> str:
     write_images(folder / "images")
-    content, done = annotation_mutators.mutate(coco_tree(), rng)
-    (folder / "instances.json").write_bytes(content)
-    return done
-
-
-def check_odd_annotations(folder: Path, attempt: Attempt) -> None:
-    """As `check_annotations`, at a cost that suits the file, and the doctor judges as training does."""
-    path, root = str(folder / "instances.json"), str(folder / "images")
-    refused: list[bool] = []
-
-    def load() -> None:
-        refused.append(True)
-        load_coco(path, root)
-        refused[0] = False
-
-    with limited(seconds=5, megabytes=64 + 64e-6 * Path(path).stat().st_size):
-        check_annotations(folder, attempt)
-    attempt(load)
-    tree = attempt(read_coco_json, path)
-    if tree is not None and "annotations" in tree:  # without them a split is only for detection
-        findings, _ = doctor.check_annotations(tree, path, root, "train")
-        assert refused == [any(finding.level == "error" for finding in findings)], findings
-        "\n".join(table(findings, 100)).encode()
+    (folder / "instances.json").write_text(json.dumps(coco_tree()))
+    (folder / "config.yaml").write_text(yaml.safe_dump(full_config()))
 
 
 # Configs
@@ -156,10 +75,16 @@ def write_configs(folder: Path, rng: random.Random) -> str:
     (folder / "other.yaml").write_text(yaml.safe_dump({"base": ["third.yaml"], "optim": tree["optim"]}))
     (folder / "third.yaml").write_text(rng.choice(["seed: 1", "base: config.yaml", "base: [other.yaml]"]))
     kind = rng.random()
-    if kind < 0.25:
-        syntax = rng.choice(SYNTAX)
+    if kind < 0.15:
+        syntax = rng.choice([rng.choice(SYNTAX), rng.choice(BOMBS)])
         content, done = syntax.encode("utf-8", "surrogatepass"), f"syntax {syntax[:60]!r}"
-    elif kind < 0.75:
+    elif kind < 0.35:
+        done = graft(tree, rng)
+        content = yaml.safe_dump(tree, sort_keys=False).encode("utf-8", "surrogatepass")
+    elif kind < 0.6:
+        text, done = mutate_text(yaml.safe_dump(tree, sort_keys=False), rng)
+        content = text.encode("utf-8", "surrogatepass")
+    elif kind < 0.8:
         tree["base"] = rng.choice([[], None, "other.yaml"])
         done = mutate_tree(tree, rng)
         text = yaml.safe_dump(tree, default_flow_style=rng.choice([None, True, False]), sort_keys=False)
@@ -242,6 +167,8 @@ def good_state() -> dict[str, Any]:
     config, model, optimizer, scaler = trained()
     progress = checkpoints.Progress(epoch=1, step=2, best=0.25, steps_per_epoch=5)
     training = {"progress": progress._asdict(), "optimizer": optimizer.state_dict(), "scaler": scaler.state_dict()}
+    training |= {"running_loss": checkpoints.RunningLoss(60, 1.5, 1.25)._asdict(), "bad_images": {"a.png": "empty"}}
+    training |= {"digests": {"train": "ab", "val": "cd"}, "processes": 1}
     return copy.deepcopy(checkpoints.detector_content(dict(model.state_dict()), config, ("disc", "ring")) | training)
 
 
@@ -252,19 +179,28 @@ def shallow(tree: Any) -> Any:
     return [shallow(value) for value in tree] if isinstance(tree, list) else tree
 
 
+STATE_MUTATIONS = {"graft": graft, "tensor": mutate_tensor, "keys": mutate_keys, "instructions": mark}
+
+
 def write_checkpoints(folder: Path, rng: random.Random) -> str:
     path = folder / checkpoints.LAST
     state, done = shallow(good_state()), ""
-    in_bytes = rng.random() < 0.35
-    if not in_bytes:
+    way = rng.choice(["tree", "tree", "bytes", "lengths", "graft", "tensor", "keys", "instructions", "instructions"])
+    if way in STATE_MUTATIONS:
+        done = STATE_MUTATIONS[way](state, rng)
+    if way == "tree":
         part = rng.choice([state, *(key for key in state if isinstance(state[key], (dict, list)))])
         done = mutate_tree(state if part is state else {part: state[part]}, rng)
         if part is not state and rng.random() < 0.5:
             state[part] = rng.choice([state[part], hostile(rng)])
-    checkpoints.write_torch_file(path, state, checksum=rng.random() < 0.5)
-    if in_bytes:
-        content, done = mutate_bytes(path.read_bytes(), rng, near=50_000)
+    later = way in ("bytes", "lengths", "instructions")  # where the checksum mostly refuses it
+    checkpoints.write_torch_file(path, state, checksum=rng.random() < (0.1 if later else 0.5))
+    if way in ("bytes", "lengths"):
+        mutate = mutate_lengths if way == "lengths" else partial(mutate_bytes, near=50_000)
+        content, done = mutate(path.read_bytes(), rng)
         path.write_bytes(content)
+    if way == "instructions":
+        done = f"{inject(path, rng)} at {done}"
     checksum = path.with_name(path.name + ".json")
     if checksum.is_file() and rng.random() < 0.5:
         written = json.loads(checksum.read_text())
@@ -281,13 +217,22 @@ def check_checkpoints(folder: Path, attempt: Attempt) -> None:
     if detector := attempt(checkpoints.load_detector, path):
         "\n".join(detector.class_names).encode()
         detect_on(detector.model, detector.config)
+    attempt(load_backbone_weights, Backbone("resnet18"), "resnet18", str(path))
+    with contextlib.suppress(UserError):  # also for a good one, which is ours already
+        convert(path)
     config, model, _, _ = trained()
     optimizer, scaler = build_optimizer(model, config.optim), torch.amp.GradScaler("cpu")
     state = checkpoints.TrainState(model, optimizer, scaler)
-    changes = attempt(restore, state, path, config=config, class_names=("disc", "ring"), steps_per_epoch=5)
+    expected = {"class_names": ("disc", "ring"), "digests": {"train": "ab", "val": "cd"}, "steps_per_epoch": 5}
+    changes = attempt(restore, state, path, config=config, **expected)
     if changes is not None:
         step(optimizer, scaler)
         assert all(parameter.isfinite().all() for parameter in model.parameters())
+
+
+def convert(path: Path) -> None:
+    """As scripts/convert_checkpoint.py, which reads the weights of other codebases."""
+    convert_detector(parse_external(read_torch_file(path)))
 
 
 def detect_on(model: DenseDetector, config: Config) -> None:

@@ -7,8 +7,10 @@ import shutil
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 from command_line import ENVIRONMENT, ROOT, Project, refuse, succeed
+from PIL import Image
 
 pytestmark = pytest.mark.robustness
 SMALL = "optim.epochs=1 optim.batch=4 optim.amp=none data.workers=0 data.short_side=64 data.long_side=64"
@@ -63,6 +65,15 @@ def test_from_the_data_to_pictures(project, tmp_path):
     picture = images / tree["images"][0]["file_name"]
     assert "video" in refuse("scripts/predict.py", run, video, "-o", tmp_path / "out")
     assert picture.name in succeed("scripts/predict.py", run, picture, images / "sub", "-o", tmp_path / "out")
+
+
+def test_the_scale_that_prediction_asks_for_can_be_given(project, tmp_path):
+    run = project.trained
+    picture = tmp_path / "a.tif"
+    Image.fromarray(np.linspace(0, 1, 64 * 64, dtype=np.float32).reshape(64, 64)).save(picture)
+    words = ["scripts/predict.py", run, picture, "-o", tmp_path / "out"]
+    option = re.search(r"data\.bit_depth=\S+", refuse(*words))[0]
+    assert picture.name in succeed(*words, "--override", option)
 
 
 def test_converted_annotations_are_checked(project, tmp_path):

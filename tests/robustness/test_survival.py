@@ -28,6 +28,18 @@ def test_a_run_killed_at_three_moments_resumes_to_the_same_result(folder):
     check(faults.kill(folder, random.Random(0), 3, processes=1, workers=2))
 
 
+def test_images_that_were_replaced_before_a_kill_are_listed(folder, tmp_path):
+    """They are not seen again: it is killed in its last epoch."""
+    config = faults.write_config(folder)
+    training = faults.Training(config, f"run_dir={tmp_path / 'run'}")
+    training.wait_for("step     10/")
+    training.kill()
+    assert not (tmp_path / "run" / "bad_images.json").exists()
+    resumed = faults.Training(config, f"run_dir={tmp_path / 'run'}", "--resume")
+    assert resumed.end() == 0, resumed.text
+    assert faults.differences(faults.undisturbed_run(folder, config, 1)[0], tmp_path / "run") == []
+
+
 def test_torchrun_restarts_all_ranks_when_one_is_killed(folder):
     check(faults.elastic(folder, random.Random(0), 1, processes=2, workers=1))
 

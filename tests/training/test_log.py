@@ -4,6 +4,7 @@ import io
 import json
 import os
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -157,14 +158,19 @@ def test_an_evaluation_that_is_repeated_after_resuming_is_recorded_once(tmp_path
     assert ["val/AP" in line for line in records(tmp_path)] == [False] * 5 + [True] * evaluated
 
 
-def test_a_last_line_that_was_cut_off_is_dropped(tmp_path):
+def test_a_last_line_that_was_cut_off_is_dropped_and_reported(tmp_path, capsys):
     log = open_log(tmp_path)
     train(log, range(1, 5))
     log.close()
     with open(tmp_path / "metrics.jsonl", "a") as file:
         file.write('{"step": 6, "epo')
+    capsys.readouterr()
     open_log(tmp_path, done=99).close()
     assert [line["step"] for line in records(tmp_path)] == [2, 4]
+    (warning,) = capsys.readouterr().out.splitlines()
+    assert warning.startswith("warning  1 ")
+    open_log(tmp_path, done=99).close()
+    assert capsys.readouterr().out == ""
 
 
 def test_a_new_run_starts_without_records(tmp_path):
@@ -183,8 +189,39 @@ def test_processes_but_the_main_one_write_and_print_nothing(tmp_path, capsys):
     assert capsys.readouterr() == ("", "")
 
 
-def test_a_record_that_cannot_be_written_names_its_file(tmp_path, refusal):
-    log = open_log(tmp_path)
-    (tmp_path / "metrics.jsonl").mkdir()
-    assert str(tmp_path / "metrics.jsonl") in refusal(train, log, [1, 2])
+def make_unwritable(folder):
+    (folder / "metrics.jsonl").mkdir()
+
+
+def break_events(folder):
+    for path in (folder / "tensorboard").iterdir():
+        path.unlink()
+        path.mkdir()
+
+
+@pytest.mark.parametrize(
+    ("fault", "named"),
+    [(make_unwritable, "metrics.jsonl"), (break_events, "tensorboard"), (shutil.rmtree, "metrics.jsonl")],
+)
+def test_training_goes_on_without_a_log_that_cannot_be_written_and_says_so_once(tmp_path, capfd, fault, named):
+    log = open_log(tmp_path / "run")
+    fault(tmp_path / "run")
+    train(log, range(1, 7))
+    log.evaluation(METRICS, [])
     log.close()
+    (line,) = [line for line in capfd.readouterr().out.splitlines() if line.startswith("warning ")]
+    assert str(tmp_path / "run" / named) in line
+
+
+def test_what_can_be_written_is_recorded_even_if_the_rest_cannot(tmp_path):
+    log = open_log(tmp_path)
+    break_events(tmp_path)
+    train(log, [1, 2])
+    (tmp_path / "metrics.jsonl").rename(tmp_path / "moved")
+    train(log, [3, 4])
+    assert [line["step"] for line in records(tmp_path)] == [4]
+
+
+def test_a_folder_that_cannot_be_written_is_refused_at_the_start(tmp_path, refusal):
+    (tmp_path / "tensorboard").touch()
+    assert refusal(open_log, tmp_path).code == "unwritable"

@@ -4,10 +4,19 @@ import copy
 
 import pytest
 import torch
-from tiny_run import CLASS_NAMES, CONFIG, PROGRESS, new_state, save, train
+from tiny_run import BAD_IMAGES, CLASS_NAMES, CONFIG, DIGESTS, PROGRESS, RUNNING_LOSS, new_state, save, train
 from torch import nn
 
-from gfl.checkpoint import BEST, LAST, PREVIOUS, detector_content, read_checkpoint, write_torch_file
+from gfl.checkpoint import (
+    BEST,
+    LAST,
+    PREVIOUS,
+    RunningLoss,
+    TrainState,
+    detector_content,
+    read_checkpoint,
+    write_torch_file,
+)
 from gfl.common import distributed
 from gfl.config import OptimConfig, config_from_dict, config_to_dict
 from gfl.training.optim import build_optimizer
@@ -18,43 +27,46 @@ from gfl.training.resume import _read_optimizer, find_resume_checkpoint, restore
 
 def test_a_run_is_resumed_only_on_request(tmp_path, capsys, refusal):
     run = tmp_path / "run"
-    assert find_resume_checkpoint(run, resume=False) == (None, [])
+    assert find_resume_checkpoint(run, "") == (None, [])
     assert capsys.readouterr().out == ""
-    assert find_resume_checkpoint(run, resume=True) == (None, [])
+    assert find_resume_checkpoint(run, "newest") == (None, [])
     assert str(run) in capsys.readouterr().out
     run.mkdir()
     for name in (BEST, PREVIOUS, LAST):
         save(run / name)
-    assert refusal(find_resume_checkpoint, run, resume=False).code == "run_exists"
-    assert find_resume_checkpoint(run, resume=True) == (run / LAST, [])
+    assert refusal(find_resume_checkpoint, run, "").code == "run_exists"
+    assert find_resume_checkpoint(run, "newest") == (run / LAST, [])
+    assert find_resume_checkpoint(run, "previous") == (run / PREVIOUS, [])
+    assert find_resume_checkpoint(run, str(run / BEST)) == (run / BEST, [])
+    (run / BEST).unlink()
+    assert refusal(find_resume_checkpoint, run, "best").code == "missing"
+    assert refusal(find_resume_checkpoint, tmp_path / "other", str(run)).code == "missing"
     (run / LAST).write_bytes(b"cut")
-    found, problems = find_resume_checkpoint(run, resume=True)
+    found, problems = find_resume_checkpoint(run, "newest")
     assert (found, len(problems)) == (run / PREVIOUS, 1)
-
-
-def test_a_run_folder_that_is_a_file_is_refused(tmp_path, refusal):
-    (tmp_path / "run").touch()
-    assert refusal(find_resume_checkpoint, tmp_path / "run", resume=False).code == "run_dir_is_file"
 
 
 def test_processes_that_torchrun_restarts_resume_only_their_own_run(tmp_path, monkeypatch, refusal):
     save(tmp_path / LAST)
     monkeypatch.setattr(distributed, "launch_id", lambda: "id 1")
-    assert refusal(find_resume_checkpoint, tmp_path, resume=False).code == "run_exists"
+    assert refusal(find_resume_checkpoint, tmp_path, "").code == "run_exists"
     write_launch_id(tmp_path)
-    assert find_resume_checkpoint(tmp_path, resume=False)[0] == tmp_path / LAST
+    for resume in ("", "newest", "previous"):  # which it did before it was restarted
+        assert find_resume_checkpoint(tmp_path, resume)[0] == tmp_path / LAST
     for other in ("id 2", ""):
         monkeypatch.setattr(distributed, "launch_id", lambda other=other: other)
-        assert refusal(find_resume_checkpoint, tmp_path, resume=False).code == "run_exists"
+        assert refusal(find_resume_checkpoint, tmp_path, "").code == "run_exists"
 
 
 # --- what is restored -------------------------------------------------------------------------------------------------
 
 
-def resume(path, state=None, config=CONFIG, class_names=CLASS_NAMES, steps_per_epoch=PROGRESS.steps_per_epoch):
+EXPECTED = {"class_names": CLASS_NAMES, "digests": DIGESTS, "steps_per_epoch": PROGRESS.steps_per_epoch}
+
+
+def resume(path, state=None, config=CONFIG, **others):
     state = state or new_state()
-    changes = restore(state, path, config=config, class_names=class_names, steps_per_epoch=steps_per_epoch)
-    return state, changes
+    return state, restore(state, path, config=config, **EXPECTED | others)
 
 
 def test_a_resumed_run_continues_as_if_never_interrupted(tmp_path):
@@ -62,7 +74,7 @@ def test_a_resumed_run_continues_as_if_never_interrupted(tmp_path):
     other = train(new_state(), 1)  # another state, which must be replaced
     state, changes = resume(save(tmp_path / LAST, steps=3), other)
     assert changes == {}
-    assert state.progress == PROGRESS
+    assert (state.progress, state.running_loss, state.bad_images) == (PROGRESS, RUNNING_LOSS, BAD_IMAGES)
     assert state.scaler.get_scale() == 128
     train(state, 4)
     assert state.scaler.get_scale() == uninterrupted.scaler.get_scale()
@@ -73,6 +85,32 @@ def test_a_resumed_run_continues_as_if_never_interrupted(tmp_path):
 def test_changes_of_the_config_are_returned(tmp_path):
     changed = config_from_dict(config_to_dict(CONFIG) | {"seed": 9}, "test")
     assert resume(save(tmp_path / LAST), config=changed)[1] == {"seed": (0, 9)}
+
+
+def test_other_data_and_another_number_of_processes_are_returned(tmp_path, monkeypatch):
+    path = save(tmp_path / LAST)
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    _, changes = resume(path, digests=DIGESTS | {"val": "other"})
+    assert changes.pop("processes") == (1, 2)
+    (name,) = changes
+    assert "data.val" in name
+
+
+def test_the_running_loss_begins_again_where_the_loss_is_another(tmp_path):
+    path = save(tmp_path / LAST)
+    for section, kept in (({"seed": 9}, True), ({"loss": {"cls_weight": 3.0}}, False)):
+        state, _ = resume(path, config=config_from_dict(config_to_dict(CONFIG) | section, "test"))
+        assert (state.running_loss == RUNNING_LOSS) is kept
+
+
+def test_a_checkpoint_of_an_earlier_version_is_resumed(altered):
+    def strip(state):
+        for part in ("running_loss", "bad_images", "digests", "processes"):
+            del state[part]
+        del state["progress"]["lr_factor"]
+
+    state, changes = resume(altered(strip))
+    assert (changes, state.progress, state.running_loss, state.bad_images) == ({}, PROGRESS, RunningLoss(), {})
 
 
 @pytest.mark.parametrize("name", ["sgd", "adamw"])
@@ -89,7 +127,7 @@ def test_the_optimizer_state_follows_a_changed_memory_format(name, before, tmp_p
     saved = copy.deepcopy(optimizer.state_dict())
     other = copy.deepcopy(model).to(memory_format=after)
     resumed = build_optimizer(other, config)
-    state = _read_optimizer({"optimizer": saved, "config": {"optim": {"name": name}}}, tmp_path, resumed, name)
+    state = _read_optimizer({"optimizer": saved}, tmp_path, resumed, {})
     resumed.load_state_dict({"state": state, "param_groups": resumed.state_dict()["param_groups"]})
     update(model, optimizer, gradients[1])
     update(other, resumed, gradients[1])
@@ -126,6 +164,37 @@ def test_a_checkpoint_of_another_run_is_refused_and_changes_nothing(tmp_path, re
         torch.testing.assert_close(arguments["state"].model.state_dict(), before)
 
 
+def with_changes(**sections):
+    tree = config_to_dict(CONFIG)
+    return config_from_dict(tree | {name: tree[name] | change for name, change in sections.items()}, "test")
+
+
+def test_another_head_is_named_with_its_keys_and_tensors(tmp_path, refusal):
+    other = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Linear(8, 1), nn.Linear(1, 1))
+    state = TrainState(other, torch.optim.AdamW(other.parameters()), torch.amp.GradScaler("cpu"))
+    config = with_changes(model=config_to_dict(CONFIG)["model"] | {"head": {"quality": "dgqp"}})
+    message = refusal(resume, save(tmp_path / LAST), state=state, config=config)
+    assert message.code == "other_model"
+    for part in ("3.weight", "model.head.quality: joint -> dgqp"):
+        assert part in message
+
+
+def test_the_key_that_makes_it_another_optimizer_is_named(tmp_path, refusal):
+    message = refusal(resume, save(tmp_path / LAST), config=with_changes(optim={"name": "sgd"}))
+    assert message.code == "other_optimizer"
+    assert "optim.name: adamw -> sgd" in message
+
+
+@pytest.mark.parametrize(("epoch", "step", "refused"), [(3, 0, True), (2, 1, True), (2, 0, False), (1, 5, False)])
+def test_fewer_epochs_than_are_done_are_refused(epoch, step, refused, tmp_path, refusal):
+    path = save(tmp_path / LAST, progress=PROGRESS._replace(epoch=epoch, step=step))
+    config = with_changes(optim={"epochs": 2})
+    if refused:
+        assert refusal(resume, path, config=config).code == "fewer_epochs"
+    else:
+        assert resume(path, config=config)[0].progress.epoch == epoch
+
+
 def test_converted_weights_are_refused(tmp_path, refusal):
     write_torch_file(tmp_path / LAST, detector_content(new_state().model.state_dict(), CONFIG, CLASS_NAMES))
     assert refusal(resume, tmp_path / LAST).code == "weights_only"
@@ -160,6 +229,11 @@ def altered(tmp_path):
         ("scaler", {"scale": float("nan")}),
         ("scaler", {"scale": 0}),
         ("scaler", {"growth_interval": "often"}),
+        ("progress", {"lr_factor": 0}),
+        ("running_loss", {"mean": float("nan")}),
+        ("running_loss", {"steps": -1}),
+        ("bad_images", {"a.png": 3}),
+        ("digests", {"train": None}),
     ],
 )
 def test_a_damaged_part_is_named(altered, refusal, part, change):
@@ -170,7 +244,7 @@ def test_a_damaged_part_is_named(altered, refusal, part, change):
 
 @pytest.mark.parametrize("part", ["progress", "optimizer", "scaler"])
 def test_a_part_with_a_missing_key_is_named(altered, refusal, part, tmp_path):
-    for key in read_checkpoint(tmp_path / "good.pt")[part]:
+    for key in read_checkpoint(tmp_path / "good.pt")[part].keys() - {"lr_factor"}:  # which earlier versions lack
         assert part in refusal(resume, altered(lambda state, key=key: state[part].pop(key)))
 
 

@@ -1,11 +1,13 @@
-"""What a run says at its end."""
+"""What a run says at its start and its end."""
 
 import json
+import shlex
 
 import pytest
 
-from gfl.training.log import METRICS_FILE
-from gfl.training.summary import end_summary
+from gfl.config import config_from_dict
+from gfl.training.metrics_file import METRICS_FILE
+from gfl.training.summary import end_summary, limit_notes
 
 
 def end_of_run(folder, losses, best):
@@ -44,3 +46,16 @@ def test_a_run_that_failed_to_learn_says_so_and_what_to_try(tmp_path, losses, be
 
 def test_a_run_without_records_has_an_end(tmp_path):
     assert len(end_summary(tmp_path, 0.5)) == 2
+
+
+def test_of_many_notes_the_first_are_shown_and_the_doctor_reports_the_others():
+    splits = {name: {"annotations": f"{name}.json", "images": f"my {name}"} for name in ("train", "val")}
+    config = config_from_dict({"data": splits, "run_dir": "runs/mine"}, "test")
+    notes = [f"number {number}" for number in range(20)]
+    assert limit_notes(notes[:12], config) == notes[:12]
+    *shown, last = limit_notes(notes, config)
+    assert shown == notes[:11]
+    count, command = last.split(" more: ")
+    assert count == "and 9"
+    expected = ["python", "scripts/doctor.py", "train.json", "my train", "--val", "val.json", "my val", "--config"]
+    assert shlex.split(command) == [*expected, "runs/mine/config.yaml"]

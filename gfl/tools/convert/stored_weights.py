@@ -4,14 +4,14 @@ Averaged weights (EMA) usually detect better than those of the last training ste
 both. The EMA hooks of mmcv and mmengine swap the two: the averaged ones are saved in the model's own place.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from torch import Tensor
 
 from gfl.common.errors import UserError
 from gfl.common.text import describe, format_value, list_some
-from gfl.tools.convert.torch_file import Placeholder
+from gfl.common.torch_pickle import Placeholder
 
 EMA, MODEL = "ema", "model"  # the averaged weights, those of the last training step
 CONTAINERS = {
@@ -58,6 +58,8 @@ def find_weights(content: Any, choice: str | None = None, config_text: str = "")
     if not found:
         raise UserError(_why_none(content), code="not_state_dict")
     places = [weights.place for weights in found.values()]
+    if EMA not in found and not found[MODEL].tensors.keys().isdisjoint(COUNTERS):  # an averaged model by itself
+        found = {EMA: found[MODEL]}
     swapped = EMA in found and MODEL in found and _is_mmengine(content, found[EMA].tensors)
     removed: set[str] = set()
     for kind, (tensors, place) in found.items():
@@ -114,11 +116,15 @@ def _without_wrappers(tensors: Mapping[str, Tensor], removed: set[str]) -> dict[
                 f"two tensors are named {format_value(kept)} but for prefixes such as 'module.'", code="tensors"
             )
         plain[kept] = tensor
-    for outer in OUTER_NAMES:
-        if all(name.startswith(f"{outer}.") for name in plain):
-            plain = {name.removeprefix(f"{outer}."): tensor for name, tensor in plain.items()}
-            removed.add(outer)
+    while outer := next((outer for outer in OUTER_NAMES if _all_below(outer, plain)), ""):  # they may be nested
+        plain = {name.removeprefix(f"{outer}."): tensor for name, tensor in plain.items()}
+        removed.add(outer)
     return plain
+
+
+def _all_below(outer: str, names: Iterable[str]) -> bool:
+    names = [name for name in names if name not in COUNTERS]
+    return bool(names) and all(name.startswith(f"{outer}.") for name in names)
 
 
 def _split(weights: _Weights, config_text: str) -> dict[str, _Weights]:
@@ -149,7 +155,7 @@ def _summarize(found: Mapping[str, _Weights], choice: str, removed: set[str]) ->
     other = MODEL if choice == EMA else EMA
     parts = []
     if EMA in found:
-        parts.append(f"{names[choice]} taken, from {found[choice].place}")
+        parts.append(f"{names[choice]} taken" + (f", from {found[choice].place}" if found[choice].place else ""))
     elif found[choice].place not in ("", "state_dict"):
         parts.append(f"from {found[choice].place}")
     if removed:

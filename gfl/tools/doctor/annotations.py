@@ -1,18 +1,21 @@
 """All errors in a COCO-format json at once, by the rules of `gfl.data.coco`, which stops at the first one."""
 
 import os
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
 
 from gfl.common.errors import UserError
+from gfl.common.file_kinds import is_url
 from gfl.common.findings import Finding, finding_if_any
 from gfl.data.annotation_marks import (
+    area_findings,
     check_annotation,
-    evaluation_findings,
+    partial_label_findings,
     rotation_findings,
 )
+from gfl.data.box_format import box_format_findings
 from gfl.data.coco import CocoData, build_coco_data, ignored_categories
 from gfl.data.coco_json import (
     category_names,
@@ -23,25 +26,13 @@ from gfl.data.coco_json import (
     quote_invisible,
     read_images,
 )
-from gfl.data.file_names import find_spellings, fix_names_command
+from gfl.data.file_names import find_spellings, fix_names_command, leave_out_command
 from gfl.data.image_files import missing_files
 from gfl.tools.doctor.box_findings import box_findings, group_findings, repetition_findings
+from gfl.tools.doctor.refusals import is_integer, refusal_findings, refused_entries
 
 # Names in class lists that stand for no class: a first entry for the background, or filled gaps between ids.
 PLACEHOLDERS = {"background", "__background__", "_background_", "bg", "n/a", "unlabeled", "unlabelled"}
-
-# What is wrong with a refused annotation, by the code of the error, and what to do.
-REFUSED = {
-    "not_a_mapping": ("annotations that are no mapping", "correct or delete them"),
-    "image_id": ("annotations with unknown image_id", "correct or delete them"),
-    "category_id": ("annotations with unknown category_id", "correct or delete them"),
-    "other_task": ("annotations without a box, of another task", "use a json with boxes"),
-    "rotated": ("annotations with rotated boxes", "replace each by the upright box around it"),
-    "bbox": ("annotations whose bbox is not four numbers", "correct or delete them"),
-    "iscrowd_or_area": ("annotations with a wrong iscrowd or area", "iscrowd is 0 or 1, area a number"),
-}
-
-Refused = dict[int, UserError]  # position of an entry -> why it cannot be used
 
 
 def check_annotations(
@@ -109,8 +100,8 @@ def _check_categories(
     entries: list[Any], path: str, findings: list[Finding], ignore_classes: Collection[str]
 ) -> list[Any]:
     """The usable categories."""
-    refused = _refused_entries(entries, lambda entry, position: category_names([entry], path))
-    findings += _refusal_findings("categories of unusable id or name", "correct them", entries, refused)
+    refused = refused_entries(entries, lambda entry, position: category_names([entry], path))
+    findings += refusal_findings("categories", entries, refused)
     usable = [entry for position, entry in enumerate(entries) if position not in refused]
     ids, names = [entry["id"] for entry in usable], [entry["name"] for entry in usable]
     placeholders = [name for name in names if name.strip().lower() in PLACEHOLDERS and name not in ignore_classes]
@@ -140,9 +131,8 @@ def _ignored_ids(
 
 def _check_images(entries: list[Any], path: str, root: str, findings: list[Finding]) -> list[Any]:
     """The usable images whose files exist."""
-    refused = _refused_entries(entries, lambda entry, position: read_images([entry], path))
-    what = "image entries of unusable id, file_name or size"
-    findings += _refusal_findings(what, "correct them", entries, refused)
+    refused = refused_entries(entries, lambda entry, position: read_images([entry], path))
+    findings += refusal_findings("images", entries, refused, fix_names=fix_names_command(path, root))
     usable = [entry for position, entry in enumerate(entries) if position not in refused]
     ids, names = [entry["id"] for entry in usable], [entry["file_name"] for entry in usable]
     findings += finding_if_any("error", "image ids that occur twice", "give each its own", duplicates(ids))
@@ -161,14 +151,15 @@ def _missing_findings(path: str, root: str, names: list[str], present: set[str])
     absent = [name for name in names if name not in spelled]
     paths = [os.path.join(root, name) for name in absent]
     all_missing = paths and not present and not spelled
-    advice = f"wrong folder? looked for {paths[0]}" if all_missing else "add them, or --leave-out OUT.json"
+    advice = f"wrong folder? looked for {paths[0]}" if all_missing else "add or leave out"
+    advice = "download them into the folder, then correct the names" if any(map(is_url, absent)) else advice
+    reasons = [f"no file {file}" for file in paths]
     pairs = [f"{name} -> {file}" for name, file in spelled.items()]
+    fix, leave_out = fix_names_command(path, root), "" if all_missing else leave_out_command(path, root)
     what = "images whose file has another spelling"
     return [
-        *finding_if_any(
-            "error", "images that are not in the folder", advice, absent, [f"no file {file}" for file in paths]
-        ),
-        *finding_if_any("error", what, fix_names_command(path, root), pairs),
+        *finding_if_any("error", what, "correct the names", pairs, command=fix),
+        *finding_if_any("error", "images that are not in the folder", advice, absent, reasons, leave_out),
     ]
 
 
@@ -179,12 +170,12 @@ def _check_entries(
     entries = tree["annotations"]
     known_images, known_categories = _integer_ids(tree["images"]), _integer_ids(tree["categories"])
     row_of, label_of = dict.fromkeys(known_images, 0), dict.fromkeys(known_categories, 0)
-    refused = _refused_entries(
+    refused = refused_entries(
         entries, lambda entry, position: check_annotation(entry, position, row_of, label_of, path)
     )
     orphans = _orphans(tree["images"], entries, known_images)
     own_faults = {position: error for position, error in refused.items() if position not in orphans}
-    findings += _refused_annotation_findings(entries, own_faults, known_categories)
+    findings += refusal_findings("annotations", entries, own_faults, known_categories)
     names = [entry_name(entries[position], position) for position in sorted(orphans)]
     findings += finding_if_any("ok", "annotations whose image entry has a wrong id", "correct that entry", names)
     image_ids, category_ids = _integer_ids(usable["images"]), _integer_ids(usable["categories"])
@@ -197,7 +188,10 @@ def _check_entries(
     findings += repetition_findings(kept)
     sizes = {entry["id"]: (entry["height"], entry["width"]) for entry in usable["images"]}
     findings += box_findings(kept, sizes, ignored)
-    findings += rotation_findings(kept) + evaluation_findings(usable["images"], kept)
+    findings += rotation_findings(kept) + area_findings(kept) + partial_label_findings(usable["images"])
+    boxes = np.array([entry["bbox"] for _, entry in kept], np.float64).reshape(-1, 4)
+    box_sizes = np.array([sizes[entry["image_id"]] for _, entry in kept]).reshape(-1, 2)
+    findings += box_format_findings(boxes, box_sizes)
     findings += group_findings(usable["categories"], {*ignored} | {entry["category_id"] for _, entry in kept})
     return [entry for _, entry in kept]
 
@@ -212,39 +206,15 @@ def _orphans(images: list[Any], entries: list[Any], known: set[int]) -> set[int]
     positions_of: dict[str, set[int]] = {}
     for position, entry in enumerate(entries):
         image_id = entry.get("image_id") if isinstance(entry, dict) else None
-        if image_id is not None and not (_is_integer(image_id) and image_id in known):
+        if image_id is not None and not (is_integer(image_id) and image_id in known):
             positions_of.setdefault(repr(image_id), set()).add(position)
     return set().union(*positions_of.values()) if len(positions_of) <= num_discarded else set()
 
 
-def _refused_annotation_findings(entries: list[Any], refused: Refused, categories: set[int]) -> list[Finding]:
-    """One finding per kind of error."""
-    by_code: dict[str, Refused] = {}
-    for position, error in refused.items():
-        by_code.setdefault(error.code, {})[position] = error
-    findings = []
-    for code, errors in by_code.items():
-        what, advice = REFUSED[code]
-        if code == "category_id":
-            advice = _off_by_one_advice(entries, categories) or advice
-        findings += _refusal_findings(what, advice, entries, errors)
-    return findings
-
-
-def _off_by_one_advice(entries: list[Any], categories: set[int]) -> str:
-    """Advice if all category ids would be known if they were one higher or lower, else ""."""
-    ids = [entry.get("category_id") for entry in entries if isinstance(entry, dict)]
-    used = {category for category in ids if _is_integer(category)}
-    for shift, direction in ((1, "low"), (-1, "high")):
-        if used and {category + shift for category in used} <= categories:
-            return f"all ids seem one too {direction}"
-    return ""
-
-
 def _annotation_id_findings(entries: list[Any]) -> list[Finding]:
     ids = {position: entry.get("id") for position, entry in enumerate(entries) if isinstance(entry, dict)}
-    without = [f"number {position}" for position, value in ids.items() if not _is_integer(value)]
-    repeated = duplicates(value for value in ids.values() if _is_integer(value))
+    without = [f"number {position}" for position, value in ids.items() if not is_integer(value)]
+    repeated = duplicates(value for value in ids.values() if is_integer(value))
     advice = "harmless here; other tools fail"
     return [
         *finding_if_any("warning", "annotations without an integer id", advice, without),
@@ -263,28 +233,8 @@ def _content_findings(data: CocoData, split: str) -> list[Finding]:
     return finding_if_any("ok", "images without boxes", advice, empty)
 
 
-def _refused_entries(entries: list[Any], check: Callable[[Any, int], object]) -> Refused:
-    """The entries for which `check(entry, position)` raises `UserError`."""
-    refused = {}
-    for position, entry in enumerate(entries):
-        try:
-            check(entry, position)
-        except UserError as error:
-            refused[position] = error.with_traceback(None)  # which would hold all its frames
-    return refused
-
-
-def _refusal_findings(what: str, advice: str, entries: list[Any], refused: Refused) -> list[Finding]:
-    names = [entry_name(entries[position], position) for position in refused]
-    return finding_if_any("error", what, advice, names, [str(error) for error in refused.values()])
-
-
-def _is_integer(value: Any) -> bool:
-    return type(value) is int
-
-
 def _integer_ids(entries: list[Any]) -> set[int]:
-    return {entry["id"] for entry in entries if isinstance(entry, dict) and _is_integer(entry.get("id"))}
+    return {entry["id"] for entry in entries if isinstance(entry, dict) and is_integer(entry.get("id"))}
 
 
 def _first_of_each_id(entries: list[Any]) -> list[Any]:

@@ -1,4 +1,4 @@
-"""Every image file of a split, decoded by many processes: missing pixels, wrong sizes, rotation, copies."""
+"""Every image file of a split, decoded by many processes: missing pixels, wrong sizes, rotation."""
 
 import contextlib
 import hashlib
@@ -7,7 +7,6 @@ import os
 import signal
 import sys
 import tempfile
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -20,11 +19,14 @@ from gfl.common.findings import Finding, finding_if_any
 from gfl.common.text import list_some
 from gfl.config import DataConfig
 from gfl.data.coco import CocoData, image_path
+from gfl.data.file_names import find_spellings, leave_out_command
 from gfl.data.image_files import (
+    MAX_CHANNELS,
     BitDepth,
     find_images,
     image_sizes,
     positional,
+    range_option,
     read_image,
     scale_limits,
     value_range,
@@ -35,18 +37,17 @@ from gfl.data.orientation import TRANSPOSED, read_orientation
 MIN_SHARE_OF_RANGE = 0.5  # of 16 bits, below which the values in use are called few
 DEFAULTS = DataConfig()
 CHUNK = 16  # images per message from a process
-DAMAGED = ("damaged or unreadable images", "restore or leave out")
+RESTORE = "restore or leave out"
+DAMAGED = ("damaged or unreadable images", RESTORE)
 UNREADABLE = {  # code of the error: what, advice
-    "truncated": ("images whose end is missing", "restore or leave out"),
-    "empty_image": ("images of 0 bytes", "restore or leave out"),
-    "not_an_image": ("files that are no images", "restore or leave out"),
+    "truncated": ("images whose end is missing", RESTORE),
+    "empty_image": ("images of 0 bytes", RESTORE),
+    "not_an_image": ("files that are no images", RESTORE),
     "video": ("videos", "extract their frames"),
     "heic": ("HEIC images", "convert to JPEG or PNG"),
-    "too_many_pixels": (
-        "images above the limit of pixels",
-        "cut into tiles, or raise data.max_pixels; the json has their sizes",
-    ),
-    "pixel_type": ("images whose type of pixels needs a scale", "set data.bit_depth; the json has their ranges"),
+    "format": ("images of a format that is not read", "convert to PNG"),
+    "channels": (f"TIFF images of more than {MAX_CHANNELS} channels", "convert to three channels"),
+    "too_many_pixels": ("images above the limit of pixels", "cut into tiles, or raise data.max_pixels"),
     "out_of_memory": ("images too large for the memory", "cut into tiles"),
 }
 DECODER_WARNINGS = (b"Corrupt JPEG", b"Premature end of JPEG")  # about files that are read nevertheless
@@ -72,7 +73,8 @@ def inspect_image(path: Path, size: tuple[int, int], config: DataConfig = DEFAUL
             values = value_range(path)
         except UserError as error:
             problem = "size" if error.code == "image_size" else "unreadable"
-            return InspectedImage(problem, str(error), code=error.code)
+            values = value_range(path) if error.code == "pixel_type" else None
+            return InspectedImage(problem, str(error), code=error.code, values=values)
     warning, rotation = "".join(warnings[:1]), ""
     if image_sizes(path)[0] != size[::-1]:
         rotation = "unrotated"
@@ -177,26 +179,22 @@ def image_findings(data: CocoData, inspected: dict[int, InspectedImage], bit_dep
         names = [str(data.file_names[row]) for row in selected]
         return names, [image.reason or image.decoder_warning for image in selected.values()]
 
+    leave_out = leave_out_command(data.annotations, data.root)
+    unreadable = []
+    codes = {image.code for image in inspected.values() if image.problem == "unreadable"}
+    for code in sorted(codes - {"pixel_type"}):  # which is a finding on depth
+        what, advice = UNREADABLE.get(code, DAMAGED)
+        command = leave_out if advice == RESTORE else ""
+        unreadable += finding_if_any("error", what, advice, *select(lambda image, c=code: image.code == c), command)
     other_size = select(lambda image: image.problem == "size")
-    unreadable = [
-        finding
-        for code in sorted({image.code for image in inspected.values() if image.problem == "unreadable"})
-        for finding in finding_if_any(
-            "error", *UNREADABLE.get(code, DAMAGED), *select(lambda image, c=code: image.code == c)
-        )
-    ]
+    what = "images of another size than the json's"
+    wrong_size = finding_if_any("error", what, "correct or leave out", *other_size, leave_out)
     corrupt = select(lambda image: image.decoder_warning)
     unrotated, _ = select(lambda image: image.rotation == "unrotated")
     ambiguous, _ = select(lambda image: image.rotation == "ambiguous")
-    copies = [" = ".join(names) for names in _names_by_digest(data, inspected).values() if len(names) > 1]
     return [
         *unreadable,
-        *finding_if_any(
-            "error",
-            "images of another size than the json's",
-            "correct, or --leave-out OUT.json",
-            *other_size,
-        ),
+        *wrong_size,
         *finding_if_any("warning", "images with corrupt parts", "read with wrong pixels", *corrupt),
         *finding_if_any(
             "warning", "rotated images (EXIF, XMP), json's size unrotated", "read as stored; check boxes", unrotated
@@ -204,7 +202,6 @@ def image_findings(data: CocoData, inspected: dict[int, InspectedImage], bit_dep
         *finding_if_any(
             "warning", "rotated images (EXIF, XMP), same size both ways", "read upright; check boxes", ambiguous
         ),
-        *finding_if_any("warning", "images under several names", "leave copies out", copies),
         *_depth_findings(data, inspected, bit_depth),
     ]
 
@@ -216,14 +213,17 @@ def _depth_findings(data: CocoData, inspected: dict[int, InspectedImage], bit_de
         rows = [row for row, image in inspected.items() if image.values and image.values[0] == kind]
         low = min(inspected[row].values[1] for row in rows)
         high = max(inspected[row].values[2] for row in rows)
-        level, advice = _depth_advice(kind, low, high, bit_depth)
+        refused = any(inspected[row].problem == "unreadable" for row in rows)
+        level, advice = _depth_advice(kind, low, high, bit_depth, refused)
         what = f"{kind} images, values {positional(low)} to {positional(high)} in use"
         findings += finding_if_any(level, what, advice, [str(data.file_names[row]) for row in rows])
     return findings
 
 
-def _depth_advice(kind: str, low: float, high: float, bit_depth: BitDepth) -> tuple[str, str]:
+def _depth_advice(kind: str, low: float, high: float, bit_depth: BitDepth, refused: bool) -> tuple[str, str]:
     """Level and advice for values from `low` to `high`."""
+    if refused:
+        return "error", f"need a scale to become 8 bits; set {range_option(low, high)}"
     if bit_depth:
         first, last = scale_limits(bit_depth)
         clipped = low < first or high > last
@@ -235,52 +235,39 @@ def _depth_advice(kind: str, low: float, high: float, bit_depth: BitDepth) -> tu
     if kind != "uint16":
         return (
             "warning",
-            f"only the 8 highest bits are read; data.bit_depth=[{positional(low)},{positional(high)}] scales them",
+            f"only the 8 highest bits are read; {range_option(low, high)} scales them",
         )
     read = f"read as {low // 256:g} to {high // 256:g} of 255"
     if high - low >= MIN_SHARE_OF_RANGE * 65535:
         return "ok", f"{read}; data.bit_depth scales them otherwise"
     depth = max(8, int(high).bit_length())
-    option = f"{depth}" if low < high / 2 else f"[{positional(low)},{positional(high)}]"
-    return "warning", f"{read}; data.bit_depth={option} scales them"
+    option = f"data.bit_depth={depth}" if low < high / 2 else range_option(low, high)
+    return "warning", f"{read}; {option} scales them"
 
 
 def unlisted_image_findings(trees: Sequence[dict], roots: Sequence[str]) -> list[list[Finding]]:
-    """Per split, the images in its folder and below that none of the jsons names; each is reported once."""
+    """Per split, the images in its folder and below that none of the jsons names; each is reported once.
+
+    A file that a json names under another spelling is named.
+    """
     named = {
         os.path.abspath(os.path.join(root, name))
         for tree, root in zip(trees, roots, strict=True)
-        for name in _names(tree)
+        for name in _names_and_spellings(tree, root)
     }
     findings = []
     for root in roots:
         paths = [str(path) for path in find_images(Path(os.path.abspath(root))) if str(path) not in named]
         named.update(paths)
         names = [os.path.relpath(path, root) for path in paths]
-        what = f"images in the folder that no json names: {list_some(names)}" if names else ""
+        what = f"images in the folder that no json names ({list_some(names)})"
         findings.append(finding_if_any("ok", what, "not used", names))
     return findings
 
 
-def _names(tree: dict) -> list[str]:
-    """The file names of a json, whose entries may still be anything."""
-    names = (entry.get("file_name") for entry in tree["images"] if isinstance(entry, dict))
-    return [name for name in names if isinstance(name, str)]
-
-
-def shared_image_findings(
-    train: CocoData, train_images: dict[int, InspectedImage], val: CocoData, val_images: dict[int, InspectedImage]
-) -> list[Finding]:
-    """Images that are in both splits, by their pixels."""
-    in_train, in_val = _names_by_digest(train, train_images), _names_by_digest(val, val_images)
-    both = [f"{names[0]} = {in_train[digest][0]}" for digest, names in in_val.items() if digest in in_train]
-    return finding_if_any("warning", "val images that are also in train", "AP is too high; leave them out", both)
-
-
-def _names_by_digest(data: CocoData, inspected: dict[int, InspectedImage]) -> dict[str, list[str]]:
-    """Digest of the pixels -> names of the files."""
-    groups = defaultdict(list)
-    for row, image in inspected.items():
-        if image.digest:
-            groups[image.digest].append(str(data.file_names[row]))
-    return groups
+def _names_and_spellings(tree: dict, root: str) -> set[str]:
+    """The file names of a json, whose entries may still be anything, and the files that misspelt ones can mean."""
+    entries = (entry.get("file_name") for entry in tree["images"] if isinstance(entry, dict))
+    names = {name for name in entries if isinstance(name, str)}
+    missing = {name for name in names if "\0" in name or not os.path.isfile(os.path.join(root, name))}
+    return names | set(find_spellings(root, missing, names - missing).values()) if missing else names

@@ -16,13 +16,8 @@ from gfl.data.coco_json import read_coco_json
 from gfl.data.image_files import check_image_folder
 from gfl.evaluation.coco_eval import crowded_findings
 from gfl.tools.doctor.annotations import check_annotations, compare_categories
-from gfl.tools.doctor.images import (
-    InspectedImage,
-    image_findings,
-    inspect_images,
-    shared_image_findings,
-    unlisted_image_findings,
-)
+from gfl.tools.doctor.copies import copy_findings, shared_image_findings
+from gfl.tools.doctor.images import InspectedImage, image_findings, inspect_images, unlisted_image_findings
 from gfl.training.data_fit import MAX_OBJECTS, WARN_SHARE, class_counts, class_findings, fit_findings, fit_statistics
 
 MAX_CLASSES = 12  # in the terminal; the rarest ones if there are more
@@ -58,7 +53,7 @@ def check_dataset(
         images = _inspect(data, split, config.data, progress) if data else {}
         if data:
             findings[split] += class_findings(data, split) if len(data.labels) else []
-            findings[split] += image_findings(data, images, config.data.bit_depth)
+            findings[split] += image_findings(data, images, config.data.bit_depth) + copy_findings(data, images)
             findings[split] += crowded_findings(data, config.eval)
         findings[split] += unlisted[split]
         splits[split] = data, images
@@ -111,6 +106,8 @@ def _usable(data: CocoData, images: dict[int, InspectedImage]) -> np.ndarray:
 def format_report(result: dict[str, Any], width: int | None = None, *, hint: bool = True) -> str:
     """The result of `check_dataset` as lines of at most `width` characters, by default the terminal's 80 to 140.
 
+    Only the commands at the end are not broken into lines, so that they can be pasted.
+
     Args:
         hint: say how to get the names that did not fit.
     """
@@ -128,6 +125,8 @@ def format_report(result: dict[str, Any], width: int | None = None, *, hint: boo
     lines.append(f"errors {errors}, warnings {warnings}: {VERDICTS[code]} (exit code {code})")
     if hint and not all(all_named(entry, width) for entry in entries):
         lines.append("all names: add --json FILE")
+    for part in result["findings"].values():  # of each split the first: it may be all that is needed
+        lines += [f"next: {printable(entry['command'])}" for entry in part if entry["command"]][:1]
     return "\n".join(lines)
 
 

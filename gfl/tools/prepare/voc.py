@@ -79,7 +79,11 @@ def class_names(splits: Sequence[Split], wanted: Sequence[str] | None = None) ->
         raise UserError(f"split {found[unknown[0]]}: class {unknown[0]!r} is not among --classes {' '.join(wanted)}")
     names = list(dict.fromkeys(wanted or sorted(found)))
     if not names:
-        raise UserError("none of the images has an object, so there are no classes; name them with --classes")
+        notes = "; ".join(note for split in splits for note in split.notes)
+        raise UserError(
+            "no image has a box, so there are no classes; name them with --classes" + (f"; {notes}" if notes else ""),
+            code="no_classes",
+        )
     return {name: name for name in names}
 
 
@@ -176,6 +180,8 @@ def unlisted_note(voc: VocFolders, splits: Mapping[str, Sequence[str]]) -> tuple
 
 def _advice(root: Path) -> str:
     """What to do about missing folders or splits, by what is in the folder."""
+    if not root.is_dir():
+        return f"{root} is no folder"
     if devkits := sorted(path for level in ("*", "*/*") for path in root.glob(f"{level}/ImageSets/Main")):
         return f"the data set is in {devkits[0].parent.parent}; give that folder"
     found = folder_overview(root)
@@ -186,7 +192,7 @@ def _advice(root: Path) -> str:
     if len(complete) > 1:
         both = Path(complete[0])
         words = shell_command("--images", both, "--annotations", both, "--val-share", "0", "--splits", "train")
-        return f"found are {text}; if each folder is a split, convert one at a time: {words}"
+        return f"found are {text}; if each folder is a split, convert one at a time, with the same --classes: {words}"
     xml, images = (max(found, key=lambda name: found[name][kind]) for kind in (0, 1))
     if not found[xml][0] or not found[images][1]:
         return f"found are {text}; give the folder that has both xml files and images"
@@ -214,7 +220,7 @@ def _read_image(
         raise UserError(
             f"{xml}: there is {what} in {voc.image_folder}; it needs exactly one image", code="number_of_images"
         )
-    size = annotated_size(node, xml, found[0])
+    size = annotated_size(node, xml, found[0], xml_notes)
     boxes = []
     for position, entry in enumerate(node.iterfind("object"), 1):
         with faults.collect(f"{name}.xml: object {position}", "object"):

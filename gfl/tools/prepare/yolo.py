@@ -12,10 +12,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from gfl.common.errors import UserError
+from gfl.common.file_kinds import is_url
 from gfl.common.text import shell_command
 from gfl.common.yaml_file import read_yaml
 from gfl.data.coco_json import duplicates
-from gfl.data.image_files import image_sizes, is_image
+from gfl.data.image_errors import url_error
+from gfl.data.image_files import find_images, image_sizes
+from gfl.tools.prepare.darknet import FOLDER, is_darknet, read_darknet
 from gfl.tools.prepare.faults import Faults
 from gfl.tools.prepare.find_files import Folders, count_note, unknown_files, walk
 from gfl.tools.prepare.to_coco import BoxAdjustments, ImageRecord, Progress, Split, clip_box, read_lines
@@ -55,7 +58,7 @@ def read_yolo(
 
     Raises `UserError` that names the files, and the lines or keys, that cannot be used: all of one kind at once.
     """
-    tree = read_yaml(path)
+    tree = _read_description(path)
     keypoints = keypoint_numbers(tree, str(path))
     names = _class_names(tree, path)
     root = _root(tree, path) if root is None else root
@@ -70,6 +73,14 @@ def read_yolo(
     found = [_split(*pair, line_format, folders, faults) for pair in zip(sources, images, strict=True)]
     faults.raise_if_any()
     return found, names
+
+
+def _read_description(path: Path) -> dict[str, Any]:
+    if path.is_dir():
+        found = sorted(file for file in path.iterdir() if file.suffix.lower() in (".yaml", ".yml", ".data"))
+        example = f", such as {found[0]}" if found else ", a data.yaml with names, train and val"
+        raise UserError(f"{path} is a folder; give the file that describes the data set{example}", code="folder")
+    return read_darknet(path) if is_darknet(path) else read_yaml(path)
 
 
 def _class_names(tree: dict[str, Any], path: Path) -> dict[int, str]:
@@ -106,7 +117,7 @@ def _source(name: str, value: Any, root: Path, path: Path, folders: Folders, fau
         place = _resolve(entry, root, f"{path}: {name}", folders)
         if place.is_dir():
             source.folders.append(place)
-            source.images += [Path(os.path.abspath(file)) for file in walk(place) if is_image(file)]
+            source.images += [Path(os.path.abspath(file)) for file in find_images(place)]
         else:
             source.lists.append(place)
             source.images += _listed_images(place, root, folders, faults)
@@ -139,7 +150,13 @@ def _resolve(entry: str, root: Path, where: str, folders: Folders) -> Path:
             return root / candidate
     if found := folders.find(root, entry):
         return found
-    raise UserError(f"{where}: there is no {root / entry}; correct it, or give the data set's folder with --root")
+    if is_url(entry):
+        raise url_error(entry)
+    if rest := _existing_end(entry, root):
+        raise UserError(f"{where}: there is no {entry}, but {root / rest}; write {rest} there", code="elsewhere")
+    raise UserError(
+        f"{where}: there is no {root / entry}; correct it, or give the data set's folder with --root", code="no_folder"
+    )
 
 
 def _listed_images(source: Path, root: Path, folders: Folders, faults: Faults) -> list[Path]:
@@ -147,7 +164,8 @@ def _listed_images(source: Path, root: Path, folders: Folders, faults: Faults) -
     images = []
     for line, name in read_lines(source):
         bases = (source.parent, root)
-        found = next((base / name for base in bases if (base / name).is_file()), None)
+        spelled = (name, name.removeprefix(FOLDER))
+        found = next((base / file for base in bases for file in spelled if (base / file).is_file()), None)
         found = found or next((file for base in bases if (file := folders.find(base, name)) and file.is_file()), None)
         with faults.collect(f"line {line}", "missing_image"):
             if found is None:
@@ -158,14 +176,19 @@ def _listed_images(source: Path, root: Path, folders: Folders, faults: Faults) -
 
 def _advice(name: str, source: Path, root: Path) -> str:
     """What to do about a line: lists made elsewhere begin with folders of that machine."""
+    rest = _existing_end(name, root) or _existing_end(name, source.parent)
+    if not rest:
+        return "add it or remove the line"
+    prefix = re.sub(r"[][\\.*^$|]", r"\\\g<0>", name[: len(name) - len(rest)])
+    command = shell_command("sed", "-i", f"s|^{prefix}||", source)
+    return f"there is {rest!r:.80}; remove the folders before it from the lines: {command}"
+
+
+def _existing_end(name: str, root: Path) -> str:
+    """The longest end of a path that exists below `root`; "" if there is none."""
     parts = name.replace("\\", "/").split("/")
-    for start in range(1, len(parts)):
-        rest = "/".join(parts[start:])
-        if (root / rest).is_file() or (source.parent / rest).is_file():
-            prefix = re.sub(r"[][\\.*^$|]", r"\\\g<0>", name[: len(name) - len(rest)])
-            command = shell_command("sed", "-i", f"s|^{prefix}||", source)
-            return f"there is {rest!r:.80}; remove the folders before it from the lines: {command}"
-    return "add it or remove the line"
+    ends = ("/".join(parts[start:]) for start in range(1, len(parts)))
+    return next((end for end in ends if end and (root / end).exists()), "")
 
 
 def _label_file(image: Path) -> Path:

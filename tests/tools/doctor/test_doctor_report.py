@@ -1,6 +1,7 @@
 """The complete check of a data set, its report and the command."""
 
 import json
+import shlex
 from argparse import Namespace
 from dataclasses import replace
 from pathlib import Path
@@ -63,8 +64,9 @@ def test_the_report_fits_the_width_and_says_what_it_omits(width, clean):
     names = ["e\x1b[2Jmu.png", *(f"a rather long name of an image {n:04}.jpg" for n in range(12))]
     made.tree["images"] += [made.tree["images"][0] | {"id": 50 + n, "file_name": name} for n, name in enumerate(names)]
     result = check(made.save())
-    lines = format_report(result, width=width).splitlines()
+    *lines, command = format_report(result, width=width).splitlines()
     assert max(map(len, lines[2:])) <= width
+    assert command.startswith("next: ")  # is not broken, to be pasted
     assert all(line.isprintable() for line in lines)
     first = next(at for at, line in enumerate(lines) if line.startswith("      e?[2Jmu.png"))
     listed = " ".join(line.strip() for line in lines[first : first + 2])
@@ -75,6 +77,23 @@ def test_the_report_fits_the_width_and_says_what_it_omits(width, clean):
     assert "--json" not in format_report(result, width=width, hint=False)
     made.tree["images"] = made.tree["images"][:3]
     assert "--json" not in format_report(check(made.save()), width=width)  # one name is never omitted
+
+
+def test_the_commands_it_names_leave_no_error(clean, script):
+    """Names first, since what is left out next are the images that then have no file."""
+    made = clean()
+    made.tree["images"][1]["file_name"] = "a folder\\001.PNG"
+    made.tree["images"].append(made.tree["images"][0] | {"id": 50, "file_name": "gone.png"})
+    made.save()
+    options = []
+    while (result := check(made))["exit_code"] == 2:
+        (command,) = (line for line in format_report(result, width=80).splitlines() if line.startswith("next: "))
+        _, _, _, annotations, images, option, out = shlex.split(command)
+        getattr(script("doctor"), option.strip("-").replace("-", "_"))(annotations, images, out)
+        made.annotations = out
+        options.append(option)
+    assert options == ["--fix-names", "--leave-out"]
+    assert result["splits"]["train"]["images"] == 2
 
 
 def test_a_split_without_usable_images_is_reported(clean):
@@ -119,6 +138,7 @@ def test_the_command_exits_with_the_code_of_the_worst_finding(clean, script, tmp
     args = Namespace(
         fix_names=None,
         leave_out=None,
+        no_copies=None,
         annotations=made.annotations,
         images=made.images,
         val=None,

@@ -1,4 +1,4 @@
-"""The state of image files: damaged, of another size, rotated, corrupt, copied."""
+"""The state of image files: damaged, of another size, rotated, corrupt."""
 
 import cv2
 import numpy as np
@@ -12,7 +12,6 @@ from gfl.tools.doctor.images import (
     image_findings,
     inspect_image,
     inspect_images,
-    shared_image_findings,
     unlisted_image_findings,
 )
 
@@ -95,18 +94,6 @@ def test_rotated_and_corrupt_files_are_warnings(coco_set):
     assert unrotated == ("warning", "000.png")
 
 
-def test_copies_are_found_within_a_split_and_in_both(coco_set):
-    train, val = coco_set([(60, 40), (50, 30)]), coco_set([(70, 40)], name="val")
-    pixels = cv2.imread(str(train.file(0)))
-    for made, name in ((train, "copy.bmp"), (val, "leak.bmp")):  # the same pixels in another format
-        made.tree["images"].append(train.tree["images"][0] | {"id": 5, "file_name": name})
-        cv2.imwrite(str(made.file(-1)), pixels)
-    train, val = train.save().load(), val.save().load()
-    in_train, in_val = inspect_images(train), inspect_images(val)
-    assert findings_of(image_findings(train, in_train)) == [("warning", "000.png = copy.bmp")]
-    assert findings_of(shared_image_findings(train, in_train, val, in_val)) == [("warning", "leak.bmp = 000.png")]
-
-
 def test_unreadable_files_are_grouped_by_their_cause(coco_set):
     made = coco_set([(60, 40)] * 4)
     made.file(0).write_bytes(b"<html>404</html>")
@@ -147,14 +134,26 @@ def test_a_narrow_range_of_counts_is_given_as_a_range(coco_set):
     assert "data.bit_depth=[21000,24000]" in found.advice
 
 
+def test_pixels_that_need_a_scale_are_reported_with_their_type_and_range(coco_set):
+    made = coco_set([(60, 40)] * 2)
+    for number in range(2):
+        content = cv2.imencode(".tif", np.full((40, 60), number - 0.5, np.float32))[1]
+        made.file(number).write_bytes(content.tobytes())
+    data = made.load()
+    (found,) = image_findings(data, inspect_images(data))
+    assert (found.level, found.count) == ("error", 2)
+    assert "float32" in found.what
+    assert "data.bit_depth=[-0.5,0.5]" in found.advice
+
+
 def test_images_that_no_json_names_are_counted_once(coco_set):
     train, val = coco_set([(60, 40), (50, 30)]), coco_set([(60, 40)], name="val")
     listed = val.tree["images"][0]
     (train.file(0).parent / "sub").mkdir()
-    train.file(0).rename(train.file(0).parent / "sub" / "000.PNG")  # now missing, and not named
-    listed["file_name"] = "001.png"
+    train.file(0).rename(train.file(0).parent / "sub" / "new.PNG")  # now missing, and not named
+    listed["file_name"] = "SUB\\001.png"  # named, in another spelling
     roots = [train.images, train.images]
     first, second = unlisted_image_findings([{"images": [train.tree["images"][0]]}, val.tree], roots)
-    assert findings_of(first) == [("ok", "sub/000.PNG")]
-    assert "sub/000.PNG" in first[0].what
+    assert findings_of(first) == [("ok", "sub/new.PNG")]
+    assert "sub/new.PNG" in first[0].what
     assert second == []

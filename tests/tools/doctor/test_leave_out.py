@@ -2,6 +2,8 @@
 
 import json
 
+import cv2
+import numpy as np
 import pytest
 
 from gfl.config import DataConfig
@@ -25,17 +27,28 @@ def spoilt(coco_set):
 def test_the_rest_is_a_json_that_training_accepts(spoilt, tmp_path, refusal):
     out = str(tmp_path / "out.json")
     refusal(spoilt.load)
-    counts = write_usable(spoilt.annotations, spoilt.images, out, DataConfig())
+    counts = write_usable((spoilt.annotations, spoilt.images), out)
     assert counts == {"categories": (1, 2), "images": (2, 5), "annotations": (2, 7)}
     data = load_coco(out, spoilt.images)
     assert data.image_ids.tolist() == [900, 872]
     assert len(data.labels) == 2
     assert json.loads((tmp_path / "out.json").read_text())["info"] == {"year": 2026}
-    assert out in refusal(write_usable, spoilt.annotations, spoilt.images, out, DataConfig())  # which exists
+    assert out in refusal(write_usable, (spoilt.annotations, spoilt.images), out)  # which exists
 
 
 def test_a_json_without_a_usable_image_is_refused(spoilt, tmp_path, refusal):
     for number in (0, 3, 4):
         spoilt.file(number).unlink()
-    refusal(write_usable, spoilt.annotations, spoilt.images, str(tmp_path / "out.json"), DataConfig())
+    refusal(write_usable, (spoilt.annotations, spoilt.images), str(tmp_path / "out.json"))
     assert not (tmp_path / "out.json").exists()
+
+
+def test_images_that_the_config_makes_readable_stay(coco_set, tmp_path):
+    made = coco_set([(60, 40)] * 2)
+    made.file(0).write_bytes(cv2.imencode(".tif", np.eye(40, 60, dtype=np.float32))[1].tobytes())
+    for bit_depth, left in ((0, 1), ((0.0, 1.0), 2)):
+        out = str(tmp_path / f"{left}.json")
+        assert write_usable((made.annotations, made.images), out, config=DataConfig(bit_depth=bit_depth))["images"] == (
+            left,
+            2,
+        )

@@ -42,6 +42,34 @@ def test_difficult_objects_become_crowd_boxes(voc, tmp_path):
     assert load_coco(str(tmp_path / "out.json"), str(voc / "JPEGImages")).boxes_xyxy.tolist() == [[0, 0, 20, 10]]
 
 
+@pytest.mark.parametrize(
+    ("extra", "crowd"),
+    [
+        ("<difficult>True</difficult>", 1),
+        ("<difficult>Unspecified</difficult>", 0),
+        ("<difficult>no</difficult><truncated>1</truncated>", 0),
+        ("<ignore>1</ignore>", 1),
+        ("<iscrowd>1</iscrowd>", 1),
+        ("<attributes><attribute><name>difficult</name><value>true</value></attribute></attributes>", 1),
+    ],
+)
+def test_marks_are_read_as_those_of_a_json(voc, extra, crowd):
+    write(voc / "Annotations" / "a.xml", voc_xml(20, 10, voc_object("cat", 3, 4, 7, 9, extra=extra)))
+    assert [entry["iscrowd"] for entry in voc_tree(voc)["annotations"]] == [crowd, 0]
+
+
+@pytest.mark.parametrize("size", ["", "<size><width>0</width><height>0</height></size>", "<size><width/></size>"])
+def test_a_size_that_is_missing_is_the_upright_image_s(voc, size):
+    (voc / "JPEGImages" / "a.png").unlink()
+    write_image(voc / "JPEGImages" / "a.jpg", 10, 20, orientation=6)
+    path = write(voc / "Annotations" / "a.xml", f"<annotation>{size}{voc_object('cat', 3, 4, 7, 9)}</annotation>")
+    split = read_voc_split(voc)
+    assert (split.images[0].width, split.images[0].height) == (20, 10)
+    (note,) = split.notes
+    assert note.startswith("1 xml")
+    assert str(path) in note
+
+
 def test_images_without_objects_fractions_parts_and_other_suffixes_are_accepted(voc):
     write(voc / "Annotations" / "a.xml", voc_xml(20, 10))
     part = f"<part>{voc_object('head', 4, 4, 5, 5)}<name>head</name><bndbox><xmin>4</xmin></bndbox></part>"
@@ -59,6 +87,8 @@ def test_classes_are_those_that_occur_or_the_given_ones(voc, refusal):
     for name in "ab":
         write(voc / "Annotations" / f"{name}.xml", voc_xml(20, 10))
     assert "--classes" in refusal(class_names, [read_voc_split(voc)])
+    write(voc / "Annotations" / "b.xml", voc_xml(20, 10, voc_object("dog", 9, 9, 3, 3)))
+    assert "b.xml: object 1 (dog)" in refusal(class_names, [read_voc_split(voc)])  # why there is none
 
 
 @pytest.mark.parametrize("size", [(20, 10), (10, 20)])
@@ -99,13 +129,15 @@ EXTERNAL = '<!DOCTYPE a [<!ENTITY e SYSTEM "file:///etc/hostname">]><annotation>
         ("<html></html>", "<html>"),
         (BILLION_LAUGHS, "amplification"),
         (EXTERNAL, "entity"),
-        ("<annotation></annotation>", "<size> <width>"),
         (voc_xml("wide", 10), "'wide'"),
-        (voc_xml(0, 0), "0 x 0"),
+        (voc_xml(0, 10), "0 x 10"),
+        ("<annotations><image/></annotations>", "CVAT"),
+        ("<!DOCTYPE html><html><br></html>", "HTML"),
         (voc_xml(21, 10), "20 x 10"),
         (voc_xml(20, 10, "<object/>"), "object 1: <name>"),
         (voc_xml(20, 10, voc_object("a\ncat", 1, 1, 5, 5)), "<name>"),
-        (voc_xml(20, 10, "<object><name>cat</name></object>"), "object 1 (cat): <xmin>"),
+        (voc_xml(20, 10, "<object><name>cat</name></object>"), "object 1 (cat): there is no <bndbox>"),
+        (voc_xml(20, 10, "<object><name>cat</name><polygon/></object>"), "<polygon>"),
         (voc_xml(20, 10, voc_object("cat", 1, 1, 5, 5), voc_object("cat", 1, 1, 5, "x")), "object 2 (cat): <ymax>"),
         (voc_xml(20, 10, voc_object("cat", 1, 1, "NaN", 5)), "'NaN'"),
         (voc_xml(20, 10, voc_object("cat", 1, 1, "inf", 5)), "'inf'"),

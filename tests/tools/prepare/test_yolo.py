@@ -187,6 +187,8 @@ def test_a_label_file_that_cannot_be_read_is_named(yolo, labels, refusal):
         ("names: [cat, dog]\npath: none\ntrain: images", "path: no folder"),
         ("names: [cat, dog]\npath: [none]\ntrain: images", "path must be a folder"),
         ("names: [cat, dog]\ntrain: labels", "no images in labels"),
+        ("names: [cat, dog]\ntrain: /home/me/x/images/train", "write images/train there"),
+        ("names: [cat, dog]\ntrain: https://example.org/a.zip", "https://example.org/a.zip is an address"),
         ("names: [cat, dog]\ntrain: [images, images/train]", "a.png is listed"),
         ("names: [cat, dog]\ntrain: list.txt", "list.txt line 2: there is no image 'images/none.png'"),
         ("names: [cat, dog]\nkpt_shape: 17\ntrain: images", "kpt_shape"),
@@ -196,7 +198,7 @@ def test_an_unusable_data_yaml_is_named(yolo, refusal, text, named):
     write(yolo, text)
     write(yolo.parent / "list.txt", "images/train/a.png\nimages/none.png\n")
     message = refusal(read_yolo, yolo, ["train"])
-    assert str(yolo.parent) in message
+    assert str(yolo.parent) in message or "https" in text
     assert named in message
 
 
@@ -276,3 +278,9 @@ def test_the_command_that_repairs_a_list_made_elsewhere_works(yolo, refusal, bef
     subprocess.run(command, shell=True, check=True)
     assert path.read_text() == "images/train/a.png\nimages/train/b.png\n"
     assert bboxes(yolo_tree(yolo)) == [[5, 3, 10, 4]]
+
+
+def test_a_folder_is_refused_with_the_file_to_give(yolo, refusal):
+    message = refusal(read_yolo, yolo.parent, ["train"])
+    assert message.code == "folder"
+    assert str(yolo) in message

@@ -10,6 +10,7 @@ import os
 import sys
 import types
 from collections import OrderedDict, defaultdict
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -19,7 +20,8 @@ from pickles import legacy, make_pickle, plain, read_in_child, storage, view, zi
 from torch import nn
 
 from gfl.common.errors import UserError
-from gfl.tools.convert.torch_file import DTYPES, Placeholder, read_torch_file
+from gfl.common.torch_file import read_torch_file
+from gfl.common.torch_pickle import DTYPES, Placeholder
 
 FORMATS = {
     f"{name}, pickle protocol {protocol}": {"_use_new_zipfile_serialization": new, "pickle_protocol": protocol}
@@ -82,6 +84,7 @@ def test_tensors_of_every_layout_are_read(round_trip):
     for name, tensor in tensors.items():
         assert_same(content[name], tensor)
         assert content[name].stride() == tensor.stride(), name
+        assert content[name].storage_offset() == tensor.storage_offset(), name
 
 
 def test_tensors_that_share_memory_still_do(round_trip):
@@ -90,6 +93,7 @@ def test_tensors_that_share_memory_still_do(round_trip):
     first[4] = 77
     assert part.tolist() == [3, 77]
     assert again[4] == 77
+    assert first.untyped_storage()._cdata == part.untyped_storage()._cdata  # so that saving writes it once
 
 
 def test_changing_a_tensor_does_not_change_the_file(tmp_path):
@@ -112,7 +116,7 @@ def test_plain_data_are_read(round_trip):
     value = {
         "meta": {"epoch": 12, "time": "Mon", "lr": [0.1, 1e-30], "none": None, "flags": (True, False)},
         "CLASSES": ("Ampel", "Büste", "猫"),
-        "set": {1, 2},
+        "keys": {0.5: 1, None: 2, True: 3},
         "big": 2**70,
         5: [[]],
     }
@@ -202,6 +206,8 @@ UNKNOWN = {
     "module": nn.Linear(2, 2),
     "sparse": torch.eye(2).to_sparse(),
     "exception": ValueError("x"),
+    "set": {1, 2},
+    "frozenset": frozenset({1, 2}),
 }
 
 
@@ -256,3 +262,22 @@ def test_tensors_beside_one_of_an_unsupported_type_are_read(dtype, tmp_path):
     assert_same(content["a"], torch.ones(2))
     assert_same(content["c"], torch.ones(3))
     assert not isinstance(content["b"], torch.Tensor)
+
+
+@pytest.mark.parametrize(
+    ("content", "named"),
+    [
+        (b'\x10\0\0\0\0\0\0\0{"a": {}}     ', "safetensors"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "Git LFS"),
+        (b"<!DOCTYPE html><html></html>", "HTML"),
+    ],
+)
+def test_files_of_another_kind_are_named(tmp_path, refusal, content, named):
+    (tmp_path / "a.pth").write_bytes(content)
+    error = refusal(read_torch_file, tmp_path / "a.pth")
+    assert error.code == "damaged"
+    assert named in error
+
+
+def test_an_address_is_named(refusal):
+    assert refusal(read_torch_file, Path("https://example.org/a.pth")).code == "url"

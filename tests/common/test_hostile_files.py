@@ -15,8 +15,9 @@ import torch
 from pickles import CALLS, HUGE, legacy, make_pickle, name_of, pack, plain, read_in_child, storage, view, zipped
 from torch import nn
 
-from gfl.tools.convert import torch_file
-from gfl.tools.convert.torch_file import Placeholder, read_torch_file
+from gfl.common import torch_file, torch_pickle
+from gfl.common.torch_file import read_torch_file
+from gfl.common.torch_pickle import Placeholder
 
 BOTH_FORMATS = pytest.mark.parametrize("wrap", [zipped, legacy])
 
@@ -64,11 +65,12 @@ def test_a_module_that_a_file_names_is_not_imported(wrap, path, tmp_path, monkey
 @BOTH_FORMATS
 def test_state_does_not_change_what_the_next_file_sees(wrap, path):
     """BUILD sets attributes of whatever is on the stack, also of the reader's own functions."""
-    before = dict(vars(Placeholder))
-    for target in (name_of("unknown", "Class"), name_of("torch._utils", "_rebuild_parameter"), view()):
+    parameter = name_of("torch._utils", "_rebuild_parameter")
+    before = dict(vars(Placeholder)), dict(vars(torch_pickle.Unpickler.rebuild_parameter))
+    for target in (name_of("unknown", "Class"), parameter, view()):
         path.write_bytes(wrap(make_pickle(target, pack(b"N", plain({"__call__": 1, "injected": 2})), b"b")))
-        assert read_torch_file(path) is not Placeholder  # each file has a class of its own
-    assert dict(vars(Placeholder)) == before
+        read_torch_file(path)
+    assert (dict(vars(Placeholder)), dict(vars(torch_pickle.Unpickler.rebuild_parameter))) == before
 
 
 ATTACKS = {
@@ -78,6 +80,8 @@ ATTACKS = {
         b"K\x07s",
     ),
     "a key of tuples in tuples": (b"})", b"\x85" * 200_000, b"Ns"),
+    "a key of tuples that share tuples": (b"})", b"2\x86" * 60, b"Ns"),
+    "keys with one hash": (b"}(", *(plain(n * (2**61 - 1)) + b"N" for n in range(2**15)), b"u"),
     "a list in itself": (b"]q\x00h\x00a",),
     "large memo": (b"Nr", struct.pack("<I", 2**24)),
     "large bytes": (b"\x8e", struct.pack("<Q", 2**40)),
@@ -103,6 +107,11 @@ def test_a_malicious_pickle_neither_crashes_nor_takes_memory(attack, wrap, path)
         view(storage("DoubleStorage", 2**61 + 2), size=(1,)),
         *(view(offset=offset, size=(1,)) for offset in (16, -1, 2**62, 2**64)),
         view(size=(17,)),
+        view(size=(17,), stride=(0,)),
+        view(size=(16,) * 20, stride=(0,) * 20),
+        view(size=(1,) * 65, stride=(1,) * 65),
+        view(size=(2**70, 0), stride=(0, 0)),
+        pack(view(), b"q\x00", b"h\x00" * 1000),
         view(storage(numel=17), size=(17,)),
         view(size=(-1,)),
         view(size=(2.0,)),
@@ -129,6 +138,16 @@ def test_a_compressed_archive_is_refused_before_it_is_unpacked(member, path):
             archive.writestr(f"archive/{name}", entry)
         archive.writestr(f"archive/{member}", bomb, compress_type=zipfile.ZIP_DEFLATED, compresslevel=1)
     del bomb
+    assert read_in_child(path) == "refused"
+
+
+@pytest.mark.parametrize("length", [0, 8, 65, 10_000, 2**31 - 1, 2**32 - 2])
+@pytest.mark.parametrize("member", ["data.pkl", "data/0"])
+def test_a_false_length_in_an_archive_is_refused(member, length, path):
+    content = zipped(make_pickle(view()))
+    entry = content.index(b"PK\1\2", content.index(b"PK\1\2") + (1 if member == "data/0" else 0))
+    both = struct.pack("<2L", length, length)  # compressed and not
+    path.write_bytes(content[: entry + 20] + both + content[entry + 28 :])
     assert read_in_child(path) == "refused"
 
 
