@@ -83,7 +83,7 @@ def main(args: argparse.Namespace) -> None:
     count = sum(map(len, predictions.values()))
     print_line(f"{count} objects in {len(predictions)} images: pictures and predictions.json in {out}")
     if predictions and not count:
-        print(f"note: no score reaches {args.score:g}; a lower --score shows what scores less")
+        print_line(f"note: no score reaches {args.score:g}; a lower --score shows what scores less")
     if failed:
         raise UserError(f"{failed} of {len(paths)} images could not be read, see above; the others are written")
 

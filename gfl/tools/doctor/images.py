@@ -47,10 +47,7 @@ UNREADABLE = {  # code of the error: what, advice
     "heic": ("HEIC images", "convert to JPEG or PNG"),
     "format": ("images of a format that is not read", "convert to PNG"),
     "channels": (f"TIFF images of more than {MAX_CHANNELS} channels", "convert to three channels"),
-    "too_many_pixels": (
-        "images above the limit of pixels",
-        "cut into tiles, or raise data.max_pixels; the json has their sizes",
-    ),
+    "too_many_pixels": ("images above the limit of pixels", "cut into tiles, or raise data.max_pixels"),
     "out_of_memory": ("images too large for the memory", "cut into tiles"),
 }
 DECODER_WARNINGS = (b"Corrupt JPEG", b"Premature end of JPEG")  # about files that are read nevertheless
