@@ -26,6 +26,7 @@ from tiny_run import Progress, save
 from gfl.checkpoint import LAST, PREVIOUS, read_checkpoint
 from gfl.common.errors import UserError
 
+VARIABLES = os.environ | {"OMP_NUM_THREADS": "1"}  # as the undisturbed run: other threads change the last bits
 OUTPUTS = [  # redirections of a shell that nobody can read
     ">/dev/full 2>&1",
     ">&- 2>&-",
@@ -134,7 +135,8 @@ def tee(folder: Path, rng: random.Random, count: int) -> Iterator[str]:
     for number in range(count):
         run = folder / f"tee_{number}"
         command = [sys.executable, "train.py", str(config), f"run_dir={run}", "save_interval=100"]
-        training = subprocess.Popen(command, cwd=faults.ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+        training = subprocess.Popen(command, cwd=faults.ROOT, env=VARIABLES, **pipes)
         reader = subprocess.Popen(["tee", folder / "log"], stdin=training.stdout, stdout=subprocess.DEVNULL)
         training.stdout.close()
         wait_for(lambda run=run: records(run) >= rng.randint(1, 4))
@@ -159,13 +161,12 @@ def outputs(folder: Path, rng: random.Random, count: int) -> Iterator[str]:
         run = folder / f"output_{number}"
         python = [sys.executable, "train.py", str(config), f"run_dir={run}"]
         shell = f"{environment} {shlex.join(python)} --resume {output}; exit ${{PIPESTATUS[0]}}"
-        variables = os.environ | {"OMP_NUM_THREADS": "1"}
-        first = subprocess.Popen(["bash", "-c", shell], cwd=faults.ROOT, env=variables)
+        first = subprocess.Popen(["bash", "-c", shell], cwd=faults.ROOT, env=VARIABLES)
         wait_for(lambda run=run: records(run) >= 3)
         for pid in faults.descendants(first.pid):
             if b"train.py" in Path(f"/proc/{pid}/cmdline").read_bytes():
                 faults.send(pid, signal.SIGTERM)
-        codes = [first.wait(120), subprocess.run(["bash", "-c", shell], cwd=faults.ROOT, env=variables).returncode]
+        codes = [first.wait(120), subprocess.run(["bash", "-c", shell], cwd=faults.ROOT, env=VARIABLES).returncode]
         yield f"{environment} {output}: exits {codes}".strip()
         yield faults.verdict(expected, run)
         shutil.rmtree(run)
@@ -180,7 +181,8 @@ def terminals(folder: Path, rng: random.Random, count: int) -> Iterator[str]:
         pid, terminal = pty.fork()
         if not pid:
             os.chdir(faults.ROOT)
-            os.execv(sys.executable, [sys.executable, "train.py", str(config), f"run_dir={run}", "save_interval=100"])
+            command = [sys.executable, "train.py", str(config), f"run_dir={run}", "save_interval=100"]
+            os.execve(sys.executable, command, VARIABLES)
         threading.Thread(target=drain, args=(terminal,), daemon=True).start()
         wait_for(lambda run=run: records(run) >= 3)
         os.close(terminal)
