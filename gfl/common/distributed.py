@@ -1,6 +1,7 @@
 """The few collective operations that training and evaluation need. With one process each is the identity."""
 
 import os
+import time
 from collections.abc import Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -10,6 +11,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from gfl.common.errors import UserError
+
+FORK_PAUSE_S = 0.05  # the work takes microseconds
 
 
 def rank() -> int:
@@ -89,6 +92,16 @@ def process_group():
             code="processes",
         ) from None
     dist.destroy_process_group()  # after an error NCCL would wait for the others, torchrun for this
+
+
+def settle_before_fork() -> None:
+    """Give the threads of finished collective operations time to end their work; call it before processes are forked.
+
+    A thread of gloo that takes Python's lock for the first time, to drop a tensor, holds a lock of the interpreter for
+    an instant. A process that is forked in that instant waits for it for ever.
+    """
+    if world_size() > 1:
+        time.sleep(FORK_PAUSE_S)
 
 
 def mean_over_processes(tensor: Tensor) -> Tensor:

@@ -11,6 +11,8 @@ from tqdm import tqdm
 
 from gfl.common.text import printable
 
+tqdm.monitor_interval = 0  # its thread would run while loader processes are forked
+
 
 def announce(text: str) -> None:
     """Print at once, on the main process only, and before it joins the others: imports may take minutes."""

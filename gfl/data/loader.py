@@ -113,6 +113,7 @@ def batches(loader: DataLoader) -> Iterator[Batch]:
 def _watch_workers(loader: Iterable) -> Iterator:
     """The items of `loader`; raises `UserError` if one of its processes has died."""
     handler = signal.getsignal(signal.SIGCHLD)
+    distributed.settle_before_fork()
     try:
         iterator = iter(loader)
         # Torch's handler would raise at any place in the program, even while it saves; without it the death is noticed
