@@ -1,4 +1,6 @@
-"""Do forked processes start while gloo is busy? Run `torchrun --nproc_per_node=2 tests/robustness/fork_race.py PAUSE COUNT`.
+"""Do forked processes start while gloo is busy?
+
+Run `torchrun --nproc_per_node=2 tests/robustness/fork_race.py PAUSE COUNT`.
 
 Each rank forks COUNT times, PAUSE seconds after a round of collective operations, and prints how many children hung.
 See `gfl.common.distributed.settle_before_fork`.
