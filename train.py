@@ -41,7 +41,8 @@ from gfl.build import build_criterion, build_detector
 from gfl.checkpoint import BEST, LAST, PREVIOUS, TrainState, save_checkpoint
 from gfl.common import distributed
 from gfl.common.errors import Interrupted, run
-from gfl.config import Config, load_config, save_config
+from gfl.config import Config
+from gfl.config_file import load_config, save_config
 from gfl.data.bad_images import gather_bad_images, report_bad_images
 from gfl.data.loader import batches, load_training_data
 from gfl.training.divergence import has_risen, train_with_rewind

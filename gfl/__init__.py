@@ -15,7 +15,7 @@ _MODULES = {
     "UserError": "gfl.common.errors",
     "build_criterion": "gfl.build",
     "build_detector": "gfl.build",
-    "load_config": "gfl.config",
+    "load_config": "gfl.config_file",
     "load_detector": "gfl.checkpoint",
 }
 __all__ = list(_MODULES)

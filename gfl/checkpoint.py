@@ -22,7 +22,8 @@ from gfl.common.files import new_file
 from gfl.common.text import describe, is_text, list_some, shell_command, short_repr
 from gfl.common.torch_file import read_torch_file
 from gfl.common.yaml_file import merge
-from gfl.config import Config, config_from_dict, config_to_dict, parse_overrides
+from gfl.config import Config
+from gfl.config_file import config_from_dict, config_to_dict, parse_overrides
 from gfl.evaluation.inference import Detector, default_device
 
 FORMAT = "gfl-1"

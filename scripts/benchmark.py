@@ -41,7 +41,7 @@ import torch
 from gfl.build import build_criterion, build_detector
 from gfl.common.errors import UserError, run
 from gfl.common.progress import print_line
-from gfl.config import load_config
+from gfl.config_file import load_config
 from gfl.evaluation.inference import default_device
 from gfl.model.detector import normalize_images
 from gfl.structures import SIZE_DIVISOR, Targets

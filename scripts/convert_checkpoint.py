@@ -44,7 +44,8 @@ from gfl.common.files import writing
 from gfl.common.progress import print_line
 from gfl.common.text import list_some, printable, shell_command
 from gfl.common.torch_file import read_torch_file
-from gfl.config import Config, config_from_dict, load_config
+from gfl.config import Config
+from gfl.config_file import config_from_dict, load_config
 from gfl.data.coco_json import category_names, read_coco_json
 from gfl.tools.convert.architecture import ExternalCheckpoint, allowed_settings, head_kind, parse_external
 from gfl.tools.convert.state_dict import convert_backbone, convert_detector, to_mmdet

@@ -76,7 +76,7 @@ def main(args: argparse.Namespace) -> None:
     from gfl.common.errors import UserError
     from gfl.common.files import write_json
     from gfl.common.progress import print_line
-    from gfl.config import config_from_dict, load_config, parse_overrides
+    from gfl.config_file import config_from_dict, load_config, parse_overrides
     from gfl.tools.doctor.leave_out import write_usable
     from gfl.tools.doctor.report import check_dataset, format_report
     from gfl.tools.next_command import training_command

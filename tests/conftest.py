@@ -142,7 +142,7 @@ def run(coco_set, tmp_path, monkeypatch) -> Callable[..., None]:
     Args of the factory: `resume` as in train.py, and keys of `optim`.
     """
     import train
-    from gfl.config import config_from_dict
+    from gfl.config_file import config_from_dict
     from gfl.training.signals import StopRequest
 
     data = coco_set([(96, 64)] * 6, [(number, 7, [10, 10, 60, 40]) for number in range(6)])

@@ -20,7 +20,8 @@ from gfl.build import (
     build_point_layout,
     build_quality,
 )
-from gfl.config import AssignConfig, Config, DGQPConfig, HeadConfig, PointsConfig, config_from_dict
+from gfl.config import AssignConfig, Config, DGQPConfig, HeadConfig, PointsConfig
+from gfl.config_file import config_from_dict
 from gfl.method.assign import assign_atss, assign_fcos, assign_fovea, assign_max_iou
 from gfl.method.box_representation import AnchorDeltaBox, DiracBox, GaussianBox, GeneralBox
 from gfl.method.quality import DistributionGuidedQuality, JointQuality, SeparateQuality

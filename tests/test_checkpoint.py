@@ -24,7 +24,7 @@ from gfl.checkpoint import (
     write_torch_file,
 )
 from gfl.common.errors import UserError
-from gfl.config import config_from_dict
+from gfl.config_file import config_from_dict
 
 
 def test_a_checkpoint_contains_config_classes_and_progress(tmp_path):

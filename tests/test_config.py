@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from gfl.config import Config, config_differences, config_from_dict, config_to_dict, load_config, save_config
+from gfl.config import Config
+from gfl.config_file import config_differences, config_from_dict, config_to_dict, load_config, save_config
 
 ROOT = Path(__file__).resolve().parent.parent
 COMMITTED = sorted((ROOT / "configs").glob("*.yaml"))

@@ -26,7 +26,8 @@ from config_observations import (
 )
 from conftest import write_coco_set
 
-from gfl.config import Config, config_from_dict, parse_overrides
+from gfl.config import Config
+from gfl.config_file import config_from_dict, parse_overrides
 
 TRAINING_PAGE = Path(__file__).resolve().parent.parent / "docs" / "training.md"
 SMALL_CONVS = 1

@@ -15,7 +15,8 @@ import torch
 
 from gfl.build import build_detector
 from gfl.checkpoint import detector_content, write_torch_file
-from gfl.config import Config, load_config
+from gfl.config import Config
+from gfl.config_file import load_config
 
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"

@@ -15,6 +15,7 @@ ROOMS = [
     "common",
     "structures",
     "config",
+    "config_file",
     "method",
     "model",
     "data",

@@ -18,7 +18,7 @@ from gfl.checkpoint import (
     read_checkpoint,
     write_torch_file,
 )
-from gfl.config import config_to_dict
+from gfl.config_file import config_to_dict
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,8 @@ from typing import Any
 import torch
 
 from gfl.build import build_detector
-from gfl.config import Config, config_from_dict
+from gfl.config import Config
+from gfl.config_file import config_from_dict
 from gfl.evaluation.inference import Detector
 
 

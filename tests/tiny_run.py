@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from gfl.checkpoint import Progress, RunningLoss, TrainState, save_checkpoint
-from gfl.config import config_from_dict
+from gfl.config_file import config_from_dict
 
 CONFIG = config_from_dict(
     {

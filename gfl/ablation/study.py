@@ -16,7 +16,8 @@ from gfl.common.dataclass_from_dict import dataclass_from_dict
 from gfl.common.errors import UserError, error_context
 from gfl.common.text import format_value
 from gfl.common.yaml_file import read_yaml
-from gfl.config import Config, config_to_dict, load_config
+from gfl.config import Config
+from gfl.config_file import config_to_dict, load_config
 
 METRICS = ("AP", "AP50", "AP75", "APS", "APM", "APL")
 

@@ -13,7 +13,8 @@ from torchvision import models
 from gfl.checkpoint import conversion_advice, find_detector, load_model_state, read_checkpoint, read_tensor_file
 from gfl.common.errors import UserError, error_context
 from gfl.common.text import format_differences, list_some, shell_command
-from gfl.config import Config, config_differences, config_from_dict, config_to_dict
+from gfl.config import Config
+from gfl.config_file import config_differences, config_from_dict, config_to_dict
 from gfl.model.backbone import Backbone
 from gfl.model.detector import DenseDetector
 

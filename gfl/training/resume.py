@@ -27,7 +27,8 @@ from gfl.common.errors import UserError
 from gfl.common.files import write_text
 from gfl.common.progress import print_line
 from gfl.common.text import format_differences, shell_command
-from gfl.config import Config, config_differences
+from gfl.config import Config
+from gfl.config_file import config_differences
 
 NEWEST, NAMES = "newest", {"previous": PREVIOUS, "best": BEST}  # of the checkpoint to resume from
 NOT_IN_EARLIER_VERSIONS = {"lr_factor"}  # fields of Progress

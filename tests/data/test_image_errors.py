@@ -11,7 +11,7 @@ from PIL import Image
 
 from gfl.common.errors import UserError
 from gfl.common.file_kinds import is_url
-from gfl.config import parse_overrides
+from gfl.config_file import parse_overrides
 from gfl.data import image_files
 from gfl.data.image_errors import BadImage, url_error
 from gfl.data.image_files import image_sizes, range_option, read_image

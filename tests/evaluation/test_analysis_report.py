@@ -8,7 +8,7 @@ from tiny_detector import make_config, make_detector
 
 from gfl.common.errors import UserError
 from gfl.common.files import output_folder
-from gfl.config import config_from_dict
+from gfl.config_file import config_from_dict
 from gfl.evaluation.report import ReportOptions, format_report, load_split, plot_comparison, short_names, write_report
 
 

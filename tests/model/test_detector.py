@@ -7,7 +7,7 @@ import torch
 from reference import convert_golden, deviation_from_golden, golden_weight, read_golden
 
 from gfl.build import build_criterion, build_detector
-from gfl.config import config_from_dict
+from gfl.config_file import config_from_dict
 from gfl.method.boxes import box_iou
 from gfl.method.postprocess import select_detections
 from gfl.model.detector import normalize_images

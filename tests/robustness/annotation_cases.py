@@ -12,7 +12,7 @@ import numpy as np
 from mutators import mutate_bytes, mutate_tree, with_raw
 
 from gfl.common.findings import table
-from gfl.config import config_from_dict
+from gfl.config_file import config_from_dict
 from gfl.data.coco import load_coco
 from gfl.data.coco_json import read_coco_json
 from gfl.data.dataset import CocoDataset, collate

@@ -24,7 +24,8 @@ from gfl import checkpoint as checkpoints
 from gfl.build import build_criterion, build_detector
 from gfl.common.errors import UserError
 from gfl.common.torch_file import read_torch_file
-from gfl.config import Config, config_from_dict, config_to_dict, load_config, save_config
+from gfl.config import Config
+from gfl.config_file import config_from_dict, config_to_dict, load_config, save_config
 from gfl.data.coco import CocoData, load_coco
 from gfl.data.dataset import Sample, collate
 from gfl.data.loader import build_eval_loader, build_train_loader

@@ -9,7 +9,7 @@ from annotation_cases import coco_tree, write_images
 from mutators import LAUGHS, RAW
 
 from gfl.common.errors import UserError
-from gfl.config import load_config
+from gfl.config_file import load_config
 from gfl.data.coco import load_coco
 from gfl.evaluation.coco_eval import coco_metrics
 

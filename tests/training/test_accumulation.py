@@ -5,7 +5,7 @@ import torch
 
 from gfl.build import build_criterion, build_detector
 from gfl.checkpoint import TrainState
-from gfl.config import config_from_dict
+from gfl.config_file import config_from_dict
 from gfl.structures import Batch, Targets
 from gfl.training.optim import build_optimizer
 from gfl.training.step import train_step

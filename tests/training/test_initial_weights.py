@@ -10,7 +10,7 @@ import torch
 from gfl.build import build_detector
 from gfl.checkpoint import detector_content, load_detector, write_torch_file
 from gfl.common.errors import UserError
-from gfl.config import config_from_dict, load_config
+from gfl.config_file import config_from_dict, load_config
 from gfl.training.initial_weights import CLASS_TENSORS, load_initial_weights
 
 OLD = ("disc", "ring", "cross", "star")

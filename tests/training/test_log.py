@@ -12,7 +12,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from gfl.checkpoint import Progress
-from gfl.config import config_from_dict
+from gfl.config_file import config_from_dict
 from gfl.evaluation.coco_eval import METRIC_NAMES
 from gfl.training.log import RunLog, fit_parts
 

@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from gfl.build import build_detector
-from gfl.config import Config, config_differences, config_to_dict, load_config
+from gfl.config import Config
+from gfl.config_file import config_differences, config_to_dict, load_config
 from gfl.tools.convert.state_dict import mmdet_names
 from gfl.training.optim import build_optimizer, learning_rate, set_learning_rate
 

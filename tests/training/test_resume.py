@@ -18,7 +18,8 @@ from gfl.checkpoint import (
     write_torch_file,
 )
 from gfl.common import distributed
-from gfl.config import OptimConfig, config_from_dict, config_to_dict
+from gfl.config import OptimConfig
+from gfl.config_file import config_from_dict, config_to_dict
 from gfl.training.optim import build_optimizer
 from gfl.training.resume import _read_optimizer, find_resume_checkpoint, restore, write_launch_id
 

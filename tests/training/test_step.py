@@ -11,7 +11,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from gfl.build import build_criterion, build_detector
 from gfl.checkpoint import TrainState
 from gfl.common.errors import UserError
-from gfl.config import OptimConfig, config_from_dict
+from gfl.config import OptimConfig
+from gfl.config_file import config_from_dict
 from gfl.structures import Batch, Targets
 from gfl.training.optim import build_optimizer
 from gfl.training.step import advise_on_memory, train_step, update_weights

@@ -5,7 +5,7 @@ import shlex
 
 import pytest
 
-from gfl.config import config_from_dict
+from gfl.config_file import config_from_dict
 from gfl.training.metrics_file import METRICS_FILE
 from gfl.training.summary import end_summary, limit_notes
 

@@ -16,7 +16,8 @@ from gfl.build import build_detector
 from gfl.common.errors import UserError
 from gfl.common.text import printable, truncate_middle
 from gfl.common.yaml_file import merge
-from gfl.config import Config, config_from_dict, config_to_dict
+from gfl.config import Config
+from gfl.config_file import config_from_dict, config_to_dict
 from gfl.model.backbone import Backbone
 from gfl.tools.convert.architecture import (
     GFL,

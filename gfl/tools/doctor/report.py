@@ -10,7 +10,8 @@ import numpy as np
 from gfl.common.findings import LEVELS, Finding, all_named, exit_code, table
 from gfl.common.progress import progress_bar
 from gfl.common.text import printable
-from gfl.config import Config, DataConfig, config_to_dict
+from gfl.config import Config, DataConfig
+from gfl.config_file import config_to_dict
 from gfl.data.coco import CocoData
 from gfl.data.coco_json import read_coco_json
 from gfl.data.image_files import check_image_folder

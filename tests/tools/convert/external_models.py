@@ -12,7 +12,8 @@ from torch import Tensor
 from torchvision import models
 
 from gfl.build import build_detector
-from gfl.config import Config, config_from_dict
+from gfl.config import Config
+from gfl.config_file import config_from_dict
 from gfl.tools.convert.architecture import parse_external
 from gfl.tools.convert.state_dict import ConvertedDetector, convert_detector, to_mmdet
 

@@ -22,7 +22,7 @@ from external_models import (
 from torchvision import models
 
 from gfl.common.torch_file import read_torch_file
-from gfl.config import config_to_dict
+from gfl.config_file import config_to_dict
 from gfl.tools.convert.architecture import (
     PROJECT,
     PROJECT_V1,

@@ -15,7 +15,7 @@ from torchvision import models
 
 from gfl.checkpoint import FORMAT, detector_content, load_detector, read_checkpoint, write_torch_file
 from gfl.common.errors import UserError
-from gfl.config import config_to_dict, load_config
+from gfl.config_file import config_to_dict, load_config
 from gfl.model.backbone import Backbone
 from gfl.tools.convert.architecture import parse_external
 from gfl.tools.convert.state_dict import convert_detector, to_mmdet

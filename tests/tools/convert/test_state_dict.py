@@ -24,7 +24,7 @@ from reference import golden_weight, slow_detector
 from torchvision import models
 
 from gfl.build import build_detector
-from gfl.config import config_from_dict, config_to_dict, load_config
+from gfl.config_file import config_from_dict, config_to_dict, load_config
 from gfl.model.backbone import Backbone
 from gfl.tools.convert.architecture import FCOS, PROJECT, PROJECT_V1
 from gfl.tools.convert.state_dict import COCO_CLASSES, convert_backbone, find_mmdet_head, mmdet_names, to_mmdet

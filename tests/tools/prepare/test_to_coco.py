@@ -19,7 +19,7 @@ from layouts import (
 )
 from printed_commands import WORDS, printed_commands, run_as_printed, write_checkout
 
-from gfl.config import load_config
+from gfl.config_file import load_config
 from gfl.data.coco import image_path, load_coco
 from gfl.data.image_files import read_image
 from gfl.data.loader import load_training_data
