@@ -127,7 +127,7 @@ def train(config: Config, device: torch.device, stop: StopRequest, resume: str) 
         distributed.share_from_main(None)  # wait for it: torchrun gives the last process little time after the first
         if distributed.is_main():
             done = f"step {state.progress.step} of epoch {state.progress.epoch + 1}"
-            print_line(f"stopped after {done}, saved in {run_dir}; the same command with --resume continues from there")
+            print_line(f"stopped after {done}, saved in {run_dir}; continue from there with --resume")
         raise Interrupted(signum)
 
     try:

@@ -97,8 +97,8 @@ def process_group():
 def settle_before_fork() -> None:
     """Give the threads of finished collective operations time to end their work; call it before processes are forked.
 
-    A thread of gloo that takes Python's lock for the first time, to drop a tensor, holds a lock of the interpreter for
-    an instant. A process that is forked in that instant waits for it for ever.
+    A thread that takes Python's lock for the first time holds a lock of the interpreter for an instant. A process that
+    is forked in that instant waits for it for ever, in `PyOS_AfterFork_Child`.
     """
     if world_size() > 1:
         time.sleep(FORK_PAUSE_S)

@@ -106,24 +106,7 @@ def restore(
     """
     saved = read_checkpoint(path)
     progress, running_loss = read_history(saved, path)
-    if (progress.epoch, progress.step) > (config.optim.epochs, 0):
-        raise UserError(
-            f"{path} has trained {progress.epoch} epochs and {progress.step} steps, more than optim.epochs="
-            f"{config.optim.epochs}: raise it, or evaluate with {shell_command('python', 'eval.py', path)}",
-            code="fewer_epochs",
-        )
-    if tuple(saved["class_names"]) != tuple(class_names):
-        other = "the same classes in another order" if {*saved["class_names"]} == {*class_names} else "other classes"
-        raise UserError(
-            f"{path} was trained on {other} than the training json has by rising id; start a new run_dir",
-            code="other_classes",
-        )
-    if progress.steps_per_epoch != steps_per_epoch:
-        raise UserError(
-            f"{path} has {progress.steps_per_epoch} steps per epoch, not {steps_per_epoch}: "
-            "optim.batch or the training data changed; start a new run_dir",
-            code="other_data",
-        )
+    _check_same_run(progress, saved["class_names"], path, config, class_names, steps_per_epoch)
     changes = config_differences(saved["config"], config)
     inputs = _input_differences(saved, path, digests)
     _check_model(state, saved, path, changes)
@@ -139,6 +122,35 @@ def restore(
     # Another loss is no sign of a divergence.
     state.running_loss = RunningLoss() if any(key.startswith(NEW_LOSS) for key in changes) else running_loss
     return changes | inputs
+
+
+def _check_same_run(
+    progress: Progress,
+    saved_names: Sequence[str],
+    path: Path,
+    config: Config,
+    class_names: Sequence[str],
+    steps_per_epoch: int,
+) -> None:
+    """Raise `UserError` where the checkpoint's epochs, classes or steps cannot be those of this run."""
+    if (progress.epoch, progress.step) > (config.optim.epochs, 0):
+        raise UserError(
+            f"{path} has trained {progress.epoch} epochs and {progress.step} steps, more than optim.epochs="
+            f"{config.optim.epochs}: raise it, or evaluate with {shell_command('python', 'eval.py', path)}",
+            code="fewer_epochs",
+        )
+    if tuple(saved_names) != tuple(class_names):
+        other = "the same classes in another order" if {*saved_names} == {*class_names} else "other classes"
+        raise UserError(
+            f"{path} was trained on {other} than the training json has by rising id; start a new run_dir",
+            code="other_classes",
+        )
+    if progress.steps_per_epoch != steps_per_epoch:
+        raise UserError(
+            f"{path} has {progress.steps_per_epoch} steps per epoch, not {steps_per_epoch}: "
+            "optim.batch or the training data changed; start a new run_dir",
+            code="other_data",
+        )
 
 
 def read_history(saved: Mapping[str, Any], path: Path) -> tuple[Progress, RunningLoss]:

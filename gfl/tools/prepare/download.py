@@ -76,11 +76,8 @@ def fetch(
     failures = 0
     while failures < attempts:
         before = _size(part)
-        try:
-            complete, problem = _receive(url, part, growth, timeout, on_progress), "the connection was closed early"
-        except (OSError, http.client.HTTPException) as error:
-            complete, problem = False, str(error).removeprefix("<urlopen error ").removesuffix(">") or repr(error)
-        if complete:
+        problem = _try_to_receive(url, part, growth, timeout, on_progress)
+        if not problem:
             break
         failures = 0 if _size(part) > before else failures + 1
         time.sleep(pause)
@@ -100,6 +97,15 @@ def fetch(
         )
     kept = f"{_size(part)} bytes are kept in {part}; " if found else ""
     raise UserError(f"{url}: {problem}; {kept}run the same command again to resume", code="interrupted")
+
+
+def _try_to_receive(url: str, part: Path, growth: float, timeout: float, on_progress: OnProgress) -> str:
+    """Append the missing bytes to `part`; returns why that failed, "" if it is complete."""
+    try:
+        complete = _receive(url, part, growth, timeout, on_progress)
+    except (OSError, http.client.HTTPException) as error:
+        return str(error).removeprefix("<urlopen error ").removesuffix(">") or repr(error)
+    return "" if complete else "the connection was closed early"
 
 
 def _receive(url: str, part: Path, growth: float, timeout: float, on_progress: OnProgress) -> bool:
