@@ -45,7 +45,7 @@ from gfl.config import Config
 from gfl.config_file import load_config, save_config
 from gfl.data.bad_images import gather_bad_images, report_bad_images
 from gfl.data.loader import batches, load_training_data
-from gfl.training.divergence import has_risen, train_with_rewind
+from gfl.training.divergence import looks_diverged, train_with_rewind
 from gfl.training.initial_weights import load_initial_weights
 from gfl.training.log import RunLog
 from gfl.training.nonfinite import FiniteGuard
@@ -98,9 +98,9 @@ def train(config: Config, device: torch.device, stop: StopRequest, resume: str) 
         save_config(config, run_dir / "config.yaml")
         write_launch_id(run_dir)
 
-    # A last.pt that is damaged, or has or leads to a risen loss, must not take the place of previous.pt.
+    # A last.pt that is damaged, or from where the loss looks diverged, must not take the place of previous.pt.
     is_last = checkpoint in (None, run_dir / LAST)
-    last_is_sound = is_last and not has_risen(state.running_loss)
+    last_is_sound = is_last and not looks_diverged(state.running_loss)
 
     def save(name: str) -> None:
         nonlocal last_is_sound
@@ -108,7 +108,7 @@ def train(config: Config, device: torch.device, stop: StopRequest, resume: str) 
             guard.flush()  # nothing that is not finite is ever saved
             state.bad_images |= gather_bad_images(data.train_loader.dataset.bad)
         if distributed.is_main():
-            is_sound = not has_risen(state.running_loss)
+            is_sound = not looks_diverged(state.running_loss)
             backup_to = run_dir / PREVIOUS if name == LAST and last_is_sound and is_sound else None
             save_checkpoint(run_dir / name, state, config, class_names, digests, backup_to=backup_to)
             last_is_sound = is_sound

@@ -49,6 +49,7 @@ class RunningLoss(NamedTuple):
     steps: Annotated[int, at_least(0)] = 0  # that it has averaged
     mean: float = 0.0
     lowest: float = 0.0  # the lowest mean so far
+    drop: float = 0.0  # how far the last loss lay below the mean before it
 
 
 @dataclass

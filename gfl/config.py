@@ -183,7 +183,7 @@ class OptimConfig:
     amp: Literal["none", "auto", "bf16", "fp16"] = "none"  # auto: bf16 where the hardware has it, else none
     channels_last: bool = False
     # What follows a loss or gradient that is not finite. Rewind: once in a run, back to the newest checkpoint from
-    # before the loss rose, and on from there at half the learning rate (gfl/training/divergence.py).
+    # before the loss rose or collapsed, and on from there at a tenth of the rate (gfl/training/divergence.py).
     on_divergence: Literal["stop", "rewind"] = "stop"
 
 

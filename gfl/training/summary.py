@@ -14,7 +14,7 @@ from gfl.common.text import format_differences, printable, shell_command
 from gfl.config import Config
 from gfl.data.loader import TrainingData
 from gfl.training.data_fit import fit_notes
-from gfl.training.divergence import has_risen, newest_sane_checkpoint
+from gfl.training.divergence import looks_diverged, newest_sane_checkpoint
 from gfl.training.metrics_file import METRICS_FILE, loss_trend
 from gfl.training.optim import autocast_dtype, scaled_lr
 from gfl.training.resume import resume_option
@@ -99,10 +99,12 @@ def resume_summary(
     if initial_weights:
         lines.append(f"weights  {initial_weights}")
     lines += [f"warning  {problem}" for problem in damaged]
-    if has_risen(loss):
+    if looks_diverged(loss):
         sane = newest_sane_checkpoint(Path(config.run_dir), loss)
         advice = f"; {resume_option(sane)} goes back to before that" if sane else ""
-        lines.append(f"warning  its loss had risen from {loss.lowest:.3g} to {loss.mean:.3g}{advice}")
+        rose = loss.mean - loss.lowest > loss.drop
+        what = f"risen from {loss.lowest:.3g} to {loss.mean:.3g}" if rose else f"fallen by {loss.drop:.3g} in one step"
+        lines.append(f"warning  its loss had {what}{advice}")
     if progress.lr_factor != 1:
         lines.append(f"note     {progress.lr_factor:g} of the learning rate since it went back after a divergence")
     return lines + [f"changed  {change}" for change in format_differences(changes)]

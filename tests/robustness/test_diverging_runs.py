@@ -89,7 +89,7 @@ def test_a_run_goes_back_by_itself_once(diverging, tmp_path):
     with pytest.raises(UserError) as error:
         diverging(times=2, on_divergence="rewind")
     assert error.value.code == "not_finite"
-    again = [(step, RATE / 2) for step in range(SANE + 1, NAN + 1)]
+    again = [(step, RATE / 10) for step in range(SANE + 1, NAN + 1)]
     assert diverging.rates == [(step, RATE) for step in range(1, NAN + 1)] + again
 
 
@@ -102,11 +102,11 @@ def test_a_run_that_went_back_and_was_interrupted_continues_to_the_bit(diverging
     diverging("newest", times=0)
     expected, found = (read_checkpoint(each / LAST) for each in (folder, tmp_path / "run"))
     assert found["progress"] == expected["progress"]
-    assert found["progress"]["lr_factor"] == 0.5
+    assert found["progress"]["lr_factor"] == 0.1
     assert found["running_loss"] == expected["running_loss"]
     torch.testing.assert_close(found["model"], expected["model"], rtol=0, atol=0)
     torch.testing.assert_close(found["optimizer"]["state"], expected["optimizer"]["state"], rtol=0, atol=0)
-    assert records(tmp_path / "run") == records(folder) == [(n, RATE if n <= SANE else RATE / 2) for n in range(1, 16)]
+    assert records(tmp_path / "run") == records(folder) == [(n, RATE if n <= SANE else RATE / 10) for n in range(1, 16)]
 
 
 def test_all_processes_go_back_when_one_has_a_loss_that_is_not_finite(tmp_path):
@@ -116,7 +116,7 @@ def test_all_processes_go_back_when_one_has_a_loss_that_is_not_finite(tmp_path):
     training = faults.Training(*words, launcher=faults.TWO_PROCESSES, **program)
     assert training.end() == 0, training.text
     assert training.text.count("rewind   step 8 ") == 1
-    assert read_checkpoint(run / LAST)["progress"]["lr_factor"] == 0.5
+    assert read_checkpoint(run / LAST)["progress"]["lr_factor"] == 0.1
     assert steps(records(run)) == list(range(1, 11))
 
 

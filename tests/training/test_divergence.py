@@ -5,7 +5,7 @@ import torch
 from tiny_run import CONFIG, save
 
 from gfl.checkpoint import BEST, LAST, PREVIOUS, Progress, RunningLoss, detector_content, write_torch_file
-from gfl.training.divergence import WINDOW, add_loss, has_risen, newest_sane_checkpoint
+from gfl.training.divergence import WINDOW, add_loss, looks_diverged, newest_sane_checkpoint
 
 
 def running(losses):
@@ -16,7 +16,7 @@ def running(losses):
 
 
 def test_the_running_loss_is_a_mean_and_then_follows_the_losses():
-    assert running([1.0, 2.0, 6.0]) == RunningLoss(3, 3.0, 3.0)
+    assert running([1.0, 2.0, 6.0]) == RunningLoss(3, 3.0, 3.0, 1.5 - 6.0)
     loss = add_loss(running([2.0] * WINDOW), 2.0 + WINDOW)
     assert (loss.mean, loss.lowest) == (pytest.approx(3.0), 2.0)
     assert running([4.0] * WINDOW + [1.0] * 20 * WINDOW).lowest == pytest.approx(1.0)
@@ -34,18 +34,20 @@ CASES = {
     "learning, then one huge step": ([*LEARNING, 1e4], True),
     "learning, then as bad as at the start": (LEARNING + [2.5] * WINDOW, True),
     "one bad batch": ([*LEARNING, 8.0], False),
+    "one easy batch": ([*LEARNING[:200], 1.0], False),
+    "learning, then collapsed": ([*LEARNING[:200], 0.05], True),
 }
 
 
-@pytest.mark.parametrize(("losses", "risen"), CASES.values(), ids=CASES)
-def test_a_loss_has_risen_when_it_is_far_above_its_lowest(losses, risen):
-    assert has_risen(running(losses)) is risen
+@pytest.mark.parametrize(("losses", "diverged"), CASES.values(), ids=CASES)
+def test_a_loss_looks_diverged_far_above_its_lowest_or_suddenly_far_below(losses, diverged):
+    assert looks_diverged(running(losses)) is diverged
 
 
 SANE, RISEN, EARLY = RunningLoss(60, 1.0, 0.9), RunningLoss(60, 9.0, 0.9), RunningLoss(WINDOW - 1, 1.0, 1.0)
 
 
-def test_the_newest_checkpoint_whose_loss_had_not_risen_is_found(tmp_path):
+def test_the_newest_checkpoint_whose_loss_looks_sane_is_found(tmp_path):
     def found(now=SANE, **losses):
         for steps, (name, loss) in enumerate(losses.items(), start=1):
             save(tmp_path / f"{name}.pt", 1, Progress(0, steps, steps_per_epoch=5), running_loss=loss)
