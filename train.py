@@ -2,6 +2,7 @@
 
 import argparse
 
+from gfl.common.arguments import not_empty
 from gfl.common.output import protect_output
 from gfl.common.progress import announce, print_line, print_lines
 from gfl.training.signals import StopRequest
@@ -22,7 +23,7 @@ def parse_args() -> argparse.Namespace:
     newest = {"action": "store_const", "const": "newest", "default": ""}
     resume.add_argument("--resume", **newest, help="continue from the newest checkpoint of the run folder")
     other = "continue from the checkpoint `previous`, `best` or a file, and drop what came after it"
-    resume.add_argument("--resume-from", dest="resume", metavar="WHICH", help=other)
+    resume.add_argument("--resume-from", dest="resume", type=not_empty, metavar="WHICH", help=other)
     return parser.parse_intermixed_args()  # overrides may also follow a flag
 
 
@@ -31,6 +32,7 @@ if __name__ == "__main__":  # before the heavy imports, so that --help answers a
     ARGS, STOP = parse_args(), StopRequest()
     announce(f"start    {ARGS.config}: loading libraries and data")
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -59,11 +61,12 @@ from gfl.training.validation import evaluate
 
 def main(args: argparse.Namespace, stop: StopRequest) -> None:
     config = load_config(args.config, args.overrides)
-    with distributed.process_group() as device, run_lock(Path(config.run_dir), stop, resume=bool(args.resume)):
-        train_with_rewind(partial(train, config, device, stop), args.resume)
+    resume = bool(args.resume)
+    with distributed.process_group() as device, run_lock(Path(config.run_dir), stop, resume=resume) as keep_lock:
+        train_with_rewind(partial(train, config, device, stop, keep_lock), args.resume)
 
 
-def train(config: Config, device: torch.device, stop: StopRequest, resume: str) -> None:
+def train(config: Config, device: torch.device, stop: StopRequest, keep_lock: Callable[[], None], resume: str) -> None:
     """One process's part of a run."""
     optim, run_dir = config.optim, Path(config.run_dir)
     stop_before_start(stop)
@@ -108,6 +111,7 @@ def train(config: Config, device: torch.device, stop: StopRequest, resume: str) 
             guard.flush()  # nothing that is not finite is ever saved
             state.bad_images |= gather_bad_images(data.train_loader.dataset.bad)
         if distributed.is_main():
+            keep_lock()
             is_sound = not looks_diverged(state.running_loss)
             backup_to = run_dir / PREVIOUS if name == LAST and last_is_sound and is_sound else None
             save_checkpoint(run_dir / name, state, config, class_names, digests, backup_to=backup_to)

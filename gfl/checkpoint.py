@@ -220,12 +220,15 @@ def check_model_state(model: nn.Module, state: dict[str, Any], path: Path) -> No
 
 
 def load_model_state(model: nn.Module, state: dict[str, Any], path: Path, *, assign: bool = False) -> None:
-    """Fill `model` from a checkpoint; with `assign` the checkpoint's tensors become the model's own, without a copy.
+    """Fill `model` from a checkpoint; with `assign` by new tensors, which a model on the meta device needs.
 
     Raises `UserError` as `check_model_state` does.
     """
     check_model_state(model, state, path)
-    model.load_state_dict(state["model"], assign=assign)
+    weights = state["model"]
+    if assign:  # not views of the file, which another program may write over
+        weights = {name: tensor.clone() for name, tensor in weights.items()}
+    model.load_state_dict(weights, assign=assign)
 
 
 def find_checkpoint(path: Path, *names: str) -> Path | None:

@@ -1,5 +1,7 @@
 """Weights are loaded from checkpoints into models, and detectors from run folders."""
 
+import shutil
+
 import pytest
 import torch
 from tiny_run import CLASS_NAMES, CONFIG, new_state, save
@@ -99,3 +101,12 @@ def test_a_config_that_this_version_does_not_know_is_named_with_its_file(tmp_pat
     message = refusal(load_detector, path)
     assert str(path) in message
     assert key in message
+
+
+def test_a_loaded_detector_does_not_change_with_its_file(run_dir, tmp_path):
+    path = tmp_path / "copy.pt"
+    shutil.copy(run_dir / BEST, path)
+    model = load_detector(path, device="cpu").model
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    path.write_bytes(bytes(path.stat().st_size))  # in place, as cp does
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())

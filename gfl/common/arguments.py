@@ -1,4 +1,4 @@
-"""Numbers on command lines: types for `argparse`, which refuse what is out of range in its own one line."""
+"""Types for `argparse`, which refuses what is out of range in its own one line."""
 
 import argparse
 from collections.abc import Callable
@@ -26,3 +26,10 @@ def fraction(text: str) -> float:
     if not 0 <= value <= 1:
         raise argparse.ArgumentTypeError(f"{text[:40]!r} is not a number from 0 to 1")
     return value
+
+
+def not_empty(text: str) -> str:
+    """A type for texts that a script may pass empty by mistake."""
+    if not text:
+        raise argparse.ArgumentTypeError("it is empty")
+    return text

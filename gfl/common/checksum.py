@@ -29,7 +29,8 @@ def new_file_with_checksum(path: Path, *, backup_to: Path | None = None) -> Iter
     with new_file(path) as unfinished:
         yield unfinished
         text = json.dumps(_checksum(unfinished))
-        if backup_to and path.is_file():
+        # Between two names of one file os.replace does nothing, and the temporary one would stay.
+        if backup_to and path.is_file() and not (backup_to.exists() and path.samefile(backup_to)):
             _back_up(path, backup_to)
         _json(path).unlink(missing_ok=True)
         described = unfinished.stat()

@@ -31,6 +31,7 @@ ADVICE = {
     errno.ENOTDIR: "choose another folder",
     errno.EEXIST: "choose another folder",
     errno.EISDIR: "choose another name",
+    errno.ELOOP: "replace the link by what it leads to",
 }
 
 

@@ -5,6 +5,7 @@ import errno
 import fcntl
 import os
 import socket
+import stat
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,8 +23,11 @@ UNSUPPORTED = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)  # Lustre without -
 @contextlib.contextmanager
 def lock_folder(
     folder: Path, name: str, *, wait_s: float = 0.0, on_poll: Callable[[], object] = lambda: None
-) -> Iterator[None]:
+) -> Iterator[Callable[[], None]]:
     """Hold the lock `name` of a folder, which is created, and remove what killed processes left in it.
+
+    Yields a function that takes the lock again where somebody has deleted its file, and raises `UserError` where
+    another process was faster: call it before anything is overwritten.
 
     The locks are POSIX's: network file systems pass these on between machines, and loader processes, which may live a
     little longer than the process that forked them, do not inherit them. The file explains itself to people; only the
@@ -39,13 +43,22 @@ def lock_folder(
         raise UserError(f"{folder} is a file; choose a folder", code="folder_is_file")
     path, created = folder / name, not folder.exists()
     file = _wait_for(path, wait_s, on_poll)
+
+    def keep() -> None:
+        nonlocal file
+        if _is_at(path, file):
+            return
+        if not (again := _try_lock(path)):
+            raise UserError(
+                f"{path} was deleted, and {_owner(path)} uses {folder} now: nothing more is written there",
+                code="lock_lost",
+            )
+        file.close()
+        file = again
+
     try:
-        with writing(path):
-            file.truncate(0)
-            file.write(f"process {os.getpid()} on {socket.gethostname()}")
-            file.flush()
         remove_leftovers(folder)
-        yield
+        yield keep
     finally:
         with contextlib.suppress(OSError):
             if _is_at(path, file):  # the folder may have been moved away, and another made in its place
@@ -58,7 +71,11 @@ def lock_folder(
 
 def _wait_for(path: Path, wait_s: float, on_poll: Callable[[], object]) -> IO[str]:
     deadline, waiting = time.monotonic() + wait_s, False
-    while not (file := _try_lock(path)):
+    while True:
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        if file := _try_lock(path):
+            return file
         owner = _owner(path)
         if time.monotonic() >= deadline:
             raise UserError(
@@ -70,18 +87,19 @@ def _wait_for(path: Path, wait_s: float, on_poll: Callable[[], object]) -> IO[st
         waiting = True
         on_poll()
         time.sleep(POLL_S)
-    return file
 
 
 def _try_lock(path: Path) -> IO[str] | None:
     """The locked file, or None while another process has it."""
     while True:
         with writing(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            file = open(path, "a", encoding="utf-8")  # noqa: SIM115, the lock lives as long as the open file
+            file = _open(path)
             try:
                 fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 if _is_at(path, file):
+                    file.truncate(0)
+                    file.write(f"process {os.getpid()} on {socket.gethostname()}")
+                    file.flush()
                     return file
             except OSError as error:
                 if error.errno in UNSUPPORTED:
@@ -92,6 +110,15 @@ def _try_lock(path: Path) -> IO[str] | None:
                     return None
                 raise
             file.close()  # its owner has removed it between our opening and locking it
+
+
+def _open(path: Path) -> IO[str]:
+    """The file of a lock; a link would lead the text in it to another file, and a pipe would wait for a reader."""
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise OSError(errno.EEXIST, "it is a pipe or a device")
+    return open(fd, "a", encoding="utf-8")
 
 
 def _is_at(path: Path, file: IO[str]) -> bool:

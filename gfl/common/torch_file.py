@@ -9,6 +9,7 @@ of the file, so that only what is used is loaded into memory.
 import io
 import math
 import mmap
+import os
 import struct
 import zipfile
 from collections.abc import Callable
@@ -44,6 +45,8 @@ def read_torch_file(path: Path, *, verify: Callable[[Path], None] = lambda opene
     try:
         with open(path, "rb") as file:
             verify(Path(f"/dev/fd/{file.fileno()}"))
+            if not os.fstat(file.fileno()).st_size:
+                raise UserError(f"{path} is empty (0 bytes); get it again", code="damaged")
             memory = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
             return _read_zip(file, memory) if memory[:4] == ZIP_START else _read_legacy(memory)
     except UserError:

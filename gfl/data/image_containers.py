@@ -4,6 +4,7 @@ Nothing is decoded or unpacked, and the work is bounded by `MAX_PARTS`, whatever
 bytes in the file. Functions raise `struct.error` or `IndexError` for a file that ends early.
 """
 
+import contextlib
 import re
 import struct
 from collections.abc import Iterator
@@ -98,6 +99,13 @@ def iso_boxes(data: bytes, start: int, end: int) -> Iterator[Part]:
             return
         yield kind, content, min(stop, end)
         start = stop
+
+
+def has_track(data: bytes) -> bool:
+    """Whether an ISO base media file has frames beside its images: an AVIF whose decoder would take these."""
+    with contextlib.suppress(struct.error):  # it ends early
+        return any(kind == b"moov" for kind, _, _ in iso_boxes(data, 0, len(data)))
+    return False
 
 
 def avif_properties(data: bytes) -> Iterator[Part]:

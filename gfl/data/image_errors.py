@@ -10,6 +10,7 @@ from PIL import Image
 from gfl.common.errors import UserError
 from gfl.common.file_kinds import is_url, recognise_content, url_message
 from gfl.common.text import shell_command
+from gfl.data.image_containers import has_track
 from gfl.data.image_headers import header_size, tiff_channels
 
 OPENCV_MAX_PIXELS = 1 << 30  # its default
@@ -75,6 +76,8 @@ def check_is_image(path: Path, data: bytes) -> None:
         raise BadImage(f"image {path} is in fact a video; extract its frames first: {command}", code="video")
     if data[4:8] == b"ftyp" and data[8:12] in HEIF_BRANDS and not _has_brand(data, b"avif"):
         raise BadImage(f"image {path} is a HEIC file, which is not supported; convert it to JPEG or PNG", code="heic")
+    if data[4:8] == b"ftyp" and has_track(data):
+        raise BadImage(f"image {path} is an animated AVIF; convert its frames to images of their own", code="video")
     if (kind := recognise_content(data)) is not None:
         raise BadImage(f"image {path} is in fact {kind}; convert or restore it", code="not_an_image")
 

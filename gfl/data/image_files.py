@@ -66,7 +66,7 @@ def missing_files(root: str, file_names: Iterable[str]) -> list[int]:
 def find_images(folder: Path) -> list[Path]:
     """The images in a folder and below, by name; links are followed and hidden files skipped."""
     found = glob.glob(f"{glob.escape(str(folder))}/**/*", recursive=True)
-    return sorted(Path(name) for name in found if is_image(name) and not os.path.isdir(name))
+    return sorted(Path(name) for name in found if is_image(name) and os.path.isfile(name))
 
 
 def read_image(
@@ -161,6 +161,8 @@ def scale_limits(bit_depth: BitDepth) -> tuple[float, float]:
 
 def _read_file(path: Path) -> bytes:
     try:
+        if path.exists() and not path.is_file() and not path.is_dir():
+            raise BadImage(f"{path} is a pipe or a device, not an image file", code="not_a_file")
         return path.read_bytes()
     except MemoryError:
         raise out_of_memory(path) from None

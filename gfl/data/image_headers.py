@@ -6,7 +6,7 @@ itself. A format without a function here is not decoded at all.
 
 import re
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from gfl.data.av1 import coded_sizes
 from gfl.data.image_containers import (
@@ -25,9 +25,12 @@ Size = tuple[int, int]  # width, height
 JPEG_FRAMES = set(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 JP2_SIGNATURE, JP2_CODESTREAM = b"\0\0\0\x0cjP  ", b"\xff\x4f\xff\x51"
 TIFF_WIDTH, TIFF_HEIGHT, TIFF_CHANNELS = 256, 257, 277  # tags
+TIFF_TILE = 322, 323  # tags of width and height
 PNM = re.compile(rb"P[1-6](?=\s)(?:\s|#[^\r\n]*[\r\n])*([0-9]+)[^0-9](?:\s|#[^\r\n]*[\r\n])*([0-9]+)")
 MAX_SCANS = 64  # of a JPEG, each of which visits every pixel; encoders make about 10
-MAX_TILE = 2**20  # pixels of an AVIF's tile
+MAX_TILE = 2**20  # pixels of an AVIF's or TIFF's tile, beside four times those of the image
+MAX_JP2_TILES = 4096  # for each of which OpenJPEG takes 12 kB: 16384 x 16384 pixels in tiles of 256 x 256
+MAX_JP2_CHANNELS = 4
 MAX_PACKED_TEXTS = 32  # of a PNG, each of which libpng unpacks to up to 8 MB; image editors write about 5
 
 
@@ -57,6 +60,10 @@ def hidden_work(data: bytes) -> str:
         if data[:8] == PNG_SIGNATURE:
             texts = sum(map(data.count, (b"zTXt", b"iTXt", b"iCCP")))
             return f"{texts} packed texts" if texts > MAX_PACKED_TEXTS else ""
+        if data.startswith((JP2_SIGNATURE, JP2_CODESTREAM)):
+            return _many_jp2_tiles(data)
+        if data[:2] in TIFF_ORDERS:
+            return _large_tiles(data)
         return _large_frames(data) if data[4:8] == b"ftyp" else ""
     except (struct.error, IndexError):  # it ends early, as its decoder will find
         return ""
@@ -73,11 +80,29 @@ def _many_scans(data: bytes) -> str:
     return f"{scans} scans" if scans > MAX_SCANS else ""
 
 
+def _many_jp2_tiles(data: bytes) -> str:
+    start = _jp2_codestream(data)
+    right, bottom, _, _, width, height, left, top, channels = struct.unpack_from(">8IH", data, start + 8)
+    tiles = -(-(right - left) // width) * -(-(bottom - top) // height) if width and height else 0
+    if tiles <= MAX_JP2_TILES and channels <= MAX_JP2_CHANNELS:
+        return ""
+    return f"{tiles} tiles of {channels} channels"
+
+
+def _large_tiles(data: bytes) -> str:
+    tags = [find_tag(data, tag) for tag in TIFF_TILE]
+    return _beyond("tiles", [(tags[0].value, tags[1].value)], _tiff(data)) if all(tags) else ""
+
+
 def _large_frames(data: bytes) -> str:
-    width, height = _avif(data)
-    for coded_width, coded_height in coded_sizes(data):
-        if coded_width * coded_height > 4 * width * height + MAX_TILE:  # tiles of a grid may reach beyond the image
-            return f"frames of {coded_width} x {coded_height} for {width} x {height} pixels"
+    return _beyond("frames", coded_sizes(data), _avif(data))
+
+
+def _beyond(what: str, parts: Iterable[Size], image: Size) -> str:
+    """The first part of an image that is far larger than the image; tiles may reach beyond it."""
+    for width, height in parts:
+        if width * height > 4 * image[0] * image[1] + MAX_TILE:
+            return f"{what} of {width} x {height} for {image[0]} x {image[1]} pixels"
     return ""
 
 
@@ -145,12 +170,16 @@ def _tiff(data: bytes) -> Size | None:
     return tags[0].value, tags[1].value
 
 
+def _jp2_codestream(data: bytes) -> int | None:
+    """The position of the codestream in a JPEG 2000 file, which may also be nothing else."""
+    if data.startswith(JP2_CODESTREAM):
+        return 0
+    return next((start for kind, start, _ in iso_boxes(data, 0, len(data)) if kind == b"jp2c"), None)
+
+
 def _jp2(data: bytes) -> Size | None:
-    return next((_codestream(data, start) for kind, start, _ in iso_boxes(data, 0, len(data)) if kind == b"jp2c"), None)
-
-
-def _codestream(data: bytes, start: int = 0) -> Size | None:
-    if not data.startswith(JP2_CODESTREAM, start):
+    start = _jp2_codestream(data)
+    if start is None or not data.startswith(JP2_CODESTREAM, start):
         return None
     right, bottom, left, top = struct.unpack_from(">4I", data, start + 8)
     return right - left, bottom - top
@@ -176,6 +205,6 @@ READERS: dict[bytes, Callable[[bytes], Size | None]] = {
     b"GIF8": _gif,
     b"BM": _bmp,
     JP2_SIGNATURE: _jp2,
-    JP2_CODESTREAM: _codestream,
+    JP2_CODESTREAM: _jp2,
     **dict.fromkeys(TIFF_ORDERS, _tiff),
 }

@@ -26,7 +26,7 @@ def _parse(line: bytes) -> Record | None:
         return None
     if not isinstance(record, dict) or not all(map(_is_number, record.values())):
         return None
-    return record if all(type(record.get(key)) is int for key in ("step", "epoch")) else None
+    return record if all(type(record.get(key)) is int and record[key] >= 0 for key in ("step", "epoch")) else None
 
 
 def _is_number(value: Any) -> bool:

@@ -1,7 +1,7 @@
 """The lock of a run folder, so that two trainings never write to it at the same time."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from gfl.common import distributed
@@ -14,8 +14,10 @@ WAIT_S = 60.0  # for a job that is still stopping while it is resumed: SLURM and
 
 
 @contextlib.contextmanager
-def run_lock(run_dir: Path, stop: StopRequest, *, resume: bool) -> Iterator[None]:
+def run_lock(run_dir: Path, stop: StopRequest, *, resume: bool) -> Iterator[Callable[[], None]]:
     """Hold the lock of the run folder; the main process does it for all.
+
+    Yields the function of `lock_folder`, which does nothing on the other processes.
 
     Args:
         resume: wait a while for a process that has it; a new run would find this process's checkpoints anyway.
@@ -24,13 +26,14 @@ def run_lock(run_dir: Path, stop: StopRequest, *, resume: bool) -> Iterator[None
     `Interrupted` if it received a signal while it waited.
     """
     with contextlib.ExitStack() as stack:
-        problem = None
+        problem, keep = None, lambda: None
         if distributed.is_main():
             try:
                 wait_s = WAIT_S if resume else 0.0
-                stack.enter_context(lock_folder(run_dir, LOCK_FILE, wait_s=wait_s, on_poll=stop.raise_if_received))
+                lock = lock_folder(run_dir, LOCK_FILE, wait_s=wait_s, on_poll=stop.raise_if_received)
+                keep = stack.enter_context(lock)
             except (UserError, Interrupted) as error:
                 problem = error
         if problem := distributed.share_from_main(problem):
             raise problem
-        yield
+        yield keep

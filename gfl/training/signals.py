@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from gfl.common.errors import Interrupted
+from gfl.common.output import can_write, stop_waiting_for_readers
 
 # Ctrl-C, a scheduler's end of a job, its warning before, and the end of the terminal.
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
@@ -30,12 +31,14 @@ class StopRequest:
         if self.signum:
             return
         self.signum = signum
+        stop_waiting_for_readers()
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # handled by the system: Python may be waiting for another process
         if os.environ.get("RANK", "0") == "0":
             name = signal.Signals(signum).name
             line = f"\n{name}: saving and stopping as soon as possible; Ctrl-C now stops at once\n"
             with contextlib.suppress(OSError):  # the reader of a pipe may be gone, a terminal closed
-                os.write(2, line.encode())  # print is not for signal handlers
+                if can_write(2):
+                    os.write(2, line.encode())  # print is not for signal handlers
 
     def raise_if_received(self) -> None:
         """Raise `Interrupted` once this process has received a signal; for waiting before the others are involved."""

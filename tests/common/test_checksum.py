@@ -24,6 +24,15 @@ def test_a_file_that_is_replaced_while_it_is_verified_is_no_damage(tmp_path, ref
     assert refusal(verify_checksum, path, path).code == "checksum"
 
 
+def test_a_writer_killed_between_backup_and_file_leaves_nothing_that_stays(tmp_path):
+    path, backup = tmp_path / "a", tmp_path / "backup"
+    write(path, "old")
+    os.link(path, backup)
+    write(path, "new", backup_to=backup)
+    assert (path.read_text(), backup.read_text()) == ("new", "old")
+    assert not list(tmp_path.glob("*.tmp"))
+
+
 @pytest.mark.parametrize(
     ("owner", "function", "argument"),
     [

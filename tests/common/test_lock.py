@@ -103,6 +103,28 @@ def test_a_folder_that_was_moved_and_made_anew_keeps_its_other_lock(tmp_path):
     assert (tmp_path / "run" / NAME).exists()
 
 
+def test_a_lock_whose_file_was_deleted_is_taken_again_unless_another_process_was_faster(tmp_path, refusal):
+    with lock_folder(tmp_path, NAME) as keep:
+        (tmp_path / NAME).unlink()
+        keep()
+        assert str(os.getpid()) in (tmp_path / NAME).read_text()
+        (tmp_path / NAME).unlink()
+        with locked_by_another_process(tmp_path, NAME) as other:
+            message = refusal(keep)
+            assert message.code == "lock_lost"
+            assert str(other.pid) in message
+
+
+def test_a_link_or_a_pipe_in_the_place_of_a_lock_is_refused(tmp_path, refusal):
+    (tmp_path / "other").write_text("precious")
+    (tmp_path / NAME).symlink_to(tmp_path / "other")
+    assert refusal(enter, tmp_path).code == "unwritable"
+    assert (tmp_path / "other").read_text() == "precious"
+    (tmp_path / NAME).unlink()
+    os.mkfifo(tmp_path / NAME)
+    assert refusal(enter, tmp_path).code == "unwritable"
+
+
 @pytest.mark.parametrize("error", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
 def test_a_file_system_without_locks_is_noted(tmp_path, monkeypatch, capsys, error):
     def fail(file, operation):

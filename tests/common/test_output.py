@@ -1,6 +1,7 @@
 """No output, wherever it goes, ends a program or changes its exit code."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -59,6 +60,31 @@ def test_a_program_writes_its_files_and_keeps_its_exit_code(command, tmp_path):
     assert path.read_text() == "result"
     assert b"Traceback" not in done.stderr
     assert b"Exception" not in done.stderr
+
+
+STOPPED = """
+from gfl.common.output import protect_output
+from gfl.training.signals import StopRequest
+protect_output()
+import os, sys
+stop = StopRequest()
+print("ready", flush=True)
+while not stop.signum:
+    print("x" * 1000, flush=True)
+print("x" * 1_000_000)
+os._exit(stop.signum)
+"""
+
+
+def test_a_reader_that_has_paused_does_not_keep_a_run_from_stopping():
+    """Nobody reads the pipe, into which the signal handler writes as well."""
+    command = [sys.executable, "-c", STOPPED]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
+        assert process.stdout.read(6) == b"ready\n"
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(timeout=0.5)  # the pipe is full
+        process.terminate()
+        assert process.wait(timeout=60) == signal.SIGTERM
 
 
 def test_what_can_be_written_is_written_in_its_order(tmp_path):

@@ -1,5 +1,6 @@
 """Image files: allowed names, pixels, orientation, sizes from headers, and files that cannot be read."""
 
+import os
 from pathlib import Path
 
 import cv2
@@ -8,7 +9,7 @@ import pytest
 from PIL import Image
 
 from gfl.data.coco import image_path, load_coco
-from gfl.data.image_files import image_sizes, read_image
+from gfl.data.image_files import find_images, image_sizes, read_image
 
 PIXELS = np.load(Path(__file__).parents[1] / "golden" / "resize.npz")["image"]  # (61, 83, 3)
 
@@ -155,3 +156,11 @@ def test_symbolic_links_are_followed(coco_set, tmp_path):
     assert len(made.save().load()) == 2
     (tmp_path / "images").symlink_to(made.images)  # the image folder itself
     assert len(load_coco(made.annotations, str(tmp_path / "images"))) == 2
+
+
+def test_pipes_and_devices_are_no_images(tmp_path, refusal):
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "device.png").symlink_to("/dev/zero")
+    assert find_images(tmp_path) == []
+    for name in ("pipe.png", "device.png"):
+        assert refusal(read_image, tmp_path / name).code == "not_a_file"

@@ -130,21 +130,51 @@ def test_a_format_of_unknown_size_is_not_decoded(tmp_path, refusal):
         assert refusal(read, tmp_path / "a.hdr").code == "damaged_image"
 
 
-@pytest.mark.skipif(not features.check("avif"), reason="Pillow has no AVIF")
-@pytest.mark.parametrize("animated", [False, True])
-def test_an_avif_whose_frames_are_larger_than_it_says_is_not_decoded(animated, tmp_path, refusal):
+def avif(size, **options):
     buffer = io.BytesIO()
-    large = Image.new("RGB", (2000, 1200))
-    large.save(
-        buffer, "AVIF", speed=10, save_all=animated, append_images=[Image.new("RGB", large.size, "red")] * animated
-    )
-    data = buffer.getvalue()
-    assert set(coded_sizes(data)) == {large.size}
+    Image.new("RGB", size).save(buffer, "AVIF", speed=10, **options)
+    return buffer.getvalue()
+
+
+@pytest.mark.skipif(not features.check("avif"), reason="Pillow has no AVIF")
+def test_an_avif_whose_frames_are_larger_than_it_says_is_not_decoded(tmp_path, refusal):
+    data = avif((2000, 1200))
+    assert set(coded_sizes(data)) == {(2000, 1200)}
     assert hidden_work(data) == ""
-    assert set(coded_sizes(data[: len(data) // 2])) <= {large.size}
+    assert set(coded_sizes(data[: len(data) // 2])) <= {(2000, 1200)}
     place = data.index(b"ispe") + 8
     (tmp_path / "a.avif").write_bytes(data[:place] + struct.pack(">II", 64, 64) + data[place + 8 :])
     assert refusal(read_image, tmp_path / "a.avif", (64, 64)).code == "damaged_image"
+
+
+@pytest.mark.skipif(not features.check("avif"), reason="Pillow has no AVIF")
+def test_an_animated_avif_is_not_decoded(tmp_path, refusal):
+    """Its frames may have any size, whatever its image says."""
+    (tmp_path / "a.avif").write_bytes(avif((64, 64), save_all=True, append_images=[Image.new("RGB", (64, 64), "red")]))
+    assert refusal(read_image, tmp_path / "a.avif", (64, 64)).code == "video"
+
+
+@pytest.mark.skipif(not features.check("jpg_2000"), reason="Pillow has no JPEG 2000")
+@pytest.mark.parametrize("no_jp2", [False, True])
+def test_a_jpeg_2000_of_many_tiles_or_channels_is_not_decoded(no_jp2, tmp_path, refusal):
+    data = encoded("JPEG2000", no_jp2=no_jp2, tile_size=(32, 32))
+    assert hidden_work(data) == ""
+    start = data.index(b"\xff\x4f\xff\x51") + 24  # of the width and height of tiles
+    tiles = data[:start] + struct.pack(">II", 1, 1) + data[start + 8 :]
+    channels = data[: start + 16] + struct.pack(">H", 1000) + data[start + 18 :]
+    for index, content in enumerate((tiles, channels)):
+        (tmp_path / f"{index}.jp2").write_bytes(content)
+        assert refusal(read_image, tmp_path / f"{index}.jp2").code == "damaged_image"
+
+
+def test_a_tiff_whose_tiles_are_far_larger_than_it_is_not_decoded():
+    def tiff(side):
+        tags = struct.pack("<HHHII" + "HHII" * 3, 4, 256, 4, 1, 64, 257, 4, 1, 64, 322, 4, 1, side, 323, 4, 1, side)
+        return b"II*\0" + struct.pack("<I", 8) + tags + bytes(4)
+
+    assert header_size(tiff(1024)) == (64, 64)
+    assert hidden_work(tiff(1024)) == ""
+    assert hidden_work(tiff(1100)) != ""
 
 
 PACKED = {

@@ -17,6 +17,7 @@ DAMAGED = {
     "no step": b'{"epoch": 1}',
     "text as step": b'{"step": "3", "epoch": 1}',
     "fraction as step": b'{"step": 3.5, "epoch": 1}',
+    "step below 0": b'{"step": -5, "epoch": 1}',
     "true as step": b'{"step": true, "epoch": 1}',
     "no epoch": b'{"step": 3}',
     "text as loss": b'{"step": 3, "epoch": 1, "loss/cls": "1"}',

@@ -73,13 +73,13 @@ def fetch(
             raise UserError(f"{path} has another md5 than {md5}; delete or move it", code="other_file")
         return
     part = path.with_name(path.name + ".part")
-    failures = 0
+    failures, most = 0, _size(part)
     while failures < attempts:
-        before = _size(part)
         problem = _try_to_receive(url, part, growth, timeout, on_progress)
         if not problem:
             break
-        failures = 0 if _size(part) > before else failures + 1
+        # A server without ranges starts anew each time: only bytes beyond all that it ever sent are progress.
+        failures, most = (0, _size(part)) if _size(part) > most else (failures + 1, most)
         time.sleep(pause)
     found = _md5(part) if os.path.isfile(part) else None
     if found == md5:
