@@ -131,6 +131,14 @@ def predict(model, images):
     return output, boxes, scores if factor is None else scores * factor.unsqueeze(-1)
 
 
+@pytest.mark.parametrize("head", [{}, {"box": "anchor_delta"}, {"box": "gaussian"}, {"box": "dirac"}], ids=str)
+def test_boxes_of_some_points_are_those_of_all(head):
+    model = make_detector(head=head)
+    output, boxes, _ = predict(model, random_images(2, 64, 96))
+    image, point = torch.tensor([0, 1, 1]), torch.tensor([100, 7, 50])
+    assert model.decode_at(output, image, point).equal(boxes[image, point])
+
+
 @pytest.mark.parametrize(("decode", "distance"), [("expectation", oracles.expectation), ("peak", oracles.peak)])
 def test_boxes_are_distances_in_strides_around_the_points(tiny, decode, distance):
     model = make_detector(evaluation={"decode": decode})
