@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from torchvision.ops import batched_nms
 
 from gfl.structures import Detections
@@ -64,32 +65,8 @@ def suppress(
     image, point, label, score = (column[solid] for column in candidates)
     counts = image.bincount(minlength=num_images).tolist()
     found = []
-    for columns in zip(*(c.split(counts) for c in (boxes_xyxy[solid], score, label, point)), strict=True):
-        keep = batched_nms(*columns[:3], nms_iou)[:max_detections]
-        found.append([column[keep] for column in columns])
-    fill = Detections(0.0, 0.0, -1, 0)
-    return Detections(
-        *(
-            torch.nn.utils.rnn.pad_sequence(column, batch_first=True, padding_value=value)
-            for column, value in zip(zip(*found, strict=True), fill, strict=True)
-        )
-    )
-
-
-def select_detections(
-    boxes_xyxy: Tensor,
-    scores: Tensor,
-    level_sizes: Sequence[int],
-    *,
-    rank_factor: Tensor | None = None,
-    score_thresh: float = 0.05,
-    pre_nms_topk: int = 1000,
-    nms_iou: float = 0.6,
-    max_detections: int = 100,
-) -> Detections:
-    """`find_candidates`, then `suppress`, where all boxes (B, P, 4) are decoded already."""
-    found = find_candidates(
-        scores.float(), level_sizes, rank_factor=rank_factor, score_thresh=score_thresh, pre_nms_topk=pre_nms_topk
-    )
-    boxes = boxes_xyxy.float()[found.image, found.point]
-    return suppress(boxes, found, len(scores), nms_iou=nms_iou, max_detections=max_detections)
+    for image_columns in zip(*(c.split(counts) for c in (boxes_xyxy[solid], score, label, point)), strict=True):
+        keep = batched_nms(*image_columns[:3], nms_iou)[:max_detections]
+        found.append([column[keep] for column in image_columns])
+    columns = zip(zip(*found, strict=True), (0.0, 0.0, -1, 0), strict=True)
+    return Detections(*(pad_sequence(column, batch_first=True, padding_value=fill) for column, fill in columns))

@@ -4,8 +4,9 @@ import batch_oracles
 import oracles
 import pytest
 import torch
+from dense_detections import select_detections
 
-from gfl.method.postprocess import find_candidates, select_detections
+from gfl.method.postprocess import find_candidates
 
 
 def random_image(seed, level_sizes=(60, 25, 6), num_classes=3):

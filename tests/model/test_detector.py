@@ -4,12 +4,12 @@ import numpy as np
 import oracles
 import pytest
 import torch
+from dense_detections import select_detections
 from reference import convert_golden, deviation_from_golden, golden_weight, read_golden
 
 from gfl.build import build_criterion, build_detector
 from gfl.config_file import config_from_dict
 from gfl.method.boxes import box_iou
-from gfl.method.postprocess import select_detections
 from gfl.model.detector import normalize_images
 from gfl.tools.convert.state_dict import mmdet_names, to_mmdet
 from gfl.training.optim import build_optimizer
