@@ -54,6 +54,7 @@ from gfl.data.coco import CocoData, load_coco
 from gfl.data.loader import build_eval_loader
 from gfl.evaluation.coco_eval import Result, coco_metrics, crowded_findings, format_metrics, run_detector
 from gfl.evaluation.inference import Detector
+from gfl.model.precision import eval_dtype, precision_name
 
 
 def main(args: argparse.Namespace) -> None:
@@ -110,16 +111,18 @@ def detect_split(detector: Detector, data: CocoData, device: torch.device) -> li
     loader = build_eval_loader(
         data, config.data, batch=config.eval.batch, rank=rank, world=world, pin_memory=device.type == "cuda"
     )
+    dtype = eval_dtype(config, device)
     if rank == 0:
         print_line(
             f"{detector.checkpoint} on {data.annotations}: {len(data)} images, {len(data.labels)} boxes, "
-            f"{world} x {device.type}"
+            f"{world} x {device.type}, {precision_name(dtype)}"
         )
         crowded = crowded_findings(data, config.eval)
         notes = [*data.notes, *data.eval_notes, *(finding.note() for finding in crowded)]
         print_lines([f"note: {note}" for note in notes], indent=6)
     with progress_bar(total=len(loader), unit="batch", enabled=rank == 0) as bar:
-        return run_detector(detector.model.to(device), loader, data, config.eval, device, on_batch=bar.update)
+        model = detector.model.to(device)
+        return run_detector(model, loader, data, config.eval, device, dtype=dtype, on_batch=bar.update)
 
 
 if __name__ == "__main__":

@@ -47,11 +47,12 @@ from gfl.config import Config
 from gfl.config_file import load_config, save_config
 from gfl.data.bad_images import gather_bad_images, report_bad_images
 from gfl.data.loader import batches, load_training_data
+from gfl.model.precision import autocast_dtype, memory_format
 from gfl.training.divergence import looks_diverged, train_with_rewind
 from gfl.training.initial_weights import load_initial_weights
 from gfl.training.log import RunLog
 from gfl.training.nonfinite import FiniteGuard
-from gfl.training.optim import autocast_dtype, build_optimizer, learning_rate, memory_format
+from gfl.training.optim import build_optimizer, learning_rate
 from gfl.training.resume import find_resume_checkpoint, restore, write_launch_id
 from gfl.training.run_lock import run_lock
 from gfl.training.step import train_step

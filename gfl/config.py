@@ -195,6 +195,7 @@ class EvalConfig:
     pre_nms_topk: Count = 1000
     nms_iou: Probability = 0.6
     max_detections: Count = 100
+    amp: Literal["run", "none", "auto", "bf16", "fp16"] = "run"  # of the network, as optim.amp; run: what that says
     decode: Literal["expectation", "peak"] = "expectation"  # peak: a side lies at its distribution's highest mode
     backend: Literal["auto", "pycocotools", "hotcoco"] = "auto"  # of the metrics; auto: hotcoco if it is installed
 

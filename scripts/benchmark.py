@@ -44,8 +44,9 @@ from gfl.common.progress import print_line
 from gfl.config_file import load_config
 from gfl.evaluation.inference import default_device
 from gfl.model.detector import normalize_images
+from gfl.model.precision import autocast_dtype, memory_format
 from gfl.structures import SIZE_DIVISOR, Targets
-from gfl.training.optim import autocast_dtype, build_optimizer, memory_format
+from gfl.training.optim import build_optimizer
 
 
 def main(args: argparse.Namespace) -> None:

@@ -16,6 +16,7 @@ from gfl.config import Config
 from gfl.data.loader import batches, load_training_data
 from gfl.evaluation.coco_eval import evaluation_library
 from gfl.evaluation.inference import detect
+from gfl.model.precision import eval_dtype
 from gfl.structures import Batch, Targets
 from gfl.training.initial_weights import load_initial_weights
 from gfl.training.optim import build_optimizer, learning_rate
@@ -80,7 +81,8 @@ def update(config: Config) -> list[float]:
 
 @torch.no_grad()
 def detections(config: Config) -> list:
-    return [column.tolist() for column in detect(build(config)[0].eval(), scene(), config.eval)[0]]
+    model, dtype = build(config)[0].eval(), eval_dtype(config, torch.device("cpu"))
+    return [column.tolist() for column in detect(model, scene(), config.eval, dtype=dtype)[0]]
 
 
 def optimizer(config: Config) -> list:

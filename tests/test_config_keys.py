@@ -126,6 +126,7 @@ ROWS: dict[str, tuple] = {
     "eval.pre_nms_topk": (detections, "5", MANY),
     "eval.nms_iou": (detections, "0.1", MANY),
     "eval.max_detections": (detections, "7", MANY),
+    "eval.amp": (detections, "bf16", MANY),
     "eval.decode": (detections, "peak", MANY),
     "eval.backend": (metrics_library, "hotcoco"),
     "log.interval": (run, "2"),

@@ -24,8 +24,9 @@ from gfl.data.transforms import keep_ratio_size, resize
 from gfl.method.box_representation import GaussianBox, GeneralBox
 from gfl.method.boxes import clip_boxes
 from gfl.method.points import points_in_images
-from gfl.method.postprocess import select_detections
+from gfl.method.postprocess import find_candidates, suppress
 from gfl.model.detector import DenseDetector, normalize_images
+from gfl.model.precision import eval_dtype
 from gfl.structures import Batch, Detections, HeadOutput
 
 QUANTILES = (0.05, 0.5, 0.95)
@@ -79,31 +80,36 @@ class RawDetections(NamedTuple):
 
 
 @torch.inference_mode()
-def detect(model: DenseDetector, batch: Batch, config: EvalConfig) -> tuple[Detections, HeadOutput]:
+def detect(
+    model: DenseDetector, batch: Batch, config: EvalConfig, *, dtype: torch.dtype | None = None
+) -> tuple[Detections, HeadOutput]:
     """Detections of a batch on the model's device, in pixels of the original images, and the output they come from.
 
-    Points in the padding that an image has only for the sake of the others detect nothing.
+    Points in the padding that an image has only for the sake of the others detect nothing. The network is computed
+    under autocast to `dtype`, or in float32; scores, boxes and NMS are in float32 in any case.
     """
-    output = model(normalize_images(batch.images, batch.image_sizes))
-    boxes_xyxy, scores = model.decode(output)
-    outside = ~points_in_images(output.grid, batch.image_sizes)
-    detections = select_detections(
-        clip_boxes(boxes_xyxy, batch.image_sizes),
-        scores.masked_fill(outside.unsqueeze(-1), 0),
+    images, sizes = normalize_images(batch.images, batch.image_sizes), batch.image_sizes
+    with torch.autocast(images.device.type, dtype, enabled=dtype is not None):
+        output = model(images)
+    found = find_candidates(
+        model.quality.scores(output),
         output.grid.level_sizes,
+        inside=points_in_images(output.grid, sizes),
         rank_factor=model.quality.rank_factor(output),
         score_thresh=config.score_thresh,
         pre_nms_topk=config.pre_nms_topk,
-        nms_iou=config.nms_iou,
-        max_detections=config.max_detections,
     )
+    boxes = clip_boxes(model.decode_at(output, found.image, found.point)[:, None], sizes[found.image])[:, 0]
+    detections = suppress(boxes, found, len(sizes), nms_iou=config.nms_iou, max_detections=config.max_detections)
     scale = (batch.orig_sizes / batch.image_sizes).flip(-1).repeat(1, 2)  # x, y, x, y
     return detections._replace(boxes_xyxy=detections.boxes_xyxy * scale[:, None].to(detections.boxes_xyxy)), output
 
 
-def detect_with_sides(model: DenseDetector, batch: Batch, config: EvalConfig) -> list[RawDetections]:
+def detect_with_sides(
+    model: DenseDetector, batch: Batch, config: EvalConfig, *, dtype: torch.dtype | None = None
+) -> list[RawDetections]:
     """`detect`, then per image the outputs behind each detection's sides. `batch` is on the model's device."""
-    detections, output = detect(model, batch, config)
+    detections, output = detect(model, batch, config, dtype=dtype)
     scales = (batch.orig_sizes / batch.image_sizes).flip(1).cpu().numpy()
     box_repr = model.box_repr
     found = []
@@ -216,7 +222,8 @@ class Detector:
                 raise ValueError(f"score_thresh must be in [0, 1], not {score_thresh}")
             settings = replace(settings, score_thresh=score_thresh)
         device = next(self.model.parameters()).device
-        (found,) = detect_with_sides(self.model, self._batch(pixels).to(device), settings)
+        dtype = eval_dtype(self.config, device)
+        (found,) = detect_with_sides(self.model, self._batch(pixels).to(device), settings, dtype=dtype)
         names = tuple(self.class_names[label] for label in found.labels)
         sides = locate_sides(found)
         return Prediction(found.boxes_xyxy, found.labels, names, found.scores, sides, found.points)

@@ -19,6 +19,7 @@ from gfl.data.loader import batches
 from gfl.evaluation.inference import RawDetections, detect_with_sides
 from gfl.method.boxes import box_iou
 from gfl.model.detector import DenseDetector
+from gfl.model.precision import eval_dtype
 from gfl.structures import Batch
 
 
@@ -94,7 +95,7 @@ def collect_predictions(
     parts: list[Predictions] = []
     rows: list[int] = []
     for batch in batches(loader):
-        detections = detect_with_sides(model, batch.to(device), config.eval)
+        detections = detect_with_sides(model, batch.to(device), config.eval, dtype=eval_dtype(config, device))
         for image_id, found in zip(batch.image_ids.tolist(), detections, strict=True):
             row = row_of[image_id]
             rows.append(row)

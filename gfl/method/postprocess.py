@@ -1,78 +1,72 @@
-"""From dense boxes and scores to the detections of each image."""
+"""From dense outputs to the detections of each image: the best (point, class) pairs, then NMS of their boxes."""
 
 from collections.abc import Sequence
+from itertools import accumulate, pairwise
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from torchvision.ops import batched_nms
 
 from gfl.structures import Detections
 
 
-def select_detections(
-    boxes_xyxy: Tensor,
+class Candidates(NamedTuple):
+    """n (point, class) pairs that may be detections, image by image; a point may be there with several classes."""
+
+    image: Tensor  # (n,) int64 in [0, B), rising
+    point: Tensor  # (n,) int64 in [0, P)
+    label: Tensor  # (n,) int64 in [0, C)
+    score: Tensor  # (n,) by which they are ranked
+
+
+def find_candidates(
     scores: Tensor,
     level_sizes: Sequence[int],
     *,
+    inside: Tensor | None = None,
     rank_factor: Tensor | None = None,
-    score_thresh: float = 0.05,
-    pre_nms_topk: int = 1000,
-    nms_iou: float = 0.6,
-    max_detections: int = 100,
-) -> Detections:
-    """Per level the `pre_nms_topk` best (point, class) pairs above `score_thresh`, class-wise NMS, the best overall.
-
-    Args:
-        boxes_xyxy: (B, P, 4) pixels.
-        scores: (B, P, C) probabilities.
-        level_sizes: points per level, summing to P.
-        rank_factor: (B, P) by which scores are multiplied after the threshold and before NMS, as FCOS and ATSS do with
-            the output of their quality branch.
-
-    One point may give boxes of several classes.
-    """
-    rank_factor = [None] * len(scores) if rank_factor is None else rank_factor
-    detections = [
-        _select_one(*image, level_sizes, score_thresh, pre_nms_topk, nms_iou, max_detections)
-        for image in zip(boxes_xyxy.float(), scores.float(), rank_factor, strict=True)
-    ]
-    return _pad(detections)
-
-
-def _select_one(
-    boxes_xyxy: Tensor,
-    scores: Tensor,
-    rank_factor: Tensor | None,
-    level_sizes: Sequence[int],
     score_thresh: float,
     pre_nms_topk: int,
-    nms_iou: float,
-    max_detections: int,
-) -> Detections:
-    num_classes = scores.shape[-1]
-    pairs, start = [], 0
-    for size in level_sizes:
-        level = scores[start : start + size].flatten()
-        candidates = (level > score_thresh).nonzero().squeeze(1)
-        best = level[candidates].topk(min(pre_nms_topk, candidates.numel())).indices
-        pairs.append(candidates[best] + start * num_classes)
-        start += size
-    pair = torch.cat(pairs)
-    point, label = pair // num_classes, pair % num_classes
-    boxes, score = boxes_xyxy[point], scores.flatten()[pair]
+) -> Candidates:
+    """Per image and level the `pre_nms_topk` best pairs above `score_thresh`, so that only their boxes are decoded.
+
+    Args:
+        scores: (B, P, C) probabilities.
+        level_sizes: points per level, summing to P.
+        inside: (B, P) bool, False for points that detect nothing; None for none such.
+        rank_factor: (B, P) by which scores are multiplied after the threshold and before NMS, as FCOS and ATSS do with
+            the output of their quality branch.
+    """
+    batch, num_points, num_classes = scores.shape
+    pair = (scores > score_thresh).flatten().nonzero().squeeze(1)
+    if inside is not None:
+        pair = pair[inside.flatten()[pair // num_classes]]
+    score, first = scores.flatten()[pair], accumulate(level_sizes[:-1], initial=0)
+    starts = (torch.arange(batch)[:, None] * num_points + torch.tensor(list(first))).flatten() * num_classes
+    bounds = [*torch.searchsorted(pair, starts.to(pair.device)).tolist(), len(pair)]
+    best = [start + score[start:end].topk(min(pre_nms_topk, end - start)).indices for start, end in pairwise(bounds)]
+    pair, score = (column[torch.cat(best)] for column in (pair, score))
+    place, label = pair // num_classes, pair % num_classes
     if rank_factor is not None:
-        score = score * rank_factor[point]
-    solid = (boxes[:, 2:] > boxes[:, :2]).all(dim=1)  # clipping leaves no area of a box outside its image
-    boxes, score, label, point = boxes[solid], score[solid], label[solid], point[solid]
-    keep = batched_nms(boxes, score, label, nms_iou)[:max_detections]
-    return Detections(boxes[keep], score[keep], label[keep], point[keep])
+        score = score * rank_factor.flatten()[place]
+    return Candidates(place // num_points, place % num_points, label, score)
 
 
-def _pad(detections: list[Detections]) -> Detections:
-    fill = Detections(0.0, 0.0, -1, 0)
-    return Detections(
-        *(
-            torch.nn.utils.rnn.pad_sequence(column, batch_first=True, padding_value=value)
-            for column, value in zip(zip(*detections, strict=True), fill, strict=True)
-        )
-    )
+def suppress(
+    boxes_xyxy: Tensor, candidates: Candidates, num_images: int, *, nms_iou: float, max_detections: int
+) -> Detections:
+    """Class-wise NMS of the candidates with boxes (n, 4) in pixels, then the best of each of `num_images` images.
+
+    NMS runs image by image: its work grows with the square of the boxes that it gets.
+    """
+    solid = (boxes_xyxy[:, 2:] > boxes_xyxy[:, :2]).all(dim=1)  # clipping leaves no area of a box outside its image
+    image, point, label, score = (column[solid] for column in candidates)
+    counts = image.bincount(minlength=num_images).tolist()
+    found = []
+    for image_columns in zip(*(c.split(counts) for c in (boxes_xyxy[solid], score, label, point)), strict=True):
+        keep = batched_nms(*image_columns[:3], nms_iou)[:max_detections]
+        found.append([column[keep] for column in image_columns])
+    columns = zip(zip(*found, strict=True), (0.0, 0.0, -1, 0), strict=True)
+    return Detections(*(pad_sequence(column, batch_first=True, padding_value=fill) for column, fill in columns))

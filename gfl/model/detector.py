@@ -36,8 +36,14 @@ class DenseDetector(nn.Module):
         A quality branch is not in these scores: `quality.rank_factor` multiplies them after the score threshold.
         """
         grid = output.grid
-        distances = self.box_repr.decode(output.reg_pred) * grid.strides[:, None]
-        return distances_to_boxes(grid.points, distances), self.quality.scores(output)
+        return self._boxes(output.reg_pred, grid.points, grid.strides), self.quality.scores(output)
+
+    def decode_at(self, output: HeadOutput, image: Tensor, point: Tensor) -> Tensor:
+        """Boxes (n, 4) as `decode` gives them, of n points only: their images (n,) and their indices (n,) in P."""
+        return self._boxes(output.reg_pred[image, point], output.grid.points[point], output.grid.strides[point])
+
+    def _boxes(self, reg_pred: Tensor, points: Tensor, strides: Tensor) -> Tensor:
+        return distances_to_boxes(points, self.box_repr.decode(reg_pred) * strides[:, None])
 
 
 def normalize_images(images: Tensor, image_sizes: Tensor) -> Tensor:

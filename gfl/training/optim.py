@@ -77,24 +77,3 @@ def _decay(step: int, config: OptimConfig, steps_per_epoch: int) -> float:
 
 def _passed(epoch: int, milestones: Sequence[int]) -> int:
     return sum(epoch >= milestone for milestone in milestones)
-
-
-def autocast_dtype(config: OptimConfig, device: torch.device) -> torch.dtype | None:
-    """The dtype that forward passes are computed in; None for float32.
-
-    ``amp: auto`` is bf16 only where the hardware has it: elsewhere it is emulated, and slower than float32.
-    """
-    if config.amp == "auto":
-        return torch.bfloat16 if _has_native_bf16(device) else None
-    return {"none": None, "bf16": torch.bfloat16, "fp16": torch.float16}[config.amp]
-
-
-def memory_format(config: OptimConfig) -> torch.memory_format:
-    """How images and weights lie in memory."""
-    return torch.channels_last if config.channels_last else torch.contiguous_format
-
-
-def _has_native_bf16(device: torch.device) -> bool:
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    return getattr(torch.cpu, "_is_avx512_bf16_supported", bool)()  # torch 2.10 has no public function for it

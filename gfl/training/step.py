@@ -13,9 +13,10 @@ from gfl.common.errors import UserError
 from gfl.config import OptimConfig
 from gfl.method.criterion import Criterion
 from gfl.model.detector import normalize_images
+from gfl.model.precision import autocast_dtype, memory_format
 from gfl.structures import Batch
 from gfl.training.accumulation import step_normalisers
-from gfl.training.optim import autocast_dtype, memory_format, set_learning_rate
+from gfl.training.optim import set_learning_rate
 
 
 class StepResult(NamedTuple):

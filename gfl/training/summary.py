@@ -13,10 +13,11 @@ from gfl.common import distributed
 from gfl.common.text import format_differences, printable, shell_command
 from gfl.config import Config
 from gfl.data.loader import TrainingData
+from gfl.model.precision import autocast_dtype, precision_name
 from gfl.training.data_fit import fit_notes
 from gfl.training.divergence import looks_diverged, newest_sane_checkpoint
 from gfl.training.metrics_file import METRICS_FILE, loss_trend
-from gfl.training.optim import autocast_dtype, scaled_lr
+from gfl.training.optim import scaled_lr
 from gfl.training.resume import resume_option
 
 MAX_CLASSES, MAX_NOTES = 20, 12  # that are shown
@@ -29,9 +30,8 @@ def run_summary(config: Config, device: torch.device, model: nn.Module, data: Tr
     optim = config.optim
     counts = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
     total, trained = sum(n for n, _ in counts) / 1e6, sum(n for n, grad in counts if grad) / 1e6
-    processes, amp = distributed.world_size(), autocast_dtype(optim, device)
+    processes, precision = distributed.world_size(), precision_name(autocast_dtype(optim, device))
     kind = f"{device.type}" + (f" ({torch.get_num_threads()} threads)" if device.type == "cpu" else "")
-    precision = "float32" if amp is None else f"{str(amp).removeprefix('torch.')} autocast"
     classes = [
         f"{label} {printable(name)} (id {category})"
         for label, (name, category) in enumerate(zip(train.class_names, train.category_ids, strict=True))

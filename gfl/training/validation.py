@@ -12,6 +12,7 @@ from gfl.common.progress import progress_bar
 from gfl.config import Config
 from gfl.data.loader import TrainingData, batches
 from gfl.evaluation.coco_eval import coco_metrics, draw_samples, run_detector
+from gfl.model.precision import eval_dtype
 from gfl.structures import Batch
 from gfl.training.log import RunLog
 
@@ -26,9 +27,10 @@ def evaluate(
 ) -> dict[str, Any] | None:
     """COCO metrics of the validation split, which are logged; None on all processes but the main one."""
     distributed.share_buffers(model)  # the statistics of trained BatchNorms differ between processes
+    dtype = eval_dtype(config, device)
     loader = _interruptible_batches(data, stop_if_requested)
     with progress_bar(total=len(data.val_loader), desc="val", leave=False, enabled=distributed.is_main()) as bar:
-        results = run_detector(model, loader, data.val, config.eval, device, on_batch=bar.update)
+        results = run_detector(model, loader, data.val, config.eval, device, dtype=dtype, on_batch=bar.update)
     if results is None:
         return None
     metrics = coco_metrics(data.val, results, max_detections=config.eval.max_detections, backend=config.eval.backend)

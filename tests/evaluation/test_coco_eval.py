@@ -163,20 +163,36 @@ def test_results_are_left_as_they_are(shapes):
 # From a model to results
 
 
-class ColourDetector(nn.Module):
+class Scores(Quality):
+    """The outputs are scores."""
+
+    def scores(self, output):
+        return output.cls_logits
+
+
+class FakeDetector(nn.Module):
+    """Gives the boxes (B, P, 4) and scores (B, P, C) that `find` makes of images."""
+
+    quality = Scores()  # no branch, whose score would multiply
+
+    def forward(self, images):
+        boxes, scores = self.find(images)
+        count = scores.shape[1]
+        return HeadOutput(scores, boxes, None, PointGrid(torch.zeros(count, 2), torch.ones(count), ((1, count),)))
+
+    def decode_at(self, output, image, point):
+        return output.reg_pred[image, point]
+
+
+class ColourDetector(FakeDetector):
     """Finds the drawn rectangle of each channel, which is its class, with one point per class.
 
     It knows nothing but the pixels of the resized image, so that right results were mapped back rightly.
     """
 
-    quality = Quality()  # no branch, whose score would multiply
-
-    def forward(self, images):
-        return HeadOutput(images, torch.zeros(0), None, PointGrid(torch.zeros(3, 2), torch.ones(3), ((1, 3),)))
-
-    def decode(self, output):
-        boxes, scores = torch.zeros(len(output.cls_logits), 3, 4), torch.zeros(len(output.cls_logits), 3, 3)
-        for row, image in enumerate(output.cls_logits):
+    def find(self, images):
+        boxes, scores = torch.zeros(len(images), 3, 4), torch.zeros(len(images), 3, 3)
+        for row, image in enumerate(images):
             rest = image.sum(dim=0)
             for channel in range(3):
                 mask = image[channel] - (rest - image[channel]) / 2 > 2  # a saturated colour, in units of deviations
@@ -222,22 +238,15 @@ def test_a_model_that_finds_every_object_scores_1(drawn):
     assert coco_metrics(data, detect_drawn(data, short_side=40))["AP50"] == pytest.approx(1)
 
 
-class Fixed(nn.Module):
+class Fixed(FakeDetector):
     """The same boxes and scores for each image."""
-
-    quality = Quality()
 
     def __init__(self, boxes, scores):
         super().__init__()
         self.boxes, self.scores = torch.tensor(boxes), torch.tensor(scores)
 
-    def forward(self, images):
-        count = len(self.boxes)
-        grid = PointGrid(torch.zeros(count, 2), torch.ones(count), ((1, count),))
-        return HeadOutput(images, torch.zeros(0), None, grid)
-
-    def decode(self, output):
-        return tuple(t.expand(len(output.cls_logits), *t.shape) for t in (self.boxes, self.scores))
+    def find(self, images):
+        return tuple(t.expand(len(images), *t.shape) for t in (self.boxes, self.scores))
 
 
 def test_boxes_are_cut_to_the_image_before_they_are_mapped_back(coco_set):

@@ -4,6 +4,7 @@ import numpy as np
 import oracles
 import pytest
 import torch
+from dense_detections import select_detections
 from reference import golden_levels, read_golden
 
 from gfl.method.assign import assign_atss
@@ -11,7 +12,6 @@ from gfl.method.box_representation import GeneralBox
 from gfl.method.boxes import clip_boxes, distances_to_boxes
 from gfl.method.criterion import Criterion
 from gfl.method.points import make_point_grid
-from gfl.method.postprocess import select_detections
 from gfl.method.quality import DistributionGuidedQuality, JointQuality
 from gfl.structures import HeadOutput
 

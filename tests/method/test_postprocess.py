@@ -4,8 +4,9 @@ import batch_oracles
 import oracles
 import pytest
 import torch
+from dense_detections import select_detections
 
-from gfl.method.postprocess import select_detections
+from gfl.method.postprocess import find_candidates
 
 
 def random_image(seed, level_sizes=(60, 25, 6), num_classes=3):
@@ -130,3 +131,28 @@ def test_defaults_are_the_reference_s():
     assert select_detections(boxes[None], scores[None, :, None], (1200,)).scores.shape == (1, 100)
     found = select_detections(boxes[None, :2], torch.tensor([[[0.049], [0.051]]]), (2,))
     assert found.point_index.tolist() == [[1]]
+
+
+def test_an_image_s_detections_do_not_depend_on_the_batch():
+    """To the bit, with many equal scores, scores that are not numbers, and an image without candidates."""
+    images = [random_image(seed, num_classes=40) for seed in range(4)]
+    boxes, scores = (torch.stack(column) for column in zip(*images, strict=True))
+    scores, factor = (scores * 8).round() / 8, torch.rand(scores.shape[:2], generator=torch.Generator().manual_seed(0))
+    scores[1], scores[2, 3] = 0.0, torch.nan
+    options = {"pre_nms_topk": 1500, "max_detections": 5000}
+    together = select_detections(boxes, scores, (60, 25, 6), rank_factor=factor, **options)
+    for row in range(4):
+        own = slice(row, row + 1)
+        alone = select_detections(boxes[own], scores[own], (60, 25, 6), rank_factor=factor[own], **options)
+        count = alone.labels.shape[1]
+        assert (count == 0) == (row == 1)
+        assert all(many[row, :count].equal(one[0]) for many, one in zip(together, alone, strict=True))
+        assert (together.labels[row, count:] == -1).all()
+
+
+def test_points_that_are_not_inside_are_no_candidates():
+    scores = torch.tensor([[[0.9, 0.1], [0.8, 0.7]], [[0.3, 0.6], [0.2, 0.9]]])
+    inside = torch.tensor([[False, True], [True, True]])
+    found = find_candidates(scores, (1, 1), inside=inside, score_thresh=0.5, pre_nms_topk=1)
+    assert [column.tolist() for column in found[:3]] == [[0, 1, 1], [1, 0, 1], [0, 1, 1]]
+    torch.testing.assert_close(found.score, torch.tensor([0.8, 0.6, 0.9]))

@@ -4,12 +4,12 @@ import numpy as np
 import oracles
 import pytest
 import torch
+from dense_detections import select_detections
 from reference import convert_golden, deviation_from_golden, golden_weight, read_golden
 
 from gfl.build import build_criterion, build_detector
 from gfl.config_file import config_from_dict
 from gfl.method.boxes import box_iou
-from gfl.method.postprocess import select_detections
 from gfl.model.detector import normalize_images
 from gfl.tools.convert.state_dict import mmdet_names, to_mmdet
 from gfl.training.optim import build_optimizer
@@ -129,6 +129,14 @@ def predict(model, images):
         boxes, scores = model.decode(output)
     factor = model.quality.rank_factor(output)
     return output, boxes, scores if factor is None else scores * factor.unsqueeze(-1)
+
+
+@pytest.mark.parametrize("head", [{}, {"box": "anchor_delta"}, {"box": "gaussian"}, {"box": "dirac"}], ids=str)
+def test_boxes_of_some_points_are_those_of_all(head):
+    model = make_detector(head=head)
+    output, boxes, _ = predict(model, random_images(2, 64, 96))
+    image, point = torch.tensor([0, 1, 1]), torch.tensor([100, 7, 50])
+    assert model.decode_at(output, image, point).equal(boxes[image, point])
 
 
 @pytest.mark.parametrize(("decode", "distance"), [("expectation", oracles.expectation), ("peak", oracles.peak)])

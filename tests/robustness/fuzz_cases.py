@@ -33,10 +33,11 @@ from gfl.data.sampler import TrainSampler, train_candidates
 from gfl.evaluation.inference import detect
 from gfl.model.backbone import Backbone
 from gfl.model.detector import DenseDetector
+from gfl.model.precision import autocast_dtype
 from gfl.tools.convert.architecture import parse_external
 from gfl.tools.convert.state_dict import convert_detector
 from gfl.training.initial_weights import load_backbone_weights
-from gfl.training.optim import autocast_dtype, build_optimizer, learning_rate, set_learning_rate
+from gfl.training.optim import build_optimizer, learning_rate, set_learning_rate
 from gfl.training.resume import restore
 
 

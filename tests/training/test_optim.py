@@ -8,9 +8,7 @@ import torch
 from torch import nn
 
 from gfl.config import OptimConfig
-from gfl.training.optim import autocast_dtype, build_optimizer, learning_rate, scaled_lr, set_learning_rate
-
-CPU, GPU = torch.device("cpu"), torch.device("cuda")
+from gfl.training.optim import build_optimizer, learning_rate, scaled_lr, set_learning_rate
 
 
 @pytest.mark.parametrize(
@@ -118,29 +116,3 @@ def test_factors_outlive_the_optimizer_s_state(layers):
     resumed.load_state_dict(saved.state_dict())
     set_learning_rate(resumed, 0.1)
     assert [(group["lr"], group["weight_decay"]) for group in resumed.param_groups] == [(0.1, 1e-4), (0.2, 0)]
-
-
-@pytest.mark.parametrize("device", [CPU, GPU])
-@pytest.mark.parametrize(("amp", "dtype"), [("none", None), ("bf16", torch.bfloat16), ("fp16", torch.float16)])
-def test_an_explicit_precision_is_taken_everywhere(amp, dtype, device):
-    assert autocast_dtype(OptimConfig(amp=amp), device) is dtype
-
-
-@pytest.mark.parametrize("native", [True, False])
-def test_auto_is_bf16_only_where_the_processor_has_it(monkeypatch, native):
-    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: native)
-    assert autocast_dtype(OptimConfig(amp="auto"), CPU) is (torch.bfloat16 if native else None)
-
-
-@pytest.mark.parametrize("native", [True, False])
-def test_auto_is_not_bf16_where_a_gpu_only_emulates_it(monkeypatch, native):
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: native or including_emulation)
-    assert autocast_dtype(OptimConfig(amp="auto"), GPU) is (torch.bfloat16 if native else None)
-
-
-def test_auto_agrees_with_the_processor_s_capabilities():
-    """Guards the private function: it must exist, and say what the capabilities say."""
-    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
-    if "avx512_bf16" not in capabilities:
-        pytest.skip("this torch does not report the processor's capabilities")
-    assert (autocast_dtype(OptimConfig(amp="auto"), CPU) is not None) == capabilities["avx512_bf16"]
