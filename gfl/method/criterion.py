@@ -72,8 +72,7 @@ class Criterion(nn.Module):
         weight = self.quality.box_weight(output, quality_target) * positive
         num_positive, sum_weight = _normalisers(positive, weight, step)
 
-        cls_loss = self.quality.class_loss(output, matched.labels, positive, quality_target)
-        cls_loss = cls_loss.masked_fill(~matched.trained.unsqueeze(-1), 0).sum()
+        cls_loss = self.quality.class_loss(output, matched.labels, positive, matched.trained, quality_target)
         losses = {
             "cls": self.cls_weight * cls_loss / num_positive,
             "box": self.box_weight * (giou_loss(boxes, matched.boxes) * weight).sum() / sum_weight,

@@ -10,9 +10,11 @@ from torch import Tensor, nn
 from torchvision.ops import sigmoid_focal_loss
 
 from gfl.method.boxes import centerness
+from gfl.method.dense_loss import background_loss
 from gfl.method.losses import quality_focal_loss
 from gfl.structures import HeadOutput
 
+FOCAL_ALPHA, FOCAL_GAMMA = 0.25, 2.0
 GUIDE_POWER = 1.5  # of the quality, in the weights of guided rows
 
 
@@ -32,10 +34,13 @@ class Quality(nn.Module):
         """
         return iou
 
-    def class_loss(self, output: HeadOutput, labels: Tensor, positive: Tensor, quality_target: Tensor) -> Tensor:
-        """Elementwise loss (B, P, C).
+    def class_loss(
+        self, output: HeadOutput, labels: Tensor, positive: Tensor, trained: Tensor, quality_target: Tensor
+    ) -> Tensor:
+        """Sum over the classes of all trained points.
 
-        `labels` (B, P) in [0, C), any value where `positive` (B, P) is False; `quality_target` (B, P).
+        `labels` (B, P) in [0, C), any value where `positive` (B, P) is False; `trained` (B, P), positive or background;
+        `quality_target` (B, P).
         """
         raise NotImplementedError
 
@@ -67,14 +72,17 @@ class JointQuality(Quality):
         """Logits (B, P, C) of the scores."""
         return output.cls_logits
 
-    def class_loss(self, output: HeadOutput, labels: Tensor, positive: Tensor, quality_target: Tensor) -> Tensor:
-        """QFL (B, P, C): the target is the quality at the label's class and 0 elsewhere."""
-        target = scatter_to_class(output, labels, quality_target * positive)
-        return quality_focal_loss(self.logits(output), target, beta=self.beta)
+    def class_loss(
+        self, output: HeadOutput, labels: Tensor, positive: Tensor, trained: Tensor, quality_target: Tensor
+    ) -> Tensor:
+        """QFL: the target is the quality at the label's class and 0 elsewhere."""
+        background, at_label = background_loss(self.logits(output), labels, positive, trained, beta=self.beta)
+        return background + (quality_focal_loss(at_label, quality_target, beta=self.beta) * positive).sum()
 
     def box_weight(self, output: HeadOutput, quality_target: Tensor) -> Tensor:
-        """The detached best score."""
-        return self.scores(output).detach().amax(dim=-1)
+        """The detached best score, which is that of the best logit."""
+        best = output.cls_logits.detach().amax(dim=-1, keepdim=True)
+        return self.scores(output._replace(cls_logits=best)).detach().squeeze(-1)
 
 
 class DistributionGuidedQuality(JointQuality):
@@ -137,18 +145,18 @@ class SeparateQuality(Quality):
             return torch.ones_like(iou)
         return iou if self.by == "iou" else centerness(distances)
 
-    def class_loss(self, output: HeadOutput, labels: Tensor, positive: Tensor, quality_target: Tensor) -> Tensor:
-        """Elementwise focal loss (B, P, C) with target 1 at the label's class of positives."""
-        logits = output.cls_logits.float()
-        target = scatter_to_class(output, labels, positive.to(logits.dtype))
-        loss = sigmoid_focal_loss(logits, target)  # alpha 0.25, gamma 2
-        if not self.guide:
-            return loss
-        # After IoU-balanced classification loss (arXiv 1908.05641): the sum over positives stays what it was.
-        weight = quality_target.pow(GUIDE_POWER).unsqueeze(-1)
-        positive_loss = (loss * target).detach()
-        weight = weight * positive_loss.sum() / (positive_loss * weight).sum().clamp(min=1e-6)
-        return torch.where(target > 0, loss * weight, loss)
+    def class_loss(
+        self, output: HeadOutput, labels: Tensor, positive: Tensor, trained: Tensor, quality_target: Tensor
+    ) -> Tensor:
+        """Focal loss with target 1 at the label's class of positives; its background is QFL's but for alpha."""
+        background, at_label = background_loss(output.cls_logits, labels, positive, trained, beta=FOCAL_GAMMA)
+        ones = torch.ones_like(at_label)
+        loss = sigmoid_focal_loss(at_label, ones, alpha=FOCAL_ALPHA, gamma=FOCAL_GAMMA) * positive
+        if self.guide:
+            # After IoU-balanced classification loss (arXiv 1908.05641): the sum over positives stays what it was.
+            weight, fixed = quality_target.pow(GUIDE_POWER), loss.detach()
+            loss = loss * weight * (fixed.sum() / (fixed * weight).sum().clamp(min=1e-6))
+        return (1 - FOCAL_ALPHA) * background + loss.sum()
 
     def branch_loss(self, output: HeadOutput, quality_target: Tensor) -> Tensor | None:
         """Binary cross entropy (B, P) of the branch against the quality."""
@@ -163,9 +171,3 @@ class SeparateQuality(Quality):
     def rank_factor(self, output: HeadOutput) -> Tensor | None:
         """The branch's qualities (B, P) in float32."""
         return output.quality_logits.float().sigmoid() if self.has_branch else None
-
-
-def scatter_to_class(output: HeadOutput, labels: Tensor, values: Tensor) -> Tensor:
-    """(B, P, C) with `values` (B, P) at the labels' classes and 0 elsewhere."""
-    target = torch.zeros_like(output.cls_logits, dtype=values.dtype)
-    return target.scatter_(-1, labels.unsqueeze(-1), values.unsqueeze(-1))

@@ -66,12 +66,12 @@ def test_extreme_logits_give_exact_products_and_finite_losses_and_gradients(dtyp
         loss = DistributionGuidedQuality().class_loss(
             product_output(a, q),
             torch.zeros(1, 25, dtype=torch.int64),
-            torch.ones(1, 25, dtype=torch.bool),
+            *[torch.ones(1, 25, dtype=torch.bool)] * 2,
             torch.full((1, 25), target),
         )
         assert loss.dtype == torch.float32
-        assert loss.isfinite().all()
-        assert all(gradient.isfinite().all() for gradient in torch.autograd.grad(loss.sum(), (a, q)))
+        assert loss.isfinite()
+        assert all(gradient.isfinite().all() for gradient in torch.autograd.grad(loss, (a, q)))
 
 
 def test_qfl_acts_on_the_product():
@@ -79,8 +79,14 @@ def test_qfl_acts_on_the_product():
     labels, positive, target = torch.zeros(1, 6).long(), torch.ones(1, 6, dtype=torch.bool), torch.rand(1, 6)
     product = a.double().sigmoid() * q.double().sigmoid()
     expected = quality_focal_loss(product.logit(), target[0].double(), beta=2.5)
-    loss = DistributionGuidedQuality(beta=2.5).class_loss(product_output(a, q), labels, positive, target)
-    torch.testing.assert_close(loss[0, :, 0].double(), expected, rtol=1e-5, atol=1e-7)
+    quality = DistributionGuidedQuality(beta=2.5)
+    for point in range(6):
+        alone = positive & (torch.arange(6) == point)
+        loss = quality.class_loss(product_output(a, q), labels, alone, alone, target)
+        torch.testing.assert_close(loss.double(), expected[point], rtol=1e-5, atol=1e-7)
+    background = quality_focal_loss(product.logit(), torch.zeros(6).double(), beta=2.5).sum()
+    loss = quality.class_loss(product_output(a, q), labels, ~positive, positive, target)
+    torch.testing.assert_close(loss.double(), background, rtol=1e-5, atol=1e-7)
 
 
 @pytest.mark.parametrize(("topk", "add_mean"), [(4, True), (4, False), (1, True), (17, True)])
@@ -112,8 +118,9 @@ def test_the_predictor_is_two_1x1_convolutions_on_a_map(add_mean):
 def test_gradient_flows_into_the_distributions():
     quality, reg_pred = random_predictor(), random_tensor(1, 5, 4, 17).requires_grad_()
     output = quality(output_of(reg_pred))
-    loss = quality.class_loss(output, torch.zeros(1, 5).long(), torch.ones(1, 5, dtype=torch.bool), torch.ones(1, 5))
-    gradient = torch.autograd.grad(loss.sum(), reg_pred)[0]
+    positive = torch.ones(1, 5, dtype=torch.bool)
+    loss = quality.class_loss(output, torch.zeros(1, 5).long(), positive, positive, torch.ones(1, 5))
+    gradient = torch.autograd.grad(loss, reg_pred)[0]
     assert (gradient.abs().sum(dim=-1) > 0).all()
 
 
