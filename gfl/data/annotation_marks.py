@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Collection, Iterable, Sequence
+from itertools import chain, compress
 from typing import Any
 
 import numpy as np
@@ -32,9 +33,14 @@ def ignored_because(entry: dict[str, Any], ignored_categories: Collection[int] =
     """Why a checked annotation is a region to ignore: "crowd", "ignore" or "class"; "" if it is an object."""
     if entry.get("iscrowd"):
         return "crowd"
-    if _is_marked(entry) or any(_is_marked(entry[group]) for group in FIELD_GROUPS if group in entry):
+    if is_marked_anywhere(entry):
         return "ignore"
     return "class" if entry["category_id"] in ignored_categories else ""
+
+
+def is_marked_anywhere(entry: dict[str, Any]) -> bool:
+    """Whether a field of an annotation, its own or in a group, marks it as not to be learned."""
+    return _is_marked(entry) or any(_is_marked(entry[group]) for group in FIELD_GROUPS if group in entry)
 
 
 def _is_marked(fields: Any) -> bool:
@@ -52,6 +58,12 @@ def looks_like_region(name: str) -> bool:
 
 def own_area(bbox: Sequence[float]) -> float:
     return float(bbox[2]) * float(bbox[3])
+
+
+def boxes_as_written(entries: Sequence[dict[str, Any]]) -> np.ndarray:
+    """The `bbox` of checked annotations, (n, 4) float64, which may be any numbers."""
+    numbers = chain.from_iterable(entry["bbox"] for entry in entries)
+    return np.fromiter(numbers, np.float64, 4 * len(entries)).reshape(-1, 4)
 
 
 def usable_area(entry: dict[str, Any]) -> float | None:
@@ -170,33 +182,35 @@ def partial_label_findings(images: Iterable[dict[str, Any]]) -> list[Finding]:
 def area_findings(entries: Numbered) -> list[Finding]:
     """Areas that make APS, APM and APL others than one expects."""
     entries = list(entries)
+    areas = [usable_area(entry) for _, entry in entries]
     wrong = [
         entry_name(entry, position)
-        for position, entry in entries
-        if entry.get("area") is not None and usable_area(entry) is None
+        for (position, entry), area in zip(entries, areas, strict=True)
+        if area is None and entry.get("area") is not None
     ]
+    usable = [area is not None for area in areas]
     return [
         *finding_if_any(
             "warning", "areas that are no number above 0", "evaluation uses width x height of the box", wrong
         ),
-        *_far_areas([(position, entry) for position, entry in entries if usable_area(entry) is not None]),
+        *_far_areas(list(compress(entries, usable)), np.array(list(compress(areas, usable)), np.float64)),
     ]
 
 
-def _far_areas(entries: list[tuple[int, dict[str, Any]]]) -> list[Finding]:
+def _far_areas(entries: list[tuple[int, dict[str, Any]]], area: np.ndarray) -> list[Finding]:
     """Areas that no mask within the box can have, if most boxes have such."""
-    boxes = [(p, e) for p, e in entries if min(e["bbox"][2:]) > 0 and all(map(math.isfinite, e["bbox"]))]
-    if not boxes:
+    boxes = boxes_as_written([entry for _, entry in entries])
+    has_size = np.isfinite(boxes).all(axis=1) & (boxes[:, 2:] > 0).all(axis=1)
+    if not has_size.any():
         return []
-    width, height = np.array([entry["bbox"][2:] for _, entry in boxes], np.float64).T
-    area = np.array([entry["area"] for _, entry in boxes], np.float64)
+    (width, height), area = boxes[has_size, 2:].T, area[has_size]
     share = area / (width * height)
     far = (share < MIN_SHARE) | (area > MAX_SHARE * (width + 1) * (height + 1))  # sides may be rounded, or inclusive
-    if far.sum() * 2 <= len(boxes):
-        far = np.full(len(boxes), _is_another_scale(share, area, width, height))
+    if far.sum() * 2 <= len(area):
+        far = np.full(len(area), _is_another_scale(share, area, width, height))
     if not far.any():
         return []
-    names = [entry_name(entry, position) for (position, entry), odd in zip(boxes, far, strict=True) if odd]
+    names = [entry_name(entry, position) for position, entry in compress(compress(entries, has_size), far)]
     what = f"areas far from width x height (median {np.median(share):.3g} times)"
     return [Finding("warning", len(names), what, "APS, APM and APL sort by area; correct or delete it", tuple(names))]
 

@@ -10,13 +10,13 @@ import numpy as np
 
 from gfl.common.errors import UserError
 from gfl.common.text import list_some, short_repr
+from gfl.data.annotation_columns import are_ordinary, marked_as_ignored, visible_boxes
 from gfl.data.annotation_marks import (
     area_findings,
+    boxes_as_written,
     check_annotation,
-    ignored_because,
     partial_label_findings,
     rotation_findings,
-    visible_box,
 )
 from gfl.data.box_format import box_format_findings
 from gfl.data.coco_json import (
@@ -26,6 +26,7 @@ from gfl.data.coco_json import (
     match_classes,
     read_coco_json,
     read_images,
+    without_cycle_search,
 )
 from gfl.data.file_names import check_files
 
@@ -95,7 +96,9 @@ def load_coco(
 
     Raises `UserError` naming the file and the entries that cannot be used.
     """
-    return build_coco_data(read_coco_json(annotations), annotations, images, class_names, ignore_classes=ignore_classes)
+    with without_cycle_search():
+        tree = read_coco_json(annotations)
+        return build_coco_data(tree, annotations, images, class_names, ignore_classes=ignore_classes)
 
 
 def build_coco_data(
@@ -174,30 +177,27 @@ def _read_annotations(
     entries: list[Any], row_of: dict[int, int], label_of: dict[int, int | None], sizes: np.ndarray, path: str
 ) -> _Boxes:
     """The boxes to train on and those to ignore, and notes on the latter and on degenerate ones."""
-    checked = collect_faults(entries, lambda entry, position: check_annotation(entry, position, row_of, label_of, path))
-    ignored_ids = {category for category, label in label_of.items() if label is None}
-    rows, boxes, labels, ignored, degenerate = [], [], [], [], []
-    counts = dict.fromkeys(IGNORED, 0)
-    for position, (entry, (row, label)) in enumerate(zip(entries, checked, strict=True)):
-        box = visible_box(entry["bbox"], *sizes[row])
-        if reason := ignored_because(entry, ignored_ids):
-            counts[reason] += 1
-            if box is not None:
-                ignored.append((row, box))
-        elif box is None:
-            degenerate.append(entry_name(entry, position))
-        else:
-            rows.append(row)
-            boxes.append(box)
-            labels.append(label)
-    as_written = np.array([entry["bbox"] for entry in entries], np.float64).reshape(-1, 4)
-    format_findings = box_format_findings(as_written, sizes[[row for row, _ in checked]].reshape(-1, 2))
+    if not are_ordinary(entries, row_of.keys(), label_of.keys()):
+        collect_faults(entries, lambda entry, position: check_annotation(entry, position, row_of, label_of, path))
+    rows = np.array([row_of[entry["image_id"]] for entry in entries], np.int64)
+    label_or_ignored = {category: -1 if label is None else label for category, label in label_of.items()}
+    labels = np.array([label_or_ignored[entry["category_id"]] for entry in entries], np.int64)
+    boxes = boxes_as_written(entries)
+    corners, visible = visible_boxes(boxes, sizes[rows])
+    crowd = np.array([bool(entry.get("iscrowd")) for entry in entries], bool)
+    marked = marked_as_ignored(entries) & ~crowd
+    ignored = crowd | marked | (labels < 0)
+    reasons = {"crowd": crowd, "ignore": marked, "class": ignored & ~crowd & ~marked}
+    counts = {reason: int(found.sum()) for reason, found in reasons.items()}
+    degenerate = [entry_name(entries[row], row) for row in np.flatnonzero(~visible & ~ignored).tolist()]
+    kept, left_out = visible & ~ignored, visible & ignored
+    format_findings = box_format_findings(boxes, sizes[rows])
     return _Boxes(
-        np.array(rows, np.int64),
-        np.array(boxes, np.float32).reshape(-1, 4),
-        np.array(labels, np.int64),
-        np.array([row for row, _ in ignored], np.int64),
-        np.array([box for _, box in ignored], np.float32).reshape(-1, 4),
+        rows[kept],
+        corners[kept].astype(np.float32),
+        labels[kept],
+        rows[left_out],
+        corners[left_out].astype(np.float32),
         (*(found.note() for found in format_findings), *_notes(entries, degenerate, counts)),
     )
 
