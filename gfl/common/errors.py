@@ -46,6 +46,8 @@ def error_context(subject: object) -> Iterator[None]:
 
 def run(main: Callable, *args) -> None:
     """Call ``main(*args)``; a `UserError` becomes one line on stderr and exit code 2, a signal 128 + its number."""
+    gc.freeze()  # what is imported stays: no search for garbage looks at it again, at the end neither
+    gc.enable()
     try:
         return main(*args)
     except UserError as error:

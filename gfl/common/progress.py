@@ -1,5 +1,6 @@
 """Progress bars, on a terminal only, lines within its width, and a first line before the slow imports."""
 
+import gc
 import os
 import shutil
 import sys
@@ -15,7 +16,14 @@ tqdm.monitor_interval = 0  # its thread would run while loader processes are for
 
 
 def announce(text: str) -> None:
-    """Print at once, on the main process only, and before it joins the others: imports may take minutes."""
+    """Print at once, on the main process only, and before it joins the others: imports may take minutes.
+
+    Called before torch is imported, it also sets what must be set by then.
+    """
+    # Threads of OpenMP sleep while they wait for each other. By default they keep their cores busy, which takes them
+    # from the thread that is waited for as soon as another program runs: a step then took up to nine times as long.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    gc.disable()  # until `gfl.common.errors.run`: imports leave hardly any garbage, the search is a fifth of their time
     if os.environ.get("RANK", "0") == "0":
         print_line(text)
 

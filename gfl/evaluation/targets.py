@@ -4,16 +4,19 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
-from gfl.build import build_assigner, build_point_layout
+from gfl.build import Assigner, build_assigner, build_point_layout
 from gfl.config import Config
 from gfl.data.coco import CocoData
 from gfl.data.transforms import keep_ratio_size
 from gfl.method.boxes import boxes_to_distances
 from gfl.method.points import make_point_grid, points_in_images
-from gfl.structures import SIZE_DIVISOR, Targets
+from gfl.structures import SIZE_DIVISOR, PointGrid, Targets
 
 TAIL = 0.001  # share of sides that may exceed the recommended reg_max
+POINTS = 2**15  # assigned at once: many small images, or one large one
 
 
 class RegressionTargets(NamedTuple):
@@ -31,27 +34,37 @@ def regression_targets(data: CocoData, config: Config, *, max_boxes: int | None 
     Images have their size in evaluation and are not flipped; the assigner is the config's. No image file is read.
     With `max_boxes` only images at equal intervals are used, with about as many boxes in total.
     """
-    assigner, layout = build_assigner(config.assign), build_point_layout(config.model.points)
-    distances, levels, points = [np.zeros((0, 4), np.float32)], [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
     chosen = _choose_images(np.flatnonzero(np.diff(data.offsets)), len(data.labels), max_boxes)
-    for index in chosen:
-        boxes, labels = data.boxes_of(index)
-        height, width = data.sizes[index].tolist()
-        size = size_in_eval(height, width, config)
-        padded = [-(-side // SIZE_DIVISOR) * SIZE_DIVISOR for side in size]
-        maps = [tuple(-(-side // stride) for side in padded) for stride in layout.strides]
-        grid = make_point_grid(maps, layout)
-        scale = torch.tensor([size[1] / width, size[0] / height]).repeat(2)
-        boxes_xyxy = (torch.from_numpy(boxes) * scale)[None]
-        targets = Targets(boxes_xyxy, torch.from_numpy(labels)[None], torch.ones(1, len(boxes), dtype=torch.bool))
-        assignment = assigner(grid, targets, points_in_images(grid, torch.tensor([size])))
-        point = assignment.positive[0].nonzero().squeeze(1)
-        slot = assignment.index[0, point]
-        target_distances = boxes_to_distances(grid.points[point], boxes_xyxy[0, slot])
-        distances.append((target_distances / grid.strides[point, None]).numpy())
-        levels.append(np.searchsorted(np.cumsum(grid.level_sizes), point.numpy(), side="right"))
-        points.append(np.bincount(slot.numpy(), minlength=len(boxes)))
-    return RegressionTargets(np.concatenate(distances), np.concatenate(levels), np.concatenate(points), len(chosen))
+    assigner, layout = build_assigner(config.assign), build_point_layout(config.model.points)
+    sizes = np.array([size_in_eval(*size, config) for size in data.sizes[chosen].tolist()]).reshape(-1, 2)
+    padded = -(-sizes // SIZE_DIVISOR) * SIZE_DIVISOR
+    parts = [(np.zeros((0, 4), np.float32), np.zeros(0, np.int64), np.zeros(0, np.int64))]
+    for shape in np.unique(padded, axis=0):
+        rows = np.flatnonzero((padded == shape).all(axis=1))
+        grid = make_point_grid([tuple(-(-shape // stride)) for stride in layout.strides], layout)
+        batch = max(1, POINTS // len(grid.points))
+        for part in np.split(rows, range(batch, len(rows), batch)):
+            parts.append(_assigned(data, chosen[part], torch.from_numpy(sizes[part]), assigner, grid))
+    distances, levels, points = map(np.concatenate, zip(*parts, strict=True))
+    return RegressionTargets(distances, levels, points, len(chosen))
+
+
+def _assigned(
+    data: CocoData, images: np.ndarray, sizes: Tensor, assigner: Assigner, grid: PointGrid
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Distances, levels and points of `images`, resized to `sizes` (B, 2) and assigned on one grid."""
+    boxes = [torch.from_numpy(data.boxes_of(index)[0]) for index in images]
+    scale = (sizes.flip(1) / torch.from_numpy(data.sizes[images]).flip(1)).float().repeat(1, 2)
+    boxes_xyxy = pad_sequence(boxes, batch_first=True) * scale[:, None]
+    valid = torch.arange(boxes_xyxy.shape[1]) < torch.tensor([len(of_image) for of_image in boxes])[:, None]
+    labels = torch.zeros(valid.shape, dtype=torch.int64)  # they do not matter here
+    assignment = assigner(grid, Targets(boxes_xyxy, labels, valid), points_in_images(grid, sizes))
+    image, point = assignment.positive.nonzero(as_tuple=True)
+    slot = assignment.index[image, point]
+    distances = boxes_to_distances(grid.points[point], boxes_xyxy[image, slot]) / grid.strides[point, None]
+    levels = np.searchsorted(np.cumsum(grid.level_sizes), point.numpy(), side="right")
+    counts = torch.zeros(valid.shape, dtype=torch.int64).index_put_((image, slot), torch.tensor(1), accumulate=True)
+    return distances.numpy(), levels, counts[valid].numpy()
 
 
 def _choose_images(images: np.ndarray, boxes: int, max_boxes: int | None) -> np.ndarray:

@@ -1,0 +1,18 @@
+"""What is set before libraries are imported, and reset when the command begins."""
+
+import gc
+import os
+
+import pytest
+
+from gfl.common.errors import run
+from gfl.common.progress import announce
+
+
+@pytest.mark.parametrize(("given", "expected"), [({}, "passive"), ({"OMP_WAIT_POLICY": "active"}, "active")])
+def test_threads_sleep_while_they_wait_unless_the_user_says_otherwise(given, expected, monkeypatch, capsys):
+    monkeypatch.setattr(os, "environ", given)
+    announce("loading")
+    assert given["OMP_WAIT_POLICY"] == expected
+    assert (gc.isenabled(), run(gc.isenabled)) == (False, True)
+    gc.unfreeze()
