@@ -72,7 +72,7 @@ def compare(settings: dict[str, Any], against: Sequence[tuple[str, str]], rounds
     with ExitStack() as stack:
         contestants = [("ours", sys.executable), *against]
         workers = [stack.enter_context(start(name, python, settings)) for name, python in contestants]
-        for worker in workers:  # the first answer comes when it is ready, so that none gets ready in another's turn
+        for worker in workers:  # the first run also builds, chooses algorithms and allocates; it does not count
             worker.measure()
         results = {worker.name: [] for worker in workers}
         for _ in range(rounds):

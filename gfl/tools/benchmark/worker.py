@@ -170,7 +170,6 @@ def main() -> None:
     if settings["threads"]:
         torch.set_num_threads(settings["threads"])
     run = DETECTORS[settings["name"]](settings, device)
-    run()  # the first time also chooses algorithms and allocates
     for _ in sys.stdin:
         wall, cpu = time.perf_counter(), time.process_time()
         run()
