@@ -1,16 +1,31 @@
-"""Time a training step and its parts on random data, and report the peak memory."""
+"""Time a training step and its parts on random data, alone or in turn with other detectors; report peak memory."""
 
 import argparse
+import os
 
 from gfl.common.arguments import whole_number
 from gfl.common.output import protect_output
 from gfl.common.progress import announce
 
+EPILOG = """examples:
+  python scripts/benchmark.py configs/gfl_r50_fpn_1x_coco.yaml --batch 2 --size 800 1088
+  python scripts/benchmark.py configs/gfl_r50_fpn_1x_coco.yaml --size 320 320 --against fcos,retinanet
+  python scripts/benchmark.py configs/gfl_r50_fpn_1x_coco.yaml --batch 1 --task inference \\
+      --against fcos,retinanet,mmdetection=peers/bin/python
+
+Peers are R50-FPN detectors on the same images, with as many boxes, three trained stages and frozen norms: torchvision's
+fcos and retinanet, and mmdetection's GFL, which needs an environment of its own with the torch of its time:
+  python3.11 -m venv peers
+  peers/bin/pip install torch==2.1.2 torchvision==0.16.2 "numpy<2" "setuptools<70"
+  peers/bin/pip install mmdet==3.3.0 mmengine==0.10.7 mmcv-lite==2.1.0 "numpy<2"
+Processes take turns, one run each per round. A ratio is ours / peer within a round: median (lowest to highest).
+"""
+
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description="Median time of the parts of a training step and peak memory, on random images with random boxes.",
-        epilog="example: python scripts/benchmark.py configs/gfl_r50_fpn_1x_coco.yaml --batch 2 --size 800 1088",
+        epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("config", help="YAML file, see configs/")
@@ -24,6 +39,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--steps", type=whole_number(1), default=5, help="measured steps after one warm-up step (default 5)"
     )
+    parser.add_argument("--threads", type=whole_number(1), help="of each process (default: torch's choice)")
+    parser.add_argument("--against", metavar="PEERS", help="fcos, retinanet, mmdetection=PYTHON; separated by commas")
+    parser.add_argument("--task", choices=["train", "inference"], default="train", help="what --against measures")
     return parser.parse_intermixed_args()  # overrides may also follow a flag
 
 
@@ -41,11 +59,14 @@ import torch
 from gfl.build import build_criterion, build_detector
 from gfl.common.errors import UserError, run
 from gfl.common.progress import print_line
+from gfl.common.text import one_line
+from gfl.config import Config
 from gfl.config_file import load_config
 from gfl.evaluation.inference import default_device
 from gfl.model.detector import normalize_images
 from gfl.model.precision import autocast_dtype, memory_format
 from gfl.structures import SIZE_DIVISOR, Targets
+from gfl.tools.benchmark.compare import PEERS, compare, peers
 from gfl.training.optim import build_optimizer
 
 
@@ -53,6 +74,11 @@ def main(args: argparse.Namespace) -> None:
     if any(side % SIZE_DIVISOR for side in args.size):
         raise UserError(f"--size must be multiples of {SIZE_DIVISOR}")
     config = load_config(args.config, args.overrides)
+    if args.against:
+        print_comparison(args, config)
+        return
+    if args.threads:
+        torch.set_num_threads(args.threads)
     device = default_device()
     torch.manual_seed(config.seed)
     model = build_detector(config, args.classes).to(device, memory_format=memory_format(config.optim)).train()
@@ -81,6 +107,22 @@ def main(args: argparse.Namespace) -> None:
     print("  ".join(f"{name} {1e3 * value:.1f} ms" for name, value in medians.items()))
     print(f"step {1e3 * total:.1f} ms (median of {args.steps}), {args.batch / total:.2f} images/s")
     print(f"peak memory {peak_memory(device) / 2**30:.2f} GiB")
+
+
+def print_comparison(args: argparse.Namespace, config: Config) -> None:
+    """Ours in turn with the peers; precision and layout are the config's, for all."""
+    try:
+        against = peers(args.against)
+    except ValueError:
+        raise UserError(f"--against {one_line(args.against)}: give some of {', '.join(PEERS)}") from None
+    amp = "bf16" if autocast_dtype(config.optim, default_device()) == torch.bfloat16 else "none"
+    settings = {name: getattr(args, name) for name in ("batch", "size", "boxes", "classes", "threads", "task")}
+    settings |= {"config": os.path.abspath(args.config), "overrides": args.overrides}
+    settings |= {"amp": amp, "channels_last": memory_format(config.optim) == torch.channels_last}
+    size = " x ".join(map(str, [args.batch, *args.size]))
+    print_line(f"{args.task}, {size}, amp {amp}, channels_last {settings['channels_last']}, {args.steps} rounds")
+    for line in compare(settings, against, args.steps):
+        print_line(line)
 
 
 def random_batch(args: argparse.Namespace, device: torch.device) -> tuple[torch.Tensor, torch.Tensor, Targets]:

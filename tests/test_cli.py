@@ -139,3 +139,18 @@ def test_the_benchmark_times_a_step(project):
     printed = succeed("scripts/benchmark.py", project.config, "--batch", 1, "--size", 64, 64, "--steps", 1)
     assert "images/s" in printed
     assert "peak memory" in printed
+
+
+@pytest.mark.parametrize("task", ["train", "inference"])
+def test_the_benchmark_takes_turns_with_peers(project, task):
+    size = ["--batch", 1, "--size", 64, 64, "--classes", 3, "--steps", 1]
+    printed = succeed("scripts/benchmark.py", project.config, *size, "--against", "fcos,retinanet", "--task", task)
+    assert [line.split()[0] for line in printed.splitlines()[-3:]] == ["ours", "fcos", "retinanet"]
+    assert all(f"ours/{name}" in printed for name in ("fcos", "retinanet"))
+
+
+def test_peers_that_are_not_there_are_refused_in_one_line(project):
+    benchmark = ["scripts/benchmark.py", project.config, "--batch", 1, "--size", 64, 64]
+    assert "fcos, retinanet, mmdetection" in refuse(*benchmark, "--against", "yolo")
+    assert "none/python for mmdetection" in refuse(*benchmark, "--against", "mmdetection=none/python")
+    assert "mmdetection stopped: ModuleNotFoundError" in refuse(*benchmark, "--against", "mmdetection")

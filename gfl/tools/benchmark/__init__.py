@@ -1,0 +1,1 @@
+"""Training steps and inference timed in turn with other detectors."""
