@@ -67,7 +67,7 @@ def build_train_loader(
     replacements = sampler.candidates if config.on_bad_image == "skip" else None
     hint = "; with data.on_bad_image=skip training takes others in place of such images"
     safe = SafeDataset(dataset, replacements=replacements, hint=hint)
-    return _build_loader(safe, sampler, config.workers, pin_memory)
+    return _build_loader(safe, sampler, config.workers, pin_memory, persistent=config.persistent_workers)
 
 
 def build_eval_loader(
@@ -144,18 +144,24 @@ def worker_died(error: BaseException) -> bool:
 
 
 def _build_loader(
-    dataset: SafeDataset, batch_sampler: EvalSampler | TrainSampler, workers: int, pin_memory: bool
+    dataset: SafeDataset,
+    batch_sampler: EvalSampler | TrainSampler,
+    workers: int,
+    pin_memory: bool,
+    *,
+    persistent: bool = False,
 ) -> DataLoader:
-    with warnings.catch_warnings():  # about more processes than cores: train.py prints its own note
-        warnings.filterwarnings("ignore", "This DataLoader will create")
-        return DataLoader(
-            dataset,
-            batch_sampler=batch_sampler,
-            num_workers=workers,
-            collate_fn=_identity,
-            pin_memory=pin_memory,
-            worker_init_fn=_ignore_stop_signals,
-        )
+    # About more processes than cores, here and whenever it is iterated: train.py prints its own note.
+    warnings.filterwarnings("ignore", "This DataLoader will create")
+    return DataLoader(
+        dataset,
+        batch_sampler=batch_sampler,
+        num_workers=workers,
+        collate_fn=_identity,
+        pin_memory=pin_memory,
+        worker_init_fn=_ignore_stop_signals,
+        persistent_workers=persistent and workers > 0,
+    )
 
 
 def _ignore_stop_signals(worker: int) -> None:

@@ -14,6 +14,7 @@ from gfl.config import OptimConfig
 from gfl.method.criterion import Criterion
 from gfl.model.detector import normalize_images
 from gfl.structures import Batch
+from gfl.training.acceleration import accelerated
 from gfl.training.accumulation import step_normalisers
 from gfl.training.optim import autocast_dtype, memory_format, set_learning_rate
 
@@ -52,7 +53,7 @@ def train_step(
         # Gradients are averaged over the processes once, in the last pass.
         sync = contextlib.nullcontext() if last or parallel is state.model else parallel.no_sync()
         with advise_on_memory(batch.images.shape), sync:
-            losses = compute_losses(parallel, criterion, batch.to(device), optim, step)
+            losses = accelerated(compute_losses, optim, device)(parallel, criterion, batch.to(device), optim, step)
             state.scaler.scale(sum(losses.values())).backward()
         passes.append({name: loss.detach() for name, loss in losses.items()})
     losses = {name: sum(losses[name] for losses in passes) for name in passes[0]}
