@@ -44,8 +44,7 @@ from gfl.common.errors import Interrupted, run
 from gfl.config import Config
 from gfl.config_file import load_config, save_config
 from gfl.data.bad_images import gather_bad_images, report_bad_images
-from gfl.data.loader import batches, load_training_data
-from gfl.data.prefetch import prefetch
+from gfl.data.loader import batches, load_training_data, prefetch
 from gfl.training.acceleration import set_up_backends
 from gfl.training.divergence import has_risen, train_with_rewind
 from gfl.training.initial_weights import load_initial_weights

@@ -5,7 +5,7 @@ import contextlib
 import pytest
 import torch
 
-from gfl.data.prefetch import prefetch
+from gfl.data.loader import prefetch
 from gfl.structures import Batch, Targets
 
 

@@ -1,7 +1,12 @@
 """Steps that are really compiled: one graph for all sizes, and the losses, weights and names of steps that are not."""
 
+import dataclasses
+import subprocess
+import sys
+
 import pytest
 import torch
+from command_line import ENVIRONMENT, ROOT, Project, records
 from tiny_detector import make_config
 
 from gfl.build import build_criterion, build_detector

@@ -12,8 +12,7 @@ import torch
 from gfl.common.files import write_json
 from gfl.config_file import config_from_dict
 from gfl.data.coco import load_coco
-from gfl.data.loader import batches, build_train_loader
-from gfl.data.prefetch import prefetch
+from gfl.data.loader import batches, build_train_loader, prefetch
 from gfl.data.sampler import TrainSampler
 from gfl.structures import Batch
 from gfl.tools.gpu_check.report import Options
