@@ -25,6 +25,8 @@ def measure(step: Callable[[], object], options: Options) -> float:
     warm, calls = (1, 1) if options.quick else (5, 10)
     for _ in range(warm):
         step()
+    if options.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(options.device)
     rounds = []
     for _ in range(3):
         wait(options.device)
@@ -42,6 +44,7 @@ def wait(device: torch.device) -> None:
 
 
 def peak_memory(device: torch.device) -> str:
+    """Of tensors, since the last measurement began."""
     return f"{torch.cuda.max_memory_allocated(device) / 2**30:.1f} GiB" if device.type == "cuda" else "not measured"
 
 
@@ -52,7 +55,6 @@ def setting(options: Options) -> tuple[int, tuple[int, int]]:
 
 def throughput(options: Options) -> Iterator[Check]:
     """Eager steps: from device memory, from JPEGs; the device's own rate; torchvision's RetinaNet."""
-    torch.backends.cuda.matmul.allow_tf32 = True
     yield attempt("from device memory", partial(_from_memory, options))
     yield attempt("from JPEGs", partial(_from_jpegs, options))
     yield attempt("torchvision's RetinaNet, from device memory", partial(_retinanet, options))
@@ -127,8 +129,6 @@ def _retinanet(options: Options) -> Check:
         sum(losses.values()).backward()
         optimizer.step()
 
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
     seconds = measure(step, options)
     detail = f"{count / seconds:.1f} images/s, {1e3 * seconds:.1f} ms per step, {peak_memory(device)}"
     return judge(name, True, detail, images_per_s=count / seconds)
@@ -152,7 +152,8 @@ def _compiled(options: Options, mode: str) -> Check:
     first_s = time.perf_counter() - start
     del eager
     seconds = measure(partial(fast, repeat(batch)), options)
-    detail = f"{count / seconds:.1f} images/s, losses within {error:.1e} of eager ones, {first_s:.0f} s until then"
+    detail = f"{count / seconds:.1f} images/s, {peak_memory(options.device)}, "
+    detail += f"losses within {error:.1e} of eager ones, {first_s:.0f} s to compile and compare"
     values = {"images_per_s": count / seconds, "error": error, "compile_s": first_s}
     return judge(f"optim.compile={mode}", error < LOSS_TOLERANCE, detail, **values)
 
