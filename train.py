@@ -46,8 +46,9 @@ from gfl.common.errors import Interrupted, run
 from gfl.config import Config
 from gfl.config_file import load_config, save_config
 from gfl.data.bad_images import gather_bad_images, report_bad_images
-from gfl.data.loader import batches, load_training_data
+from gfl.data.loader import batches, load_training_data, prefetch
 from gfl.model.precision import autocast_dtype, memory_format
+from gfl.training.acceleration import set_up_backends
 from gfl.training.divergence import looks_diverged, train_with_rewind
 from gfl.training.initial_weights import load_initial_weights
 from gfl.training.log import RunLog
@@ -71,6 +72,7 @@ def train(config: Config, device: torch.device, stop: StopRequest, keep_lock: Ca
     """One process's part of a run."""
     optim, run_dir = config.optim, Path(config.run_dir)
     stop_before_start(stop)
+    set_up_backends(optim)
 
     # What is trained. Only a new run asks for initial weights; a resumed one has them in its checkpoint.
     checkpoint, damaged = find_resume_checkpoint(run_dir, resume)
@@ -142,7 +144,7 @@ def train(config: Config, device: torch.device, stop: StopRequest, keep_lock: Ca
             first_step = state.progress.step
             parallel.train()
             data.sampler.epoch, data.sampler.first_step = epoch, first_step
-            iterator = batches(data.train_loader)
+            iterator = prefetch(batches(data.train_loader), device)
             for step_in_epoch in range(first_step + 1, steps_per_epoch + 1):
                 step = epoch * steps_per_epoch + step_in_epoch
                 torch.manual_seed(config.seed + step)  # what a step draws is a function of its number: resume needs it
@@ -157,7 +159,7 @@ def train(config: Config, device: torch.device, stop: StopRequest, keep_lock: Ca
                 stop_if_requested()
                 if not last and step_in_epoch % config.save_interval == 0:
                     save(LAST)
-            del iterator  # ends its loader processes before those of the evaluation start
+            del iterator  # ends its loader processes, unless they persist, before those of the evaluation start
 
             if (epoch + 1) % config.eval.interval == 0 or epoch + 1 == optim.epochs:
                 save(LAST)  # whatever happens while evaluating, --resume evaluates again

@@ -145,6 +145,8 @@ class DataConfig:
     bit_depth: Annotated[int | tuple[float, ...], Check("0, 8 to 16, or a range [low, high]", _is_depth_or_range)] = 0
     max_pixels: Annotated[int, between(1, 2**40)] = DEFAULT_MAX_PIXELS  # of an image file; a larger one is a bad image
     workers: Annotated[int, between(0, 1000)] = 4  # loader processes per training process
+    # Those of training wait for the next epoch while the run evaluates, instead of being started again after it.
+    persistent_workers: bool = True
     on_bad_image: Literal["stop", "skip"] = "stop"  # in training; skip: another image in its place
     # Regions to ignore are crowds, boxes marked so (`ignore`, `difficult`, ...) and all boxes of these classes. Their
     # points learn background, as in the reference, or nothing (mask), where no object claims them.
@@ -182,6 +184,15 @@ class OptimConfig:
     clip_norm: NotNegative = 0.0  # largest gradient norm, 0 for no limit
     amp: Literal["none", "auto", "bf16", "fp16"] = "none"  # auto: bf16 where the hardware has it, else none
     channels_last: bool = False
+    # torch.compile of a step's losses, by torch's names: `default` is one graph for all sizes; `reduce-overhead` also
+    # replays CUDA graphs, one per size of images. Not by default: compiling takes minutes, and wants a compiler.
+    compile: Literal["none", "default", "reduce-overhead"] = "none"
+    # Arithmetic of float32 on a GPU: with 10 bits after the point instead of 23, which torch by itself allows to
+    # convolutions. Three bits more than bf16 has, and several times the speed of all 23.
+    tf32: bool = True
+    # cuDNN tries its algorithms on every new size. Not by default: COCO's images have hundreds of sizes, and what is
+    # fastest differs from start to start, so that a resumed run would not repeat to the bit.
+    cudnn_benchmark: bool = False
     # What follows a loss or gradient that is not finite. Rewind: once in a run, back to the newest checkpoint from
     # before the loss rose or collapsed, and on from there at a tenth of the rate (gfl/training/divergence.py).
     on_divergence: Literal["stop", "rewind"] = "stop"

@@ -39,7 +39,7 @@ class Batch(NamedTuple):
         """The same batch on `device`."""
 
         def move(tensor: Tensor | None) -> Tensor | None:
-            return None if tensor is None else tensor.to(device, non_blocking=True)
+            return None if tensor is None else tensor.to(device, non_blocking=device.type != "cpu")
 
         images, image_sizes, targets, image_ids, orig_sizes = self
         return Batch(move(images), move(image_sizes), Targets(*map(move, targets)), move(image_ids), move(orig_sizes))

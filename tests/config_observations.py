@@ -18,6 +18,7 @@ from gfl.evaluation.coco_eval import evaluation_library
 from gfl.evaluation.inference import detect
 from gfl.model.precision import eval_dtype
 from gfl.structures import Batch, Targets
+from gfl.training.acceleration import accelerated, set_up_backends
 from gfl.training.initial_weights import load_initial_weights
 from gfl.training.optim import build_optimizer, learning_rate
 from gfl.training.signals import StopRequest
@@ -99,12 +100,34 @@ def layout(config: Config) -> list[bool]:
     return [model.to(memory_format=train_command.memory_format(optim)).backbone.conv1.weight.is_contiguous()]
 
 
+def backends(config: Config) -> list[bool]:
+    """What cuDNN and cuBLAS may do."""
+    places = [(torch.backends.cudnn, "benchmark"), (torch.backends.cudnn, "allow_tf32")]
+    places.append((torch.backends.cuda.matmul, "allow_tf32"))
+    before = [getattr(*place) for place in places]
+    set_up_backends(config.optim)
+    found = [getattr(*place) for place in places]
+    for place, value in zip(places, before, strict=True):
+        setattr(*place, value)
+    return found
+
+
+def compilation(config: Config) -> list[str]:
+    """How the losses of a step are compiled."""
+    modes = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "compile", lambda function, mode, **_: modes.append(mode) or function)
+        patch.setattr("gfl.training.acceleration.compile_problem", lambda device: "")
+        accelerated.__wrapped__(compute_losses, config.optim, torch.device("cpu"))
+    return modes
+
+
 def loaded(config: Config) -> Any:
     """Sizes and contents of all batches of an epoch, and what loads them."""
 
     def load() -> list:
         data = load_training_data(config, torch.device("cpu"))
-        found = [data.train_loader.num_workers]
+        found = [data.train_loader.num_workers, data.train_loader.persistent_workers]
         for loader in (data.train_loader, data.val_loader) if not config.data.workers else ():
             for batch in batches(loader):
                 boxes = batch.targets.boxes_xyxy.sum().item()

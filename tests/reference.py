@@ -56,26 +56,27 @@ def convert_golden(weights: dict[str, Tensor], *known: Any) -> tuple[dict[str, T
     return convert_detector(parse_external({"state_dict": weights}), *known)[:2]
 
 
-def deviation_from_golden(name: str) -> float:
+def deviation_from_golden(name: str, device: str = "cpu", dtype: torch.dtype | None = None) -> float:
     """How far the outputs of a golden model are off: the largest error over the levels, relative to the largest value.
 
-    Its input is noise of 128 x 160 pixels.
+    Its input is noise of 128 x 160 pixels. `dtype` is that of autocast, None for float32.
     """
     shapes, golden = json.loads((GOLDEN / f"{name}.json").read_text()), read_golden(name)
     state, config = convert_golden({tensor: golden_weight(tensor, shape) for tensor, shape in shapes.items()})
     with torch.device("meta"):  # no random weights only to replace them
         model = build_detector(config, 80).eval()
     model.load_state_dict(state, assign=True)
+    model.to(device)
     noise = np.random.RandomState(int(golden["image_seed"])).standard_normal((1, 3, 128, 160))
-    with torch.no_grad():
-        output = model(torch.from_numpy(noise.astype(np.float32)))
+    with torch.no_grad(), torch.autocast(torch.device(device).type, dtype, enabled=dtype is not None):
+        output = model(torch.from_numpy(noise.astype(np.float32)).to(device))
         # Of GFLv2 the probability of the product.
         cls = output.cls_logits if config.model.head.quality == "joint" else model.quality.scores(output)
     deviations = []
     for kind, ours in (("cls", cls), ("reg", output.reg_pred.flatten(2))):
         for level, ours_at_level in enumerate(ours.split(output.grid.level_sizes, dim=1)):
             theirs = golden[f"{kind}_{level}"].flatten(2).mT
-            deviations.append(((ours_at_level - theirs).abs().max() / theirs.abs().max()).item())
+            deviations.append(((ours_at_level.cpu() - theirs).abs().max() / theirs.abs().max()).item())
     return max(deviations)
 
 

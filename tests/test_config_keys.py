@@ -11,6 +11,8 @@ import cv2
 import numpy as np
 import pytest
 from config_observations import (
+    backends,
+    compilation,
     detections,
     divergence,
     layout,
@@ -99,6 +101,7 @@ ROWS: dict[str, tuple] = {
     "data.bit_depth": (loaded, "12", *DEEP),
     "data.max_pixels": (loaded, "3000"),
     "data.workers": (loaded, "1"),
+    "data.persistent_workers": (loaded, "false", "data.workers=1"),
     "data.on_bad_image": (loaded, "skip", *BROKEN),
     "data.ignored": (loaded, "mask", *DEEP),
     "data.ignore_classes": (loaded, "[ring]", *DEEP),
@@ -119,6 +122,9 @@ ROWS: dict[str, tuple] = {
     "optim.clip_norm": (update, "0.01"),
     "optim.amp": (losses, "bf16"),
     "optim.channels_last": (layout, "true"),
+    "optim.compile": (compilation, "default"),
+    "optim.tf32": (backends, "false"),
+    "optim.cudnn_benchmark": (backends, "true"),
     "optim.on_divergence": (divergence, "rewind"),
     "eval.interval": (run, "2"),
     "eval.batch": (loaded, "2"),

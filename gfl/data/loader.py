@@ -67,7 +67,7 @@ def build_train_loader(
     replacements = sampler.candidates if config.on_bad_image == "skip" else None
     hint = "; with data.on_bad_image=skip training takes others in place of such images"
     safe = SafeDataset(dataset, replacements=replacements, hint=hint)
-    return _build_loader(safe, sampler, config.workers, pin_memory)
+    return _build_loader(safe, sampler, config.workers, pin_memory, persistent=config.persistent_workers)
 
 
 def build_eval_loader(
@@ -110,6 +110,38 @@ def batches(loader: DataLoader) -> Iterator[Batch]:
         yield loaded
 
 
+def prefetch(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
+    """`batches` on `device`, the next one on its way while one is used; on a CPU they pass through one by one.
+
+    Copies have a stream of their own: on the one that computes, a copy would wait for the steps before it. They are
+    asynchronous where the loader pins its batches. At most one batch more than before is on the device, and a batch is
+    asked for one step earlier than it is used.
+    """
+    if device.type != "cuda":
+        yield from batches
+        return
+    copies = torch.cuda.Stream(device)
+    ahead = None
+    for batch in batches:
+        with torch.cuda.stream(copies):
+            moved = batch.to(device), copies.record_event()
+        if ahead is not None:
+            yield _arrived(*ahead)
+        ahead = moved
+    if ahead is not None:
+        yield _arrived(*ahead)
+
+
+def _arrived(batch: Batch, copied: torch.cuda.Event) -> Batch:
+    """The batch for the current stream, which waits for its copy, and keeps its memory until it has used it."""
+    current = torch.cuda.current_stream()
+    current.wait_event(copied)
+    for tensor in (*batch, *batch.targets):
+        if isinstance(tensor, torch.Tensor):
+            tensor.record_stream(current)
+    return batch
+
+
 def _watch_workers(loader: Iterable) -> Iterator:
     """The items of `loader`; raises `UserError` if one of its processes has died."""
     handler = signal.getsignal(signal.SIGCHLD)
@@ -144,18 +176,24 @@ def worker_died(error: BaseException) -> bool:
 
 
 def _build_loader(
-    dataset: SafeDataset, batch_sampler: EvalSampler | TrainSampler, workers: int, pin_memory: bool
+    dataset: SafeDataset,
+    batch_sampler: EvalSampler | TrainSampler,
+    workers: int,
+    pin_memory: bool,
+    *,
+    persistent: bool = False,
 ) -> DataLoader:
-    with warnings.catch_warnings():  # about more processes than cores: train.py prints its own note
-        warnings.filterwarnings("ignore", "This DataLoader will create")
-        return DataLoader(
-            dataset,
-            batch_sampler=batch_sampler,
-            num_workers=workers,
-            collate_fn=_identity,
-            pin_memory=pin_memory,
-            worker_init_fn=_ignore_stop_signals,
-        )
+    # About more processes than cores, here and whenever it is iterated: train.py prints its own note.
+    warnings.filterwarnings("ignore", "This DataLoader will create")
+    return DataLoader(
+        dataset,
+        batch_sampler=batch_sampler,
+        num_workers=workers,
+        collate_fn=_identity,
+        pin_memory=pin_memory,
+        worker_init_fn=_ignore_stop_signals,
+        persistent_workers=persistent and workers > 0,
+    )
 
 
 def _ignore_stop_signals(worker: int) -> None:

@@ -115,7 +115,8 @@ class FiniteGuard:
         """Write the batch of a failed step for inspection; returns the part of the message about it."""
         rank = f"_rank{distributed.rank()}" if distributed.world_size() > 1 else ""
         path = self.run_dir / f"not_finite_step{pending.step}{rank}.pt"
-        batches = [{**batch._asdict(), "targets": batch.targets._asdict()} for batch in pending.batches]
+        batches = [batch.to(torch.device("cpu")) for batch in pending.batches]
+        batches = [{**batch._asdict(), "targets": batch.targets._asdict()} for batch in batches]
         content = {"step": pending.step, "losses": losses, "gradient_norm": norm, "batches": batches}
         try:
             write_torch_file(path, content)

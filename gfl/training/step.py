@@ -15,6 +15,7 @@ from gfl.method.criterion import Criterion
 from gfl.model.detector import normalize_images
 from gfl.model.precision import autocast_dtype, memory_format
 from gfl.structures import Batch
+from gfl.training.acceleration import accelerated
 from gfl.training.accumulation import step_normalisers
 from gfl.training.optim import set_learning_rate
 
@@ -53,7 +54,7 @@ def train_step(
         # Gradients are averaged over the processes once, in the last pass.
         sync = contextlib.nullcontext() if last or parallel is state.model else parallel.no_sync()
         with advise_on_memory(batch.images.shape), sync:
-            losses = compute_losses(parallel, criterion, batch.to(device), optim, step)
+            losses = accelerated(compute_losses, optim, device)(parallel, criterion, batch.to(device), optim, step)
             state.scaler.scale(sum(losses.values())).backward()
         passes.append({name: loss.detach() for name, loss in losses.items()})
     losses = {name: sum(losses[name] for losses in passes) for name in passes[0]}

@@ -14,6 +14,7 @@ from gfl.common.text import format_differences, printable, shell_command
 from gfl.config import Config
 from gfl.data.loader import TrainingData
 from gfl.model.precision import autocast_dtype, precision_name
+from gfl.training.acceleration import compile_problem
 from gfl.training.data_fit import fit_notes
 from gfl.training.divergence import looks_diverged, newest_sane_checkpoint
 from gfl.training.metrics_file import METRICS_FILE, loss_trend
@@ -32,13 +33,15 @@ def run_summary(config: Config, device: torch.device, model: nn.Module, data: Tr
     total, trained = sum(n for n, _ in counts) / 1e6, sum(n for n, grad in counts if grad) / 1e6
     processes, precision = distributed.world_size(), precision_name(autocast_dtype(optim, device))
     kind = f"{device.type}" + (f" ({torch.get_num_threads()} threads)" if device.type == "cpu" else "")
+    problem = compile_problem(device) if optim.compile != "none" else ""
+    compiled = f", compiled ({optim.compile})" if optim.compile != "none" and not problem else ""
     classes = [
         f"{label} {printable(name)} (id {category})"
         for label, (name, category) in enumerate(zip(train.class_names, train.category_ids, strict=True))
     ]
     more = f" and {len(classes) - MAX_CLASSES} more" if len(classes) > MAX_CLASSES else ""
     lines = {
-        "device": f"{processes} x {kind}, {precision}" + (", channels_last" if optim.channels_last else ""),
+        "device": f"{processes} x {kind}, {precision}" + (", channels_last" if optim.channels_last else "") + compiled,
         "train": f"{len(sampler.candidates)} of {len(train)} images, {len(train.labels)} boxes  {train.annotations}",
         "val": f"{len(val)} images, {len(val.labels)} boxes  {val.annotations}",
         "classes": f"{len(classes)}: {', '.join(classes[:MAX_CLASSES])}{more}",
@@ -50,7 +53,7 @@ def run_summary(config: Config, device: torch.device, model: nn.Module, data: Tr
         "steps": f"{optim.epochs} epochs x {sampler.steps_per_epoch} = {optim.epochs * sampler.steps_per_epoch}",
         "output": config.run_dir,
     }
-    notes = []
+    notes = [f"optim.compile: nothing can be compiled here, so it trains without: {problem}"] if problem else []
     if dropped := len(train) - len(sampler.candidates):
         notes.append(f"{dropped} training images without boxes dropped; data.keep_empty=true keeps them")
     if optim.warmup_steps * 2 > optim.epochs * sampler.steps_per_epoch:

@@ -1,5 +1,6 @@
 """Processes that load images for training or for the doctor are killed or fail."""
 
+import dataclasses
 import gc
 import multiprocessing
 import os
@@ -37,10 +38,42 @@ def test_a_killed_loader_process_is_one_line(data, refusal, training):
     message = refusal(list, iterator)
     assert message.code == "loader_died"
     assert all(advice in message for advice in ("memory", "data.workers", "--resume"))
-    del iterator
+    del iterator, loader
     gc.collect()
     assert set(multiprocessing.active_children()) <= before
     assert signal.getsignal(signal.SIGCHLD) == handler
+
+
+def batches_of_epochs(data, config, epochs=2):
+    """Ids of the images of some epochs, and the loader processes of each."""
+    before = set(multiprocessing.active_children())
+    sampler = TrainSampler(np.arange(5), data.sizes, batch=2)
+    loader = build_train_loader(data, config, sampler, seed=0)
+    ids, processes = [], []
+    for sampler.epoch in range(epochs):
+        iterator = batches(loader)
+        ids.append([next(iterator).image_ids.tolist()])
+        processes.append({process.pid for process in set(multiprocessing.active_children()) - before})
+        ids[-1] += [batch.image_ids.tolist() for batch in iterator]
+        del iterator
+    return ids, processes, loader
+
+
+def test_processes_that_persist_load_what_new_ones_would(data):
+    config = dataclasses.replace(CONFIG, persistent_workers=False)
+    ids, (first, second), _ = batches_of_epochs(data, config)
+    again, (kept, same), _ = batches_of_epochs(data, CONFIG)
+    assert again == ids
+    assert ids[0] != ids[1]
+    assert (len(first), len(second), len(kept)) == (1, 1, 1)
+    assert not first & second
+    assert kept == same
+
+
+def test_a_process_that_is_killed_between_two_epochs_is_one_line(data, refusal):
+    _, ((worker,),), loader = batches_of_epochs(data, CONFIG, epochs=1)
+    os.kill(worker, signal.SIGKILL)
+    assert refusal(list, batches(loader)).code == "loader_died"
 
 
 @pytest.mark.parametrize("kind", [RuntimeError, FileNotFoundError])

@@ -36,8 +36,9 @@ def ours(settings: dict, device: torch.device) -> Callable[[], object]:
     from gfl.checkpoint import TrainState
     from gfl.config_file import load_config
     from gfl.evaluation.inference import detect
+    from gfl.model.precision import memory_format
     from gfl.structures import Batch, Targets
-    from gfl.training.optim import build_optimizer, memory_format
+    from gfl.training.optim import build_optimizer
     from gfl.training.step import train_step
 
     choice = [f"optim.amp={settings['amp']}", f"optim.channels_last={str(settings['channels_last']).lower()}"]

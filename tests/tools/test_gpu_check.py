@@ -1,0 +1,42 @@
+"""Sections of a GPU's check that end early, and its report; tests/robustness/test_check_gpu.py runs it on a CPU."""
+
+import sys
+
+import pytest
+
+from gfl.common.errors import UserError
+from gfl.tools.gpu_check.report import Check, attempt, judge, markdown, run_section
+
+WRITE = """
+import json, sys, time
+print(json.dumps({"name": "first", "outcome": "ok", "detail": "1 of 1"}), file=open(LOG, "a"), flush=True)
+"""
+
+
+@pytest.mark.parametrize(
+    ("end", "outcome", "detail"),
+    [
+        ("time.sleep(60)", "not run", "stopped after its 2 s"),
+        ("sys.exit('an illegal memory access')", "failed", "exit code 1: an illegal memory access"),
+    ],
+)
+def test_what_a_section_finished_counts_however_it_ends(end, outcome, detail, tmp_path):
+    log, seen = tmp_path / "section.jsonl", []
+    code = f"LOG = {str(log)!r}\n{WRITE}\n{end}"
+    checks = run_section([sys.executable, "-c", code], log, 2, seen.append)
+    assert checks == seen == [Check("first", "ok", "1 of 1"), Check("the rest of the section", outcome, detail)]
+
+
+def test_what_a_check_raises_is_its_detail():
+    def fail(error):
+        raise error
+
+    assert attempt("a", lambda: judge("a", True, "b", c=1)) == Check("a", "ok", "b", {"c": 1})
+    assert attempt("a", lambda: fail(UserError("no data"))).detail == "no data"
+    assert attempt("a", lambda: fail(ValueError("\nwrong\nmore"))) == Check("a", "failed", "ValueError: wrong")
+
+
+def test_the_report_has_a_line_per_check():
+    text = markdown({"torch": "2"}, {"golden": [Check("a", "ok", "x | y"), Check("b", "failed", "z")]}, "command")
+    assert "\n## golden\n" in text
+    assert text.endswith("| a | ok | x / y |\n| b | failed | z |\n")
