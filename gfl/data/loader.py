@@ -99,6 +99,8 @@ def batches(loader: DataLoader) -> Iterator[Batch]:
     in_processes = getattr(loader, "num_workers", 0) > 0
     for loaded in _watch_workers(loader) if in_processes else loader:
         if isinstance(loaded, UserError):
+            if in_processes:
+                loader._iterator = None  # of processes that persist; torch has no public way to end them
             # A new one: raising `loaded` itself would tie this frame, and with it the processes, into a cycle.
             raise UserError(str(loaded), code=loaded.code)
         if isinstance(loaded, PatchedBatch):
