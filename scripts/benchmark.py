@@ -7,8 +7,8 @@ from gfl.common.arguments import whole_number
 from gfl.common.output import protect_output
 from gfl.common.progress import announce
 
-EPILOG = """examples:
-  python scripts/benchmark.py configs/gfl_r50_fpn_1x_coco.yaml --batch 2 --size 800 1088
+EPILOG = """example: python scripts/benchmark.py configs/gfl_r50_fpn_1x_coco.yaml --batch 2 --size 800 1088
+with others:
   python scripts/benchmark.py configs/gfl_r50_fpn_1x_coco.yaml --size 320 320 --against fcos,retinanet
   python scripts/benchmark.py configs/gfl_r50_fpn_1x_coco.yaml --batch 1 --task inference \\
       --against fcos,retinanet,mmdetection=peers/bin/python
@@ -115,7 +115,10 @@ def print_comparison(args: argparse.Namespace, config: Config) -> None:
         against = peers(args.against)
     except ValueError:
         raise UserError(f"--against {one_line(args.against)}: give some of {', '.join(PEERS)}") from None
-    amp = "bf16" if autocast_dtype(config.optim, default_device()) == torch.bfloat16 else "none"
+    dtype = autocast_dtype(config.optim, default_device())
+    if dtype == torch.float16:
+        raise UserError("--against compares in float32 or bf16, not in fp16, whose scaling the peers lack")
+    amp = "none" if dtype is None else "bf16"
     settings = {name: getattr(args, name) for name in ("batch", "size", "boxes", "classes", "threads", "task")}
     settings |= {"config": os.path.abspath(args.config), "overrides": args.overrides}
     settings |= {"amp": amp, "channels_last": memory_format(config.optim) == torch.channels_last}

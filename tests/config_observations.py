@@ -167,7 +167,7 @@ def run(config: Config) -> dict[str, Any]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(train_command, "save_checkpoint", record)
-        train_command.train(config, torch.device("cpu"), StopRequest(()), resume="")
+        train_command.train(config, torch.device("cpu"), StopRequest(()), lambda: None, resume="")
     folder = Path(config.run_dir)
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     records = [{name: value for name, value in line.items() if name != "images_per_s"} for line in lines]

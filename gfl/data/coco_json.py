@@ -128,7 +128,7 @@ def _convert_numbers(tree: dict[str, Any]) -> None:
             if not isinstance(entry, dict):
                 continue
             for key in keys:
-                # Most are whole numbers already; a test of their type takes a third of the time of a call.
+                # Most are whole numbers already, and a test of their type takes less time than a call.
                 if type(entry.get(key)) is not int and (number := _whole_number(entry.get(key))) is not None:
                     entry[key] = number
     for entry in tree.get("annotations", ()):

@@ -102,7 +102,7 @@ def collate(samples: Sequence[Sample]) -> Batch:
 def _place(image: np.ndarray, padded: np.ndarray) -> None:
     """Write an image (h, w, 3) into the corner of channels (3, H, W), and zeros into the rest."""
     height, width = image.shape[:2]
-    cv2.split(image, list(padded[:, :height, :width]))  # a tenth of the time of a transposing copy
+    cv2.split(image, list(padded[:, :height, :width]))
     padded[:, height:] = 0
     padded[:, :height, width:] = 0
 
