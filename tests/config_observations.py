@@ -155,7 +155,7 @@ def divergence(config: Config) -> Any:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(train_command, "FiniteGuard", refuse)
-        return attempt(train_command.train, config, torch.device("cpu"), StopRequest(()), "")
+        return attempt(train_command.train, config, torch.device("cpu"), StopRequest(()), lambda: None, "")
 
 
 def run(config: Config) -> dict[str, Any]:
