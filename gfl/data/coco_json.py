@@ -1,5 +1,6 @@
 """COCO-format json as other tools write it: read, and its images and categories checked."""
 
+import contextlib
 import gc
 import json
 import unicodedata
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+import orjson
 
 from gfl.common.errors import UserError
 from gfl.common.file_kinds import recognise_content
@@ -20,6 +22,8 @@ from gfl.data.image_files import check_file_name
 T = TypeVar("T")
 
 MAX_COORDINATE = 2**31  # pixels; sizes and coordinates are below it
+LONG_NUMBER = b"0" * 20  # whatever its digits are; it may not fit 64 bits
+ALL_DIGITS_0 = bytes.maketrans(b"123456789", b"0" * 9)
 MAX_INTEGER = 2**62  # ids and whole numbers are below it: they fit int64, and a float can hold them
 
 WHOLE_NUMBERS = {  # what some exports write as 1.0 or "1"
@@ -73,7 +77,7 @@ def read_json(path: str) -> Any:
         raise UserError("no annotations given: set data.train.annotations and data.val.annotations")
     try:
         data = Path(path).read_bytes()
-        return json.loads(data)
+        return _parse(data)
     except OSError as error:
         raise UserError(
             f"cannot read annotations {path}: {error.strerror}; see data/README.md for where they go"
@@ -84,6 +88,17 @@ def read_json(path: str) -> Any:
         raise UserError(f"{path}: not valid json: a number has thousands of digits") from None
     except RecursionError:
         raise UserError(f"{path}: not valid json: nested too deeply") from None
+
+
+def _parse(data: bytes) -> Any:
+    """The content of a json. What orjson refuses, or would round, is read by the standard library, which takes longer.
+
+    That is: NaN and numbers beyond floats, UTF-16, byte order marks, single surrogates, whole numbers beyond 64 bits.
+    """
+    if LONG_NUMBER not in data.translate(ALL_DIGITS_0):
+        with contextlib.suppress(orjson.JSONDecodeError):
+            return orjson.loads(data)
+    return json.loads(data)
 
 
 def _why_invalid(data: bytes, error: json.JSONDecodeError | UnicodeDecodeError) -> str:

@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from gfl.data.coco_json import category_names, match_classes, read_coco_json
+from gfl.common.errors import UserError
+from gfl.data.coco_json import category_names, match_classes, read_coco_json, read_json
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-32"])
@@ -126,3 +127,29 @@ def test_a_few_categories_more_can_be_left_out(refusal, names, option):
 
 def test_an_accent_as_a_character_of_its_own_is_quoted(refusal):
     assert "'caf\\xe9' and 'cafe\\u0301'" in refusal(match_classes, {1: "cafe\u0301"}, ("caf\u00e9",), "some.json")
+
+
+ODD_JSONS = {
+    "NaN": b"[NaN, Infinity]",
+    "beyond floats": b"[1e400, -1e400]",
+    "beyond 64 bits": b"[18446744073709551616, -9223372036854775809999, 1.00000000000000000000001]",
+    "zeros": b"[-0, -0.0, 0.1e-320]",
+    "key twice": b'{"a": 1, "a": 2}',
+    "half a surrogate": b'["\\ud800"]',
+    "byte order mark": b"\xef\xbb\xbf[1]",
+    "UTF-16": "[1]".encode("utf-16"),
+    "deep": b"[" * 2000 + b"]" * 2000,
+}
+
+
+@pytest.mark.parametrize("content", ODD_JSONS.values(), ids=ODD_JSONS)
+def test_a_json_is_read_as_the_standard_library_reads_it(content, tmp_path):
+    (tmp_path / "a.json").write_bytes(content)
+
+    def outcome(read):
+        try:
+            return repr(read())
+        except (RecursionError, UserError):
+            return None
+
+    assert outcome(lambda: read_json(tmp_path / "a.json")) == outcome(lambda: json.loads(content))
