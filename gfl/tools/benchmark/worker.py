@@ -36,7 +36,7 @@ def ours(settings: dict, device: torch.device) -> Callable[[], object]:
     from gfl.checkpoint import TrainState
     from gfl.config_file import load_config
     from gfl.evaluation.inference import detect
-    from gfl.model.precision import memory_format
+    from gfl.model.precision import eval_dtype, memory_format
     from gfl.structures import Batch, Targets
     from gfl.training.optim import build_optimizer
     from gfl.training.step import train_step
@@ -50,7 +50,8 @@ def ours(settings: dict, device: torch.device) -> Callable[[], object]:
     batch = Batch(images, sizes, targets, torch.arange(len(images)), sizes)
     if settings["task"] == "inference":
         model.eval()
-        return under_autocast(lambda: detect(model, batch.to(device), config.eval), settings, device)
+        dtype = eval_dtype(config, device)
+        return under_autocast(lambda: detect(model, batch.to(device), config.eval, dtype=dtype), settings, device)
     criterion = build_criterion(config, model.quality, model.box_repr)
     scaler = torch.amp.GradScaler(device.type, enabled=False)
     state = TrainState(model.train(), build_optimizer(model, config.optim), scaler)
