@@ -20,9 +20,10 @@ def announce(text: str) -> None:
 
     Called before torch is imported, it also sets what must be set by then.
     """
-    # Threads of OpenMP sleep while they wait for each other. By default they keep their cores busy, which takes them
-    # from the thread that is waited for as soon as another program runs: a step then took up to nine times as long.
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    # Threads of OpenMP wait for each other only for a moment before they sleep. By default they keep their cores busy
+    # for long, which takes them from the thread that is waited for as soon as another program runs.
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     gc.disable()  # until `gfl.common.errors.run`: imports leave hardly any garbage, the search is a fifth of their time
     if os.environ.get("RANK", "0") == "0":
         print_line(text)

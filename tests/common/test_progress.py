@@ -9,10 +9,12 @@ from gfl.common.errors import run
 from gfl.common.progress import announce
 
 
-@pytest.mark.parametrize(("given", "expected"), [({}, "passive"), ({"OMP_WAIT_POLICY": "active"}, "active")])
+@pytest.mark.parametrize(
+    ("given", "expected"), [({}, "1000"), ({"GOMP_SPINCOUNT": "5"}, "5"), ({"OMP_WAIT_POLICY": "active"}, None)]
+)
 def test_threads_sleep_while_they_wait_unless_the_user_says_otherwise(given, expected, monkeypatch, capsys):
     monkeypatch.setattr(os, "environ", given)
     announce("loading")
-    assert given["OMP_WAIT_POLICY"] == expected
+    assert given.get("GOMP_SPINCOUNT") == expected
     assert (gc.isenabled(), run(gc.isenabled)) == (False, True)
     gc.unfreeze()
