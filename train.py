@@ -1,6 +1,7 @@
 """Train a detector: build everything from the config, then loop over epochs and steps. Reads from top to bottom."""
 
 import argparse
+import sys
 
 from gfl.common.arguments import not_empty
 from gfl.common.output import protect_output
@@ -134,7 +135,8 @@ def train(config: Config, device: torch.device, stop: StopRequest, keep_lock: Ca
         distributed.share_from_main(None)  # wait for it: torchrun gives the last process little time after the first
         if distributed.is_main():
             done = f"step {state.progress.step} of epoch {state.progress.epoch + 1}"
-            print_line(f"stopped after {done}, saved in {run_dir}; continue from there with --resume")
+            # Not to stdout: Ctrl-C also ends what reads it, such as tee.
+            print_line(f"stopped after {done}, saved in {run_dir}; continue with --resume", file=sys.stderr)
         raise Interrupted(signum)
 
     try:

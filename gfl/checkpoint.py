@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from gfl.build import build_detector
 from gfl.common import distributed
-from gfl.common.checksum import new_file_with_checksum, verify_checksum
+from gfl.common.checksum import is_missing, new_file_with_checksum, verify_checksum
 from gfl.common.dataclass_from_dict import above, at_least, check_plain
 from gfl.common.errors import UserError, error_context
 from gfl.common.files import new_file
@@ -190,6 +190,8 @@ def newest_checkpoint(run_dir: Path) -> tuple[Path | None, list[str]]:
     """
     problems = []
     for name in (LAST, PREVIOUS, BEST):
+        if is_missing(run_dir / name):
+            problems.append(f"{run_dir / name} is missing, but its checksum is there: it was deleted or moved")
         if (run_dir / name).is_file():
             try:
                 read_checkpoint(run_dir / name)
@@ -198,7 +200,11 @@ def newest_checkpoint(run_dir: Path) -> tuple[Path | None, list[str]]:
             else:
                 return run_dir / name, problems
     if problems:
-        raise UserError(f"no checkpoint in {run_dir} can be read: {'; '.join(problems)}", code="damaged")
+        raise UserError(
+            f"no checkpoint in {run_dir} can be read: {'; '.join(problems)}; give an intact one with --resume-from, or "
+            "start again in another run_dir",
+            code="damaged",
+        )
     return None, []
 
 

@@ -86,6 +86,11 @@ def verify_checksum(path: Path, opened: Path) -> None:
     raise UserError(problem, code="checksum")
 
 
+def is_missing(path: Path) -> bool:
+    """Whether a file was written at `path` and is gone: its checksum is still there."""
+    return _json(path).is_file() and not path.exists()
+
+
 def _json(path: Path) -> Path:
     return path.with_name(path.name + ".json")
 

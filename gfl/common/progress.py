@@ -6,7 +6,7 @@ import shutil
 import sys
 import textwrap
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, TextIO
 
 from tqdm import tqdm
 
@@ -29,9 +29,13 @@ def announce(text: str) -> None:
         print_line(text)
 
 
-def print_line(text: str) -> None:
-    """Print one line at once, whatever the names in it contain; it is not broken, so that commands can be copied."""
-    print(printable(text), flush=True)
+def print_line(text: str, *, file: TextIO | None = None) -> None:
+    """Print one line at once, whatever the names in it contain; it is not broken, so that commands can be copied.
+
+    Args:
+        file: stdout by default.
+    """
+    print(printable(text), flush=True, file=file)
 
 
 def print_lines(lines: Iterable[str], *, indent: int = 0) -> None:

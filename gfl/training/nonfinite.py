@@ -108,7 +108,8 @@ class FiniteGuard:
         sane = distributed.share_from_main(sane)
         if sane and self.rewind and self.state.progress.lr_factor == 1:
             return Diverged(f"{problem}; going back to {sane} with {REWIND_FACTOR:g} of the learning rate", sane)
-        then = f"then continue with {resume_option(sane)}" if sane else "and start again in another run_dir"
+        start = "and start again in another run_dir" + "; no checkpoint is old enough to go back to" * self.rewind
+        then = f"then continue with {resume_option(sane)}" if sane else start
         return UserError(f"{problem}; {ADVICE}, {then}", code="not_finite")
 
     def _write_batch(self, pending: PendingStep, losses: dict[str, float], norm: float) -> str:

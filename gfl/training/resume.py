@@ -22,6 +22,7 @@ from gfl.checkpoint import (
     read_checkpoint,
 )
 from gfl.common import distributed
+from gfl.common.checksum import is_missing
 from gfl.common.dataclass_from_dict import dataclass_from_dict
 from gfl.common.errors import UserError
 from gfl.common.files import write_text
@@ -32,6 +33,7 @@ from gfl.config_file import config_differences
 
 NEWEST, NAMES = "newest", {"previous": PREVIOUS, "best": BEST}  # of the checkpoint to resume from
 NOT_IN_EARLIER_VERSIONS = {"lr_factor"}  # fields of Progress
+OTHER_OUTPUTS = ("model.head.", "model.points.")  # keys that change what the head's numbers mean, if not their shape
 NEW_LOSS = ("model.", "assign.", "loss.", "data.")  # keys that change what the loss is
 OPTIMIZER_KEYS = ("optim.name", "optim.bias_lr_factor", "optim.bias_decay_factor", "model.backbone.frozen_stages")
 LAUNCH_FILE = "launch.txt"  # in the run folder: which call of torchrun began or resumed it
@@ -53,14 +55,16 @@ def find_resume_checkpoint(run_dir: Path, resume: str) -> tuple[Path | None, lis
     """
     restarted = distributed.is_main() and _read_launch_id(run_dir) == distributed.launch_id() != ""
     resume = NEWEST if distributed.share_from_main(restarted) else resume
-    if find_checkpoint(run_dir, LAST, PREVIOUS, BEST) and not resume:
+    names = (LAST, PREVIOUS, BEST)
+    if not resume and (find_checkpoint(run_dir, *names) or any(is_missing(run_dir / name) for name in names)):
         raise UserError(
             f"{run_dir} already holds a run: continue with --resume, or choose another run_dir=...", code="run_exists"
         )
     if resume not in ("", NEWEST):
         path = run_dir / NAMES[resume] if resume in NAMES else Path(resume)
         if not path.is_file():
-            raise UserError(f"--resume-from {resume}: there is no file {path}", code="missing")
+            which = "give previous, best or the path of a checkpoint"
+            raise UserError(f"--resume-from {resume}: there is no file {path}; {which}", code="missing")
         return path, []
     found = distributed.share_from_main(newest_checkpoint(run_dir) if distributed.is_main() else None)
     if resume and not found[0] and distributed.is_main():
@@ -70,8 +74,7 @@ def find_resume_checkpoint(run_dir: Path, resume: str) -> tuple[Path | None, lis
 
 def resume_option(path: Path) -> str:
     """The option of train.py that resumes from a checkpoint of the run folder."""
-    names = {file: name for name, file in NAMES.items()}
-    return f"--resume-from {names[path.name]}" if path.name in names else "--resume"
+    return next((f"--resume-from {name}" for name, file in NAMES.items() if file == path.name), "--resume")
 
 
 def write_launch_id(run_dir: Path) -> None:
@@ -198,6 +201,12 @@ def _check_model(state: TrainState, saved: dict[str, Any], path: Path, changes: 
         model = format_differences({key: change for key, change in changes.items() if key.startswith("model.")})
         because = f": {', '.join(model)}" if error.code == "other_model" and model else ""
         raise UserError(f"{error}{because}", code=error.code) from None
+    if other := format_differences({key: change for key, change in changes.items() if key.startswith(OTHER_OUTPUTS)}):
+        raise UserError(
+            f"{path}: outputs of its model mean something else ({', '.join(other)}); start a new run from it with "
+            f"model.weights={shell_command(path)} and another run_dir=...",
+            code="other_model",
+        )
 
 
 def _read_progress(tree: Any, path: Path) -> Progress:

@@ -170,6 +170,25 @@ def with_changes(**sections):
     return config_from_dict(tree | {name: tree[name] | change for name, change in sections.items()}, "test")
 
 
+def test_outputs_of_another_meaning_are_refused_although_the_tensors_fit(tmp_path, refusal):
+    config = with_changes(model=config_to_dict(CONFIG)["model"] | {"head": {"quality": "none"}})
+    message = refusal(resume, save(tmp_path / LAST), config=config)
+    assert message.code == "other_model"
+    assert "model.head.quality: joint -> none" in message
+
+
+def test_a_run_whose_checkpoints_are_gone_is_neither_overwritten_nor_new(tmp_path, refusal):
+    for name in (LAST, PREVIOUS):
+        save(tmp_path / name)
+    (tmp_path / LAST).unlink()
+    path, problems = find_resume_checkpoint(tmp_path, "newest")
+    assert path == tmp_path / PREVIOUS
+    assert str(tmp_path / LAST) in problems[0]
+    (tmp_path / PREVIOUS).unlink()
+    assert refusal(find_resume_checkpoint, tmp_path, "").code == "run_exists"
+    assert refusal(find_resume_checkpoint, tmp_path, "newest").code == "damaged"
+
+
 def test_another_head_is_named_with_its_keys_and_tensors(tmp_path, refusal):
     other = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Linear(8, 1), nn.Linear(1, 1))
     state = TrainState(other, torch.optim.AdamW(other.parameters()), torch.amp.GradScaler("cpu"))
