@@ -7,6 +7,7 @@ import argparse
 import os
 import pty
 import random
+import select
 import shlex
 import shutil
 import signal
@@ -195,9 +196,11 @@ def terminals(folder: Path, rng: random.Random, count: int) -> Iterator[str]:
 
 
 def drain(terminal: int) -> None:
+    """Read until it is closed. A thread that waits in a read would keep it open."""
     try:
-        while os.read(terminal, 4096):
-            pass
+        while True:
+            if select.select([terminal], [], [], 0.02)[0]:
+                os.read(terminal, 4096)
     except OSError:
         pass
 

@@ -76,7 +76,9 @@ def test_a_compiled_run_saves_the_weights_and_names_of_one_that_is_not(graphs, r
         (tmp_path / "run").rename(tmp_path / how)
     assert graphs
     assert saved[0]["model"].keys() == saved[1]["model"].keys()
-    assert all(tensor.equal(saved[1]["model"][name]) for name, tensor in saved[0]["model"].items())
+    # Close only: a compiler gets the class losses in one piece, so that they are summed in another order.
+    for name, tensor in saved[0]["model"].items():
+        torch.testing.assert_close(saved[1]["model"][name], tensor, rtol=1e-3, atol=1e-5, msg=name)
 
 
 def test_inductor_computes_the_losses_and_gradients_of_eager_steps():
