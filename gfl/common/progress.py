@@ -24,7 +24,7 @@ def announce(text: str) -> None:
     # for long, which takes them from the thread that is waited for as soon as another program runs.
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "1000")
-    gc.disable()  # until `gfl.common.errors.run`: imports leave hardly any garbage, the search is a fifth of their time
+    gc.disable()  # until `gfl.common.errors.run`: imports leave hardly any garbage to search for
     if os.environ.get("RANK", "0") == "0":
         print_line(text)
 

@@ -13,9 +13,8 @@ from torch import Tensor
 PIECE_CPU = 2**16  # elements per thread: three float32 pieces fit a core's second-level cache
 PIECE_GPU = 2**24  # there only memory counts, and few large kernels are best
 
-# With AVX-512, log1p reads a constant that is masked out unless an input is -0. Until something else has brought the
-# constant's page of the library into memory, each read is a suppressed fault: log1p and softplus take 6 to 10 times as
-# long on the processors measured. This brings it there.
+# With AVX-512, log1p and softplus took several times as long until one call had seen -0 (torch 2.14, AMD EPYC). The
+# cause is not known; perhaps a constant that is read for -0 only lies in a page that nothing else brings into memory.
 torch.full((64,), -0.0, dtype=torch.float32, device="cpu").log1p_()
 
 

@@ -51,7 +51,7 @@ def ours(settings: dict, device: torch.device) -> Callable[[], object]:
     if settings["task"] == "inference":
         model.eval()
         dtype = eval_dtype(config, device)
-        return under_autocast(lambda: detect(model, batch.to(device), config.eval, dtype=dtype), settings, device)
+        return lambda: detect(model, batch.to(device), config.eval, dtype=dtype)
     criterion = build_criterion(config, model.quality, model.box_repr)
     scaler = torch.amp.GradScaler(device.type, enabled=False)
     state = TrainState(model.train(), build_optimizer(model, config.optim), scaler)
