@@ -41,12 +41,12 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 
 from gfl.build import build_criterion, build_detector
-from gfl.checkpoint import BEST, LAST, PREVIOUS, TrainState, save_checkpoint
+from gfl.checkpoint import BEST, LAST, TrainState
 from gfl.common import distributed
 from gfl.common.errors import Interrupted, run
 from gfl.config import Config
 from gfl.config_file import load_config, save_config
-from gfl.data.bad_images import gather_bad_images, report_bad_images
+from gfl.data.bad_images import report_bad_images
 from gfl.data.loader import batches, load_training_data, prefetch
 from gfl.model.precision import autocast_dtype, memory_format
 from gfl.training.acceleration import set_up_backends
@@ -57,6 +57,7 @@ from gfl.training.nonfinite import FiniteGuard
 from gfl.training.optim import build_optimizer, learning_rate
 from gfl.training.resume import find_resume_checkpoint, restore, write_launch_id
 from gfl.training.run_lock import run_lock
+from gfl.training.saving import CheckpointSaver
 from gfl.training.step import train_step
 from gfl.training.summary import end_summary, resume_summary, run_summary
 from gfl.training.validation import evaluate
@@ -72,26 +73,27 @@ def main(args: argparse.Namespace, stop: StopRequest) -> None:
 def train(config: Config, device: torch.device, stop: StopRequest, keep_lock: Callable[[], None], resume: str) -> None:
     """One process's part of a run."""
     optim, run_dir = config.optim, Path(config.run_dir)
+    dtype = autocast_dtype(optim, device)
     stop_before_start(stop)
     set_up_backends(optim)
 
     # What is trained. Only a new run asks for initial weights; a resumed one has them in its checkpoint.
     checkpoint, damaged = find_resume_checkpoint(run_dir, resume)
     data = load_training_data(config, device)
-    class_names, digests = data.train.class_names, data.digests()
+    class_names = data.train.class_names
     torch.manual_seed(config.seed)
     model = build_detector(config, len(class_names)).to(device)
     initial_weights = "" if checkpoint else load_initial_weights(model, config, class_names)
-    model.to(memory_format=memory_format(optim))
+    model.to(memory_format=memory_format(optim, dtype))
     criterion = build_criterion(config, model.quality, model.box_repr)
 
     # Everything that a step changes, and that a checkpoint holds.
-    scaler = torch.amp.GradScaler(device.type, enabled=autocast_dtype(optim, device) == torch.float16)
+    scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
     state = TrainState(model, build_optimizer(model, optim), scaler)
     steps_per_epoch = data.sampler.steps_per_epoch
     changes = {}
     if checkpoint:
-        expected = {"class_names": class_names, "digests": digests, "steps_per_epoch": steps_per_epoch}
+        expected = {"class_names": class_names, "digests": data.digests(), "steps_per_epoch": steps_per_epoch}
         changes = restore(state, checkpoint, config=config, **expected)
     parallel = DistributedDataParallel(model) if distributed.world_size() > 1 else model
     guard = FiniteGuard(state, run_dir, rewind=optim.on_divergence == "rewind")
@@ -105,22 +107,9 @@ def train(config: Config, device: torch.device, stop: StopRequest, keep_lock: Ca
         save_config(config, run_dir / "config.yaml")
         write_launch_id(run_dir)
 
-    # A last.pt that is damaged, or from where the loss looks diverged, must not take the place of previous.pt.
     is_last = checkpoint in (None, run_dir / LAST)
     last_is_sound = is_last and not looks_diverged(state.running_loss)
-
-    def save(name: str) -> None:
-        nonlocal last_is_sound
-        if name == LAST:  # by all processes; the best is of the same step as the last one, by the main process only
-            guard.flush()  # nothing that is not finite is ever saved
-            state.bad_images |= gather_bad_images(data.train_loader.dataset.bad)
-        if distributed.is_main():
-            keep_lock()
-            is_sound = not looks_diverged(state.running_loss)
-            backup_to = run_dir / PREVIOUS if name == LAST and last_is_sound and is_sound else None
-            save_checkpoint(run_dir / name, state, config, class_names, digests, backup_to=backup_to)
-            last_is_sound = is_sound
-
+    save = CheckpointSaver(state, config, data, guard, keep_lock, last_is_sound=last_is_sound).save
     if not is_last:  # from now on --resume continues from here
         save(LAST)
     log = RunLog(run_dir, config, state.progress, steps_per_epoch, enabled=distributed.is_main())

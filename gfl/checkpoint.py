@@ -25,7 +25,7 @@ from gfl.common.yaml_file import merge
 from gfl.config import Config
 from gfl.config_file import config_from_dict, config_to_dict, parse_overrides
 from gfl.evaluation.inference import Detector, default_device
-from gfl.model.precision import memory_format
+from gfl.model.precision import eval_dtype, memory_format
 
 FORMAT = "gfl-1"
 LAST, PREVIOUS, BEST = "last.pt", "previous.pt", "best.pt"
@@ -279,5 +279,6 @@ def load_detector(
     with torch.device("meta"), error_context(f"config in {checkpoint}"):
         model = build_detector(config, len(class_names))
     load_model_state(model, state, checkpoint, assign=True)
-    model.eval().to(device or default_device(), memory_format=memory_format(config.optim))
+    device = device or default_device()
+    model.eval().to(device, memory_format=memory_format(config.optim, eval_dtype(config, torch.device(device))))
     return Detector(model, config, class_names, checkpoint)

@@ -183,7 +183,8 @@ class OptimConfig:
     warmup_ratio: NotNegative = 0.001
     clip_norm: NotNegative = 0.0  # largest gradient norm, 0 for no limit
     amp: Literal["none", "auto", "bf16", "fp16"] = "none"  # auto: bf16 where the hardware has it, else none
-    channels_last: bool = False
+    # Layout of images and weights. Auto: channels_last with autocast, whose kernels want it, else as torch has it.
+    channels_last: Literal["auto", True, False] = "auto"
     # torch.compile of a step's losses, by torch's names: `default` is one graph for all sizes; `reduce-overhead` also
     # replays CUDA graphs, one per size of images. Not by default: compiling takes minutes, and wants a compiler.
     compile: Literal["none", "default", "reduce-overhead"] = "none"

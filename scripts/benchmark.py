@@ -81,14 +81,15 @@ def main(args: argparse.Namespace) -> None:
         torch.set_num_threads(args.threads)
     device = default_device()
     torch.manual_seed(config.seed)
-    model = build_detector(config, args.classes).to(device, memory_format=memory_format(config.optim)).train()
+    dtype = autocast_dtype(config.optim, device)
+    layout = memory_format(config.optim, dtype)
+    model = build_detector(config, args.classes).to(device, memory_format=layout).train()
     criterion = build_criterion(config, model.quality, model.box_repr)
     optimizer = build_optimizer(model, config.optim)
-    dtype = autocast_dtype(config.optim, device)
     images, sizes, targets = random_batch(args, device)
 
     def forward():
-        batch = normalize_images(images, sizes).contiguous(memory_format=memory_format(config.optim))
+        batch = normalize_images(images, sizes).contiguous(memory_format=layout)
         with torch.autocast(device.type, dtype, enabled=dtype is not None):
             return model(batch)
 
@@ -121,7 +122,7 @@ def print_comparison(args: argparse.Namespace, config: Config) -> None:
     amp = "none" if dtype is None else "bf16"
     settings = {name: getattr(args, name) for name in ("batch", "size", "boxes", "classes", "threads", "task")}
     settings |= {"config": os.path.abspath(args.config), "overrides": args.overrides}
-    settings |= {"amp": amp, "channels_last": memory_format(config.optim) == torch.channels_last}
+    settings |= {"amp": amp, "channels_last": memory_format(config.optim, dtype) == torch.channels_last}
     size = " x ".join(map(str, [args.batch, *args.size]))
     print_line(f"{args.task}, {size}, amp {amp}, channels_last {settings['channels_last']}, {args.steps} rounds")
     for line in compare(settings, against, args.steps):

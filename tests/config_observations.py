@@ -97,7 +97,7 @@ def rates(config: Config) -> list[float]:
 
 def layout(config: Config) -> list[bool]:
     model, optim = build(config)[0], config.optim
-    return [model.to(memory_format=train_command.memory_format(optim)).backbone.conv1.weight.is_contiguous()]
+    return [model.to(memory_format=train_command.memory_format(optim, None)).backbone.conv1.weight.is_contiguous()]
 
 
 def backends(config: Config) -> list[bool]:
@@ -166,7 +166,7 @@ def run(config: Config) -> dict[str, Any]:
         saved.append((path.name, state.progress.epoch, state.progress.step))
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train_command, "save_checkpoint", record)
+        patch.setattr("gfl.training.saving.save_checkpoint", record)
         train_command.train(config, torch.device("cpu"), StopRequest(()), lambda: None, resume="")
     folder = Path(config.run_dir)
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]

@@ -149,6 +149,13 @@ def test_the_benchmark_takes_turns_with_peers(project, task):
     assert all(f"ours/{name}" in printed for name in ("fcos", "retinanet"))
 
 
+def test_the_data_benchmark_compares_images_and_a_json(project):
+    printed = succeed("scripts/benchmark_data.py", "images", project.config, "--count", 2, "--repeats", 1)
+    assert "collated and normalised / albumentations: " in printed
+    printed = succeed("scripts/benchmark_data.py", "json", "--images", 20, "--repeats", 1)
+    assert "load_coco / pycocotools: " in printed
+
+
 def test_peers_that_are_not_there_are_refused_in_one_line(project):
     benchmark = ["scripts/benchmark.py", project.config, "--batch", 1, "--size", 64, 64]
     assert "fcos, retinanet, mmdetection" in refuse(*benchmark, "--against", "yolo")

@@ -28,9 +28,10 @@ def precision_name(dtype: torch.dtype | None) -> str:
     return "float32" if dtype is None else f"{str(dtype).removeprefix('torch.')} autocast"
 
 
-def memory_format(config: OptimConfig) -> torch.memory_format:
-    """How images and weights lie in memory."""
-    return torch.channels_last if config.channels_last else torch.contiguous_format
+def memory_format(config: OptimConfig, dtype: torch.dtype | None) -> torch.memory_format:
+    """How images and weights lie in memory, of a network that is computed under autocast to `dtype`."""
+    channels_last = dtype is not None if config.channels_last == "auto" else config.channels_last
+    return torch.channels_last if channels_last else torch.contiguous_format
 
 
 def _has_native_bf16(device: torch.device) -> bool:

@@ -73,7 +73,7 @@ def compute_losses(
 ) -> dict[str, Tensor]:
     """Batch on the device -> weighted losses, in float32 whatever the autocast; `step` as in `Criterion.forward`."""
     device, dtype = batch.images.device, autocast_dtype(optim, batch.images.device)
-    images = normalize_images(batch.images, batch.image_sizes).contiguous(memory_format=memory_format(optim))
+    images = normalize_images(batch.images, batch.image_sizes).contiguous(memory_format=memory_format(optim, dtype))
     with torch.autocast(device.type, dtype, enabled=dtype is not None):
         output = model(images)
     return criterion(output, batch.targets, batch.image_sizes, step)

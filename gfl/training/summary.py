@@ -13,7 +13,7 @@ from gfl.common import distributed
 from gfl.common.text import format_differences, printable, shell_command
 from gfl.config import Config
 from gfl.data.loader import TrainingData
-from gfl.model.precision import autocast_dtype, precision_name
+from gfl.model.precision import autocast_dtype, memory_format, precision_name
 from gfl.training.acceleration import compile_problem
 from gfl.training.data_fit import fit_notes
 from gfl.training.divergence import looks_diverged, newest_sane_checkpoint
@@ -31,7 +31,8 @@ def run_summary(config: Config, device: torch.device, model: nn.Module, data: Tr
     optim = config.optim
     counts = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
     total, trained = sum(n for n, _ in counts) / 1e6, sum(n for n, grad in counts if grad) / 1e6
-    processes, precision = distributed.world_size(), precision_name(autocast_dtype(optim, device))
+    processes, dtype = distributed.world_size(), autocast_dtype(optim, device)
+    layout = ", channels_last" if memory_format(optim, dtype) == torch.channels_last else ""
     kind = f"{device.type}" + (f" ({torch.get_num_threads()} threads)" if device.type == "cpu" else "")
     problem = compile_problem(device) if optim.compile != "none" else ""
     compiled = f", compiled ({optim.compile})" if optim.compile != "none" and not problem else ""
@@ -41,7 +42,7 @@ def run_summary(config: Config, device: torch.device, model: nn.Module, data: Tr
     ]
     more = f" and {len(classes) - MAX_CLASSES} more" if len(classes) > MAX_CLASSES else ""
     lines = {
-        "device": f"{processes} x {kind}, {precision}" + (", channels_last" if optim.channels_last else "") + compiled,
+        "device": f"{processes} x {kind}, {precision_name(dtype)}{layout}{compiled}",
         "train": f"{len(sampler.candidates)} of {len(train)} images, {len(train.labels)} boxes  {train.annotations}",
         "val": f"{len(val)} images, {len(val.labels)} boxes  {val.annotations}",
         "classes": f"{len(classes)}: {', '.join(classes[:MAX_CLASSES])}{more}",

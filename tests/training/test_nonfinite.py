@@ -11,6 +11,7 @@ from gfl.checkpoint import LAST, PREVIOUS, TrainState, read_checkpoint
 from gfl.common.errors import UserError
 from gfl.config import OptimConfig
 from gfl.structures import Batch, Targets
+from gfl.training import saving
 from gfl.training.nonfinite import MAX_OVERFLOWS, FiniteGuard
 from gfl.training.optim import build_optimizer
 from gfl.training.step import StepResult
@@ -118,13 +119,13 @@ def test_a_damaged_checkpoint_does_not_replace_the_one_before(run, tmp_path, bro
     last, previous = tmp_path / "run" / LAST, tmp_path / "run" / PREVIOUS
     last.write_bytes(b"damaged")
     good, kept = previous.read_bytes(), []
-    save = train.save_checkpoint
+    save = saving.save_checkpoint
 
     def spy(*args, **kwargs):
         save(*args, **kwargs)
         kept.append(previous.read_bytes() == good)
 
-    monkeypatch.setattr(train, "save_checkpoint", spy)
+    monkeypatch.setattr(saving, "save_checkpoint", spy)
     run("newest")  # from previous.pt
     assert kept[0]  # the damaged file was overwritten
     assert not kept[-1]  # then backups are made again

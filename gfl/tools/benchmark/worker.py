@@ -36,14 +36,15 @@ def ours(settings: dict, device: torch.device) -> Callable[[], object]:
     from gfl.checkpoint import TrainState
     from gfl.config_file import load_config
     from gfl.evaluation.inference import detect
-    from gfl.model.precision import eval_dtype, memory_format
+    from gfl.model.precision import eval_dtype
     from gfl.structures import Batch, Targets
     from gfl.training.optim import build_optimizer
     from gfl.training.step import train_step
 
     choice = [f"optim.amp={settings['amp']}", f"optim.channels_last={str(settings['channels_last']).lower()}"]
     config = load_config(settings["config"], [*settings["overrides"], *choice])
-    model = build_detector(config, settings["classes"]).to(device, memory_format=memory_format(config.optim))
+    layout = torch.channels_last if settings["channels_last"] else torch.contiguous_format
+    model = build_detector(config, settings["classes"]).to(device, memory_format=layout)
     images, boxes, labels = random_data(settings)
     sizes = torch.tensor([settings["size"]] * settings["batch"])
     targets = Targets(boxes, labels, torch.ones_like(labels, dtype=torch.bool))

@@ -40,10 +40,11 @@ class Step:
 
     def __init__(self, config: Config, device: torch.device, *, seed: int = 0) -> None:
         self.config, self.device, optim = config, device, config.optim
+        dtype = autocast_dtype(optim, device)
         torch.manual_seed(seed)
-        self.model = build_detector(config, CLASSES).to(device, memory_format=memory_format(optim)).train()
+        self.model = build_detector(config, CLASSES).to(device, memory_format=memory_format(optim, dtype)).train()
         self.criterion = build_criterion(config, self.model.quality, self.model.box_repr)
-        scaler = torch.amp.GradScaler(device.type, enabled=autocast_dtype(optim, device) == torch.float16)
+        scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
         self.state = TrainState(self.model, build_optimizer(self.model, optim), scaler)
 
     def __call__(self, batches: Iterator[Batch]) -> dict[str, torch.Tensor]:
@@ -53,7 +54,7 @@ class Step:
 def fast_step(options: Options, **optim: Any) -> Step:
     """A step with all that a GPU is quickest with; `optim` has further keys of that section."""
     amp = "bf16" if options.device.type == "cuda" else "none"
-    config = make_config(options, **{"amp": amp, "channels_last": True, "cudnn_benchmark": True, **optim})
+    config = make_config(options, **{"amp": amp, "cudnn_benchmark": True, **optim})
     set_up_backends(config.optim)
     return Step(config, options.device)
 
