@@ -36,7 +36,7 @@ OUTPUTS = [  # redirections of a shell that nobody can read
     "2>/dev/full | head -n 1",
 ]
 READABLE = "both checkpoints readable"
-ENVIRONMENTS = ["", "PYTHONIOENCODING=ascii", "LC_ALL=C PYTHONUTF8=0 PYTHONCOERCECLOCALE=0", "env -i"]
+ENVIRONMENTS = ["", "PYTHONIOENCODING=ascii", "LC_ALL=C PYTHONUTF8=0 PYTHONCOERCECLOCALE=0", "env -i OMP_NUM_THREADS=1"]
 
 
 def readable(run: Path) -> str:
