@@ -35,7 +35,7 @@ class StopRequest:
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # handled by the system: Python may be waiting for another process
         if os.environ.get("RANK", "0") == "0":
             name = signal.Signals(signum).name
-            line = f"\n{name}: saving and stopping as soon as possible; Ctrl-C now stops at once\n"
+            line = f"\n{name}: stopping as soon as possible; Ctrl-C now stops at once\n"
             with contextlib.suppress(OSError):  # the reader of a pipe may be gone, a terminal closed
                 if can_write(2):
                     os.write(2, line.encode())  # print is not for signal handlers
