@@ -26,6 +26,7 @@ from gfl.config import Config
 from gfl.config_file import config_from_dict, config_to_dict, parse_overrides
 from gfl.evaluation.inference import Detector, default_device
 from gfl.model.precision import eval_dtype, memory_format
+from gfl.model.published import download_advice
 
 FORMAT = "gfl-1"
 LAST, PREVIOUS, BEST = "last.pt", "previous.pt", "best.pt"
@@ -251,11 +252,10 @@ def find_detector(path: Path) -> Path:
     """
     checkpoint = find_checkpoint(path, BEST, LAST)
     if checkpoint is None:
-        raise UserError(
-            f"no checkpoint at {path}: give a run folder with {BEST} or {LAST}, or a .pt file of this codebase "
-            "(scripts/convert_checkpoint.py makes them from published ones)",
-            code="missing",
-        )
+        other = f"a run folder with {BEST} or {LAST}, or a .pt file of this codebase"
+        more = "scripts/download_weights.py and convert_checkpoint.py make them from published ones"
+        advice = download_advice(path) or f"give {other} ({more})"
+        raise UserError(f"no checkpoint at {path}: {advice}", code="missing")
     return checkpoint
 
 

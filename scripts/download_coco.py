@@ -34,9 +34,9 @@ if __name__ == "__main__":  # before the heavy imports, so that --help answers a
 
 from gfl.common.errors import run
 from gfl.common.files import writing
-from gfl.common.progress import print_line, progress_bar
+from gfl.common.progress import ByteBar, print_line
 from gfl.common.text import shell_command
-from gfl.tools.prepare.download import COCO, COCO_SERVER, Archive, fetch, unpack
+from gfl.tools.prepare.download import COCO, COCO_SERVER, Archive, Hash, fetch, unpack
 
 
 def main(args: argparse.Namespace) -> None:
@@ -53,30 +53,12 @@ def main(args: argparse.Namespace) -> None:
 
 def get(archive: Archive, folder: Path, server: str) -> None:
     path = folder / archive.name
-    with Bar(archive.name) as bar:
-        fetch(
-            f"{server.rstrip('/')}/{archive.path}", path, md5=archive.md5, growth=archive.growth, on_progress=bar.show
-        )
-    with Bar(f"{archive.name} unpacking") as bar:
+    url, expected = f"{server.rstrip('/')}/{archive.path}", Hash("md5", archive.md5)
+    with ByteBar(archive.name) as bar:
+        fetch(url, path, expected, growth=archive.growth, on_progress=bar.show)
+    with ByteBar(f"{archive.name} unpacking") as bar:
         written = unpack(path, folder, on_progress=bar.show)
     print_line(f"{path}: complete, {written} files unpacked")
-
-
-class Bar:
-    """A progress bar in bytes, on a terminal only."""
-
-    def __init__(self, text: str) -> None:
-        self.bar = progress_bar(desc=text, unit="B", unit_scale=True)
-
-    def __enter__(self) -> "Bar":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.bar.close()
-
-    def show(self, done: int, total: int | None) -> None:
-        self.bar.total = total
-        self.bar.update(done - self.bar.n)
 
 
 if __name__ == "__main__":

@@ -56,3 +56,20 @@ def progress_bar(items: Iterable | None = None, *, enabled: bool = True, **optio
         options: of `tqdm.tqdm`, such as ``total``, ``unit`` and ``desc``.
     """
     return tqdm(items, disable=None if enabled else True, **options)  # None: tqdm asks whether it is a terminal
+
+
+class ByteBar:
+    """A progress bar in bytes, on a terminal only; `show` is told the bytes done and their total, if it is known."""
+
+    def __init__(self, text: str) -> None:
+        self.bar = progress_bar(desc=text, unit="B", unit_scale=True)
+
+    def __enter__(self) -> "ByteBar":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.close()
+
+    def show(self, done: int, total: int | None) -> None:
+        self.bar.total = total
+        self.bar.update(done - self.bar.n)

@@ -1,4 +1,4 @@
-"""Archives from the network: resumable downloads, checked by md5, and unpacked into one folder only."""
+"""Files from the network: resumable downloads, checked by their hash, and archives unpacked into one folder only."""
 
 import contextlib
 import errno
@@ -23,6 +23,16 @@ CHUNK = 2**20
 SPARE = 2**28  # bytes to leave free on the disk
 MAX_GROWTH = 20  # bytes of the files per byte of an archive; annotations have 3.5
 MAX_NAME = 255  # bytes of a file's name, on all file systems
+
+
+class Hash(NamedTuple):
+    """A file's published hash."""
+
+    algorithm: str  # as in hashlib
+    start: str  # its first hexadecimal digits: all, or as many as are published
+
+    def __str__(self) -> str:
+        return f"{self.algorithm} {self.start}"
 
 
 class Archive(NamedTuple):
@@ -51,8 +61,8 @@ OnProgress = Callable[[int, int | None], object]  # bytes done, and their total 
 def fetch(
     url: str,
     path: Path,
+    expected: Hash,
     *,
-    md5: str,
     growth: float = 0.0,
     attempts: int = 5,
     timeout: float = 30.0,
@@ -66,11 +76,11 @@ def fetch(
         attempts: number of failures in a row without new bytes before it gives up.
         timeout, pause: seconds to wait for the server, and between two attempts.
 
-    Raises `UserError` if the download fails, the md5 differs, or the disk has no room for it.
+    Raises `UserError` if the download fails, the hash differs, or the disk has no room for it.
     """
     if os.path.isfile(path):
-        if _md5(path, on_progress) != md5:
-            raise UserError(f"{path} has another md5 than {md5}; delete or move it", code="other_file")
+        if not _digest(path, expected, on_progress).startswith(expected.start):
+            raise UserError(f"{path} has another hash than {expected}; delete or move it", code="other_file")
         return
     part = path.with_name(path.name + ".part")
     failures, most = 0, _size(part)
@@ -81,8 +91,8 @@ def fetch(
         # A server without ranges starts anew each time: only bytes beyond all that it ever sent are progress.
         failures, most = (0, _size(part)) if _size(part) > most else (failures + 1, most)
         time.sleep(pause)
-    found = _md5(part) if os.path.isfile(part) else None
-    if found == md5:
+    found = _digest(part, expected) if os.path.isfile(part) else ""
+    if found.startswith(expected.start):
         try:
             os.replace(part, path)
         except OSError as error:  # such as a folder of that name
@@ -91,9 +101,9 @@ def fetch(
     if failures < attempts:
         part.unlink()
         raise UserError(
-            f"{url}: the downloaded file has md5 {found}, not {md5}: another file, or a damaged one. It was deleted; "
-            "try again",
-            code="md5",
+            f"{url}: the downloaded file has {expected._replace(start=found)}, not {expected.start}: another file, or "
+            "a damaged one. It was deleted; try again",
+            code="hash",
         )
     kept = f"{_size(part)} bytes are kept in {part}; " if found else ""
     raise UserError(f"{url}: {problem}; {kept}run the same command again to resume", code="interrupted")
@@ -236,9 +246,9 @@ def check_space(folder: Path, needed: int) -> None:
         )
 
 
-def _md5(path: Path, on_progress: OnProgress = lambda done, total: None) -> str:
+def _digest(path: Path, expected: Hash, on_progress: OnProgress = lambda done, total: None) -> str:
     try:
-        return file_digest(path, "md5", on_bytes=lambda done: on_progress(done, _size(path)))
+        return file_digest(path, expected.algorithm, on_bytes=lambda done: on_progress(done, _size(path)))
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from None
 

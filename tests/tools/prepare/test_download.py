@@ -10,69 +10,22 @@ import subprocess
 import sys
 import threading
 import zipfile
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from file_server import Server
 
 from gfl.common.errors import UserError
-from gfl.tools.prepare.download import COCO, check_space, fetch, unpack
+from gfl.tools.prepare.download import COCO, Hash, check_space, fetch, unpack
 
 ROOT = Path(__file__).resolve().parents[3]
 CONTENT = bytes(range(256)) * 20_000  # 5 MB
-MD5 = hashlib.md5(CONTENT).hexdigest()
-
-
-class Server(ThreadingHTTPServer):
-    """Serves `content` at every path, with the fault `fault`; `ranges` has the range of every request."""
-
-    def __init__(self):
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.content, self.fault, self.ranges = CONTENT, "", []
-
-    def handle_error(self, request, client_address):
-        """Clients that close the connection are part of the test."""
-
-    @property
-    def url(self):
-        return f"http://127.0.0.1:{self.server_port}/zips/file.zip"
-
-
-class Handler(BaseHTTPRequestHandler):
-    def do_GET(self):
-        fault, content = self.server.fault, self.server.content
-        self.server.ranges.append(self.headers.get("Range"))
-        start = int((self.headers.get("Range") or "bytes=0-").removeprefix("bytes=").rstrip("-"))
-        if fault.startswith("no ranges"):
-            start = 0
-        if fault in ("404", "503"):
-            return self.send_error(int(fault))
-        if start and start >= len(content):
-            return self.send_error(416)
-        self.send_response(206 if start else 200)
-        if start:
-            self.send_header("Content-Range", f"bytes {0 if fault == 'wrong range' else start}-{len(content) - 1}/*")
-        length = len(content) - start + {"too long": 1000, "too short": -1000}.get(fault, 0)
-        if fault != "no length":
-            self.send_header("Content-Length", "9" * 5000 if fault == "absurd length" else str(length))
-        self.end_headers()
-        body = content[start:]
-        if (fault == "breaks off" and len(self.server.ranges) < 4) or (fault == "breaks off forever" and start == 0):
-            body = body[: 10**6]
-        elif fault == "breaks off forever":
-            body = b""
-        if fault == "no ranges, breaks off here and there":
-            body = body[: 10**6 // (1 + len(self.server.ranges) % 2)]
-        self.wfile.write(body[:length])
-        return None
-
-    def log_message(self, *_):
-        pass
+MD5 = Hash("md5", hashlib.md5(CONTENT).hexdigest())
 
 
 @pytest.fixture
 def server():
-    with Server() as server:
+    with Server(CONTENT) as server:
         threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         yield server
         server.shutdown()
@@ -85,7 +38,7 @@ def path(tmp_path):
 
 
 def get(server, path, **changes):
-    fetch(server.url, path, **{"md5": MD5, "pause": 0.0, "timeout": 10.0} | changes)
+    fetch(server.url, path, **{"expected": MD5, "pause": 0.0, "timeout": 10.0} | changes)
 
 
 @pytest.mark.parametrize("fault", ["", "no length", "breaks off", "no ranges", "too long", "absurd length"])
@@ -112,14 +65,14 @@ def test_a_later_run_resumes_and_a_complete_file_is_not_requested(server, path, 
 def test_a_wrong_or_shortened_file_is_deleted(server, fault, path, refusal):
     server.fault, server.content = fault, CONTENT if fault else CONTENT[::-1]
     message = refusal(get, server, path)
-    assert message.code == "md5"
-    assert all(part in message for part in (MD5, server.url))
+    assert message.code == "hash"
+    assert all(part in message for part in (MD5.start, server.url))
     assert not os.listdir(path.parent)
 
 
 def test_a_part_of_another_file_is_never_completed(server, path, refusal):
     path.with_suffix(".zip.part").write_bytes(b"another file")
-    assert refusal(get, server, path).code == "md5"
+    assert refusal(get, server, path).code == "hash"
     get(server, path)
 
 
@@ -152,8 +105,8 @@ def test_a_wrong_range_is_never_appended(server, path):
 def test_a_server_that_does_not_exist_is_one_line(path, refusal):
     with Server() as gone:
         url = gone.url
-    assert refusal(fetch, url, path, md5=MD5, attempts=2, pause=0.0).code == "interrupted"
-    assert refusal(fetch, "nowhere", path, md5=MD5, attempts=2, pause=0.0).code == "address"
+    assert refusal(fetch, url, path, expected=MD5, attempts=2, pause=0.0).code == "interrupted"
+    assert refusal(fetch, "nowhere", path, expected=MD5, attempts=2, pause=0.0).code == "address"
 
 
 def test_a_disk_without_room_is_refused_before_anything_is_written(server, path, refusal, monkeypatch):
