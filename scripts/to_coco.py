@@ -103,13 +103,14 @@ from gfl.common.errors import UserError, run
 from gfl.common.files import distinct_file_names
 from gfl.common.progress import print_line, progress_bar
 from gfl.common.text import shell_command
+from gfl.model.published import FOLDER, download_advice
 from gfl.tools.next_command import relative, training_command
 from gfl.tools.prepare.to_coco import Split, coco_tree, write_split
 from gfl.tools.prepare.voc import VocFolders, class_names, listed_splits, random_splits, read_voc, unlisted_note
 from gfl.tools.prepare.yolo import read_yolo
 
 DOCTOR = ("python", "scripts/doctor.py")
-START = Path("data/weights/gfl_r50.pt")  # model.weights of configs/finetune.yaml
+START = FOLDER / "gfl_r50_fpn_1x_coco.pt"  # model.weights of configs/finetune.yaml
 
 
 def main(args: argparse.Namespace) -> None:
@@ -179,7 +180,7 @@ def print_next_commands(written: dict[str, tuple[Path, Path]]) -> None:
     overrides = []
     if not START.is_file():
         overrides.append("model.weights=none")
-        print(f"note      no {START}: training starts from an ImageNet backbone; docs/own_data.md has a better start")
+        print(f"note      no {START}: this starts from an ImageNet backbone; {download_advice(START)}, a better start")
     splits = {"train": written[train], "val": written[val]}
     print_line(f"then: {training_command('configs/finetune.yaml', splits, overrides)}")
 
