@@ -52,15 +52,24 @@ from gfl.common.files import output_folder, safe_file_name, write_json
 from gfl.common.text import shell_command
 from gfl.data.coco import CocoData, load_coco
 from gfl.data.loader import build_eval_loader
-from gfl.evaluation.coco_eval import Result, coco_metrics, crowded_findings, format_metrics, run_detector
+from gfl.evaluation.coco_eval import (
+    Result,
+    check_backend,
+    coco_metrics,
+    crowded_findings,
+    format_metrics,
+    run_detector,
+)
 from gfl.evaluation.inference import Detector
-from gfl.model.precision import eval_dtype, precision_name
+from gfl.model.precision import eval_dtype, memory_format, precision_name, set_backends
 
 
 def main(args: argparse.Namespace) -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     detector = load_detector(args.checkpoint, args.overrides, device="cpu")
-    val = detector.config.data.val
+    val, settings = detector.config.data.val, detector.config.eval
+    set_backends(detector.config.optim)
+    check_backend(settings.backend)
     annotations, images = args.data or (val.annotations, val.images)
     if not annotations:
         raise UserError(
@@ -78,7 +87,6 @@ def main(args: argparse.Namespace) -> None:
         if not data.has_annotations:
             print("the json has no annotations: no metrics; submit detections.json to the evaluation server")
             return
-        settings = detector.config.eval
         metrics = coco_metrics(data, results, max_detections=settings.max_detections, backend=settings.backend)
         write_json(out / "metrics.json", metrics)
         print(f"\n{format_metrics(metrics)}\n")
@@ -121,7 +129,7 @@ def detect_split(detector: Detector, data: CocoData, device: torch.device) -> li
         notes = [*data.notes, *data.eval_notes, *(finding.note() for finding in crowded)]
         print_lines([f"note: {note}" for note in notes], indent=6)
     with progress_bar(total=len(loader), unit="batch", enabled=rank == 0) as bar:
-        model = detector.model.to(device)
+        model = detector.model.to(device, memory_format=memory_format(config.optim, dtype))
         return run_detector(model, loader, data, config.eval, device, dtype=dtype, on_batch=bar.update)
 
 

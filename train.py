@@ -48,6 +48,7 @@ from gfl.config import Config
 from gfl.config_file import load_config, save_config
 from gfl.data.bad_images import report_bad_images
 from gfl.data.loader import batches, load_training_data, prefetch
+from gfl.evaluation.coco_eval import check_backend
 from gfl.model.precision import autocast_dtype, memory_format
 from gfl.training.acceleration import set_up_backends
 from gfl.training.divergence import looks_diverged, train_with_rewind
@@ -76,6 +77,7 @@ def train(config: Config, device: torch.device, stop: StopRequest, keep_lock: Ca
     dtype = autocast_dtype(optim, device)
     stop_before_start(stop)
     set_up_backends(optim)
+    check_backend(config.eval.backend)
 
     # What is trained. Only a new run asks for initial weights; a resumed one has them in its checkpoint.
     checkpoint, damaged = find_resume_checkpoint(run_dir, resume)

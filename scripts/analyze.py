@@ -38,6 +38,7 @@ from gfl.checkpoint import load_detector
 from gfl.common.errors import run
 from gfl.common.files import output_folder, write_json
 from gfl.evaluation.report import ReportOptions, format_report, load_split, plot_comparison, short_names, write_report
+from gfl.model.precision import set_backends
 
 
 def main(args: argparse.Namespace) -> None:
@@ -46,6 +47,7 @@ def main(args: argparse.Namespace) -> None:
     reports = []
     for name, checkpoint in zip(short_names(args.checkpoints), args.checkpoints, strict=True):
         detector = load_detector(checkpoint)
+        set_backends(detector.config.optim)
         data = load_split(detector, args.data)
         reports.append(write_report(name, checkpoint, detector, data, options))
         print(format_report(reports[-1]))

@@ -24,7 +24,8 @@ Processes take turns, one run each per round. A ratio is ours / peer within a ro
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        description="Median time of the parts of a training step and peak memory, on random images with random boxes.",
+        description="Median time of the parts of a training step and peak memory, on random images with random boxes: "
+        "network, losses, gradient, update; not compiled, in one pass, without the gradient norm.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -41,7 +42,7 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument("--threads", type=whole_number(1), help="of each process (default: torch's choice)")
     parser.add_argument("--against", metavar="PEERS", help="fcos, retinanet, mmdetection=PYTHON; separated by commas")
-    parser.add_argument("--task", choices=["train", "inference"], default="train", help="what --against measures")
+    parser.add_argument("--task", choices=["train", "inference"], help="what --against measures (default train)")
     return parser.parse_intermixed_args()  # overrides may also follow a flag
 
 
@@ -73,8 +74,11 @@ from gfl.training.optim import build_optimizer
 def main(args: argparse.Namespace) -> None:
     if any(side % SIZE_DIVISOR for side in args.size):
         raise UserError(f"--size must be multiples of {SIZE_DIVISOR}")
+    if args.task and not args.against:
+        raise UserError("--task says what --against measures; without --against the parts of a training step are timed")
     config = load_config(args.config, args.overrides)
     if args.against:
+        args.task = args.task or "train"
         print_comparison(args, config)
         return
     if args.threads:

@@ -79,9 +79,11 @@ def main(args: argparse.Namespace) -> None:
         for name in args.only:
             sections[name] = check_section(name, args, Path(work), start + 60 * args.minutes - time.monotonic())
             write_report(out, args, sections)  # after each: an interruption leaves what is known
-    failed = sum(check.outcome == FAILED for checks in sections.values() for check in checks)
-    print_line(f"{failed} checks failed; report: {out / 'report.md'}, numbers: {out / 'report.json'}")
-    sys.exit(1 if failed else 0)
+    outcomes = [check.outcome for checks in sections.values() for check in checks]
+    failed, missing = outcomes.count(FAILED), outcomes.count(NOT_RUN)
+    found = f"{failed} checks failed, {missing} not run"
+    print_line(f"{found}; report: {out / 'report.md'}, numbers: {out / 'report.json'}")
+    sys.exit(1 if failed or missing else 0)
 
 
 def check_section(name: str, args: argparse.Namespace, work: Path, left_s: float) -> list[Check]:

@@ -52,6 +52,7 @@ from gfl.data.image_errors import url_error
 from gfl.data.image_files import IMAGE_SUFFIXES, find_images, read_image
 from gfl.evaluation.draw import draw_boxes, draw_distributions, save_image
 from gfl.evaluation.inference import Prediction
+from gfl.model.precision import set_backends
 from gfl.tools.prepare.find_files import count_note, unknown_files
 
 
@@ -62,6 +63,7 @@ def main(args: argparse.Namespace) -> None:
     names = output_names(paths)
     check_inputs_stay(paths, out, names)
     detector = load_detector(args.checkpoint, args.override)
+    set_backends(detector.config.optim)
     data = detector.config.data
     predictions, failed = {}, 0
     for path, name in zip(paths, names, strict=True):

@@ -1,6 +1,7 @@
 """What a config makes observable: functions of a config whose results a changed key changes."""
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from gfl.config import Config
 from gfl.data.loader import batches, load_training_data
 from gfl.evaluation.coco_eval import evaluation_library
 from gfl.evaluation.inference import detect
-from gfl.model.precision import eval_dtype
+from gfl.model.precision import eval_dtype, memory_format
 from gfl.structures import Batch, Targets
 from gfl.training.acceleration import accelerated, set_up_backends
 from gfl.training.initial_weights import load_initial_weights
@@ -95,9 +96,9 @@ def rates(config: Config) -> list[float]:
     return [learning_rate(step, config.optim, steps_per_epoch=50) for step in range(0, 700, 7)]
 
 
-def layout(config: Config) -> list[bool]:
-    model, optim = build(config)[0], config.optim
-    return [model.to(memory_format=train_command.memory_format(optim, None)).backbone.conv1.weight.is_contiguous()]
+def layout(config: Config) -> list[torch.memory_format]:
+    """In float32 and in half precision."""
+    return [memory_format(config.optim, dtype) for dtype in (None, torch.bfloat16, torch.float16)]
 
 
 def backends(config: Config) -> list[bool]:
@@ -141,9 +142,9 @@ def loaded(config: Config) -> Any:
 
 
 def metrics_library(config: Config) -> Any:
-    """The library that computes the metrics where hotcoco is not found, or the error."""
+    """The library that computes the metrics where hotcoco cannot be imported, or the error."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("importlib.util.find_spec", lambda name: None)
+        patch.setitem(sys.modules, "hotcoco", None)
         return attempt(lambda: evaluation_library(config.eval.backend)[1].__module__)
 
 

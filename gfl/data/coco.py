@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -71,6 +72,7 @@ class CocoData:
         """Boxes (k, 4) of the regions of image `index` that are ignored."""
         return self.ignored_xyxy[self.ignored_offsets[index] : self.ignored_offsets[index + 1]]
 
+    @cached_property
     def digest(self) -> str:
         """SHA-256 of all that a run takes from the json: ids, names and sizes of images, boxes, labels and classes."""
         texts = (self.file_names.tolist(), self.class_names, self.category_ids, self.ignored_categories)

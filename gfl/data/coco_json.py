@@ -77,7 +77,8 @@ def read_json(path: str) -> Any:
         raise UserError("no annotations given: set data.train.annotations and data.val.annotations")
     try:
         data = Path(path).read_bytes()
-        return _parse(data)
+        with without_cycle_search():
+            return _parse(data)
     except OSError as error:
         raise UserError(
             f"cannot read annotations {path}: {error.strerror}; see data/README.md for where they go"

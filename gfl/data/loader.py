@@ -4,6 +4,7 @@ import os
 import signal
 import warnings
 from collections.abc import Iterable, Iterator
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
@@ -33,7 +34,7 @@ class TrainingData(NamedTuple):
 
     def digests(self) -> dict[str, str]:
         """What the splits hold, by name; see `CocoData.digest`."""
-        return {"train": self.train.digest(), "val": self.val.digest()}
+        return {"train": self.train.digest, "val": self.val.digest}
 
 
 def load_training_data(config: Config, device: torch.device) -> TrainingData:
@@ -122,7 +123,7 @@ def prefetch(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
     if device.type != "cuda":
         yield from batches
         return
-    copies = torch.cuda.Stream(device)
+    copies = _copy_stream(device)
     ahead = None
     for batch in batches:
         with torch.cuda.stream(copies):
@@ -132,6 +133,12 @@ def prefetch(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
         ahead = moved
     if ahead is not None:
         yield _arrived(*ahead)
+
+
+@cache
+def _copy_stream(device: torch.device) -> torch.cuda.Stream:
+    """One for all epochs: memory that was freed is kept for the stream that used it."""
+    return torch.cuda.Stream(device)
 
 
 def _arrived(batch: Batch, copied: torch.cuda.Event) -> Batch:

@@ -1,7 +1,6 @@
 """From a detector and a split to COCO's metrics, computed by pycocotools or hotcoco."""
 
 import contextlib
-import importlib.util
 import io
 import math
 from collections.abc import Callable, Iterable, Sequence
@@ -119,20 +118,31 @@ def coco_metrics(
     return metrics
 
 
+def check_backend(backend: str) -> None:
+    """Raises `UserError` where `eval.backend` names a package that is missing: before the work, not after an epoch.
+
+    It imports no more than that takes.
+    """
+    if backend == "hotcoco":
+        evaluation_library(backend)
+
+
 def evaluation_library(backend: str) -> tuple[type, type]:
     """`COCO` and `COCOeval` of a library: pycocotools, or hotcoco, the same metrics in a fraction of the time.
 
-    ``auto`` is hotcoco where it is installed. Raises `UserError` if `backend` is not.
+    ``auto`` is hotcoco where it can be imported. Raises `UserError` if `backend` cannot.
     """
-    if backend == "pycocotools" or (backend == "auto" and not importlib.util.find_spec("hotcoco")):
-        from pycocotools.coco import COCO
-        from pycocotools.cocoeval import COCOeval
+    if backend != "pycocotools":
+        try:
+            from hotcoco import COCO, COCOeval
 
-        return COCO, COCOeval
-    try:
-        from hotcoco import COCO, COCOeval
-    except ImportError as error:
-        raise UserError(f"eval.backend=hotcoco: {error}; pip install hotcoco", code="missing_package") from None
+            return COCO, COCOeval
+        except ImportError as error:
+            if backend == "hotcoco":
+                raise UserError(f"eval.backend=hotcoco: {error}; pip install hotcoco", code="missing_package") from None
+    from pycocotools.coco import COCO
+    from pycocotools.cocoeval import COCOeval
+
     return COCO, COCOeval
 
 

@@ -5,6 +5,7 @@ Pixels are those of the image file.
 """
 
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from statistics import NormalDist
 from typing import NamedTuple
@@ -12,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from PIL import Image
+from tqdm import tqdm
 
 from gfl.common.file_kinds import is_url
 from gfl.common.text import one_line
@@ -91,6 +93,8 @@ def detect(
     images, sizes = normalize_images(batch.images, batch.image_sizes), batch.image_sizes
     with torch.autocast(images.device.type, dtype, enabled=dtype is not None):
         output = model(images)
+    if not (output.cls_logits.sum(dtype=torch.float32) + output.reg_pred.sum(dtype=torch.float32)).isfinite():
+        _warn_not_finite(dtype)
     found = find_candidates(
         model.quality.scores(output),
         output.grid.level_sizes,
@@ -103,6 +107,13 @@ def detect(
     detections = suppress(boxes, found, len(sizes), nms_iou=config.nms_iou, max_detections=config.max_detections)
     scale = (batch.orig_sizes / batch.image_sizes).flip(-1).repeat(1, 2)  # x, y, x, y
     return detections._replace(boxes_xyxy=detections.boxes_xyxy * scale[:, None].to(detections.boxes_xyxy)), output
+
+
+@cache
+def _warn_not_finite(dtype: torch.dtype | None) -> None:
+    """Once: such values are no detections, so that the metrics alone would not show them."""
+    advice = "" if dtype is None else "; eval.amp=none computes in float32"
+    tqdm.write(f"warning  the network's outputs are not finite everywhere: nothing is detected there{advice}")
 
 
 def detect_with_sides(

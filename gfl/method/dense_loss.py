@@ -25,7 +25,7 @@ def background_loss(
 
     Args:
         logits: (B, P, C) of any precision; computed in at least float32.
-        labels: (B, P) int64 in [0, C), any value where not positive.
+        labels: (B, P) int64 in [0, C), any class where not positive.
         positive: (B, P) bool; there the label's logit is left out.
         trained: (B, P) bool; the other points are left out. All positives are trained.
 
@@ -68,10 +68,10 @@ def _background_pieces(
 ) -> Iterator[tuple[slice, Tensor]]:
     """Rows of the logits as (B * P, C), copied. What is left out is -inf, where loss and gradient are exactly 0."""
     at_label = _at_label(logits, labels).masked_fill(positive, -torch.inf).flatten().unsqueeze(-1)
-    left_out = torch.zeros_like(at_label).masked_fill(~trained.flatten().unsqueeze(-1), -torch.inf)
-    labels, logits = labels.flatten().unsqueeze(-1), logits.flatten(0, 1)
+    left_out, labels, logits = ~trained.flatten().unsqueeze(-1), labels.flatten().unsqueeze(-1), logits.flatten(0, 1)
     for rows in _pieces(logits):
-        yield rows, (logits[rows].scatter(1, labels[rows], at_label[rows].to(logits.dtype)) + left_out[rows])
+        x = logits[rows].scatter(1, labels[rows], at_label[rows].to(logits.dtype)).to(at_label.dtype)
+        yield rows, x.masked_fill_(left_out[rows], -torch.inf)
 
 
 def _pieces(rows: Tensor) -> list[slice]:

@@ -39,7 +39,7 @@ class Quality(nn.Module):
     ) -> Tensor:
         """Sum over the classes of all trained points.
 
-        `labels` (B, P) in [0, C), any value where `positive` (B, P) is False; `trained` (B, P), positive or background;
+        `labels` (B, P) in [0, C), any class where `positive` (B, P) is False; `trained` (B, P), positive or background;
         `quality_target` (B, P).
         """
         raise NotImplementedError

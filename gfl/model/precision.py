@@ -34,6 +34,13 @@ def memory_format(config: OptimConfig, dtype: torch.dtype | None) -> torch.memor
     return torch.channels_last if channels_last else torch.contiguous_format
 
 
+def set_backends(config: OptimConfig) -> None:
+    """Set what cuDNN and cuBLAS may do in this process."""
+    torch.backends.cudnn.benchmark = config.cudnn_benchmark
+    torch.backends.cudnn.allow_tf32 = config.tf32
+    torch.backends.cuda.matmul.allow_tf32 = config.tf32
+
+
 def _has_native_bf16(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)

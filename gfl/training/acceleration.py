@@ -12,12 +12,12 @@ from torch import Tensor
 from gfl.common import distributed
 from gfl.common.errors import UserError
 from gfl.config import OptimConfig
-from gfl.model.precision import autocast_dtype
+from gfl.model.precision import autocast_dtype, set_backends
 from gfl.structures import SIZE_DIVISOR, Batch
 
 
 def set_up_backends(optim: OptimConfig) -> None:
-    """Set what cuDNN and cuBLAS may do in this process.
+    """`set_backends` of a training.
 
     Raises `UserError` for CUDA graphs (``optim.compile: reduce-overhead``) with several passes or processes. Gradients
     lie in a graph's own memory, which the next pass overwrites (pytorch issue 169545), and may do so silently.
@@ -28,9 +28,7 @@ def set_up_backends(optim: OptimConfig) -> None:
             "gradients of an earlier pass; use optim.compile=default",
             code="cuda_graphs",
         )
-    torch.backends.cudnn.benchmark = optim.cudnn_benchmark
-    torch.backends.cudnn.allow_tf32 = optim.tf32
-    torch.backends.cuda.matmul.allow_tf32 = optim.tf32
+    set_backends(optim)
 
 
 @functools.cache

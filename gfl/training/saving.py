@@ -32,8 +32,7 @@ class CheckpointSaver:
         last_is_sound: bool,
     ) -> None:
         self.state, self.config, self.guard, self.keep_lock = state, config, guard, keep_lock
-        self.dataset, self.class_names, self.digests = data.train_loader.dataset, data.train.class_names, data.digests()
-        self.last_is_sound = last_is_sound
+        self.data, self.last_is_sound = data, last_is_sound
 
     def save(self, name: str) -> None:
         """Write the checkpoint `name`; all processes call it for last.pt, the main one for another of the same step.
@@ -42,12 +41,13 @@ class CheckpointSaver:
         """
         if name == LAST:
             self.guard.flush()  # nothing that is not finite is ever saved
-            self.state.bad_images |= gather_bad_images(self.dataset.bad)
+            self.state.bad_images |= gather_bad_images(self.data.train_loader.dataset.bad)
         if not distributed.is_main():
             return
         self.keep_lock()
         is_sound = not looks_diverged(self.state.running_loss)
         run_dir = Path(self.config.run_dir)
         backup_to = run_dir / PREVIOUS if name == LAST and self.last_is_sound and is_sound else None
-        save_checkpoint(run_dir / name, self.state, self.config, self.class_names, self.digests, backup_to=backup_to)
+        class_names, digests = self.data.train.class_names, self.data.digests()
+        save_checkpoint(run_dir / name, self.state, self.config, class_names, digests, backup_to=backup_to)
         self.last_is_sound = is_sound

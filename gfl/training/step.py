@@ -59,7 +59,10 @@ def train_step(
         passes.append({name: loss.detach() for name, loss in losses.items()})
     losses = {name: sum(losses[name] for losses in passes) for name in passes[0]}
     state.scaler.unscale_(state.optimizer)
-    grad_norm = torch.nn.utils.clip_grad_norm_(state.model.parameters(), optim.clip_norm or torch.inf)
+    trained = [parameter for parameter in state.model.parameters() if parameter.grad is not None]
+    grad_norm = torch.nn.utils.get_total_norm([parameter.grad for parameter in trained])
+    if optim.clip_norm:
+        torch.nn.utils.clip_grads_with_norm_(trained, optim.clip_norm, grad_norm)
     update_weights(state, grad_norm, losses)
     return StepResult(losses, grad_norm, used)
 

@@ -262,9 +262,9 @@ def test_missing_images_are_counted_and_named(coco_set, refusal):
 
 def test_the_digest_is_that_of_what_is_trained(coco_set):
     data = coco_set([(40, 30), (40, 30)], [(0, 7, [2, 3, 10, 12]), (1, 8, [4, 4, 9, 9])], categories={7: "a", 8: "b"})
-    digest = data.load().digest()
+    digest = data.load().digest
     data.tree["info"] = {"year": 2026}
-    assert data.save().load().digest() == digest
+    assert data.save().load().digest == digest
     changes = [
         lambda tree: tree["annotations"][0]["bbox"].__setitem__(0, 3),
         lambda tree: tree["annotations"][1].update(category_id=7),
@@ -276,5 +276,5 @@ def test_the_digest_is_that_of_what_is_trained(coco_set):
     digests = {digest}
     for change in changes:
         change(data.tree)
-        digests.add(data.save().load().digest())
+        digests.add(data.save().load().digest)
     assert len(digests) == 1 + len(changes)

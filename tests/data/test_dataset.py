@@ -107,7 +107,7 @@ def test_a_batch_is_padded_with_zeros_to_multiples_of_32():
 
 def test_channels_come_first():
     image = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
-    batch = collate([sample(32, 32, 1)._replace(image=image[:, ::-1])])  # a flipped view, as `flip` returns it
+    batch = collate([sample(32, 32, 1)._replace(image=image[:, ::-1])])  # a view with steps
     np.testing.assert_array_equal(batch.images[0].numpy(), image[:, ::-1].transpose(2, 0, 1))
 
 

@@ -295,3 +295,13 @@ def test_a_truncated_pil_image_is_damaged(general, tmp_path):
 def test_a_score_threshold_outside_0_and_1_is_refused(general, score_thresh):
     with pytest.raises(ValueError, match="score_thresh"):
         general.predict(np.zeros((8, 8, 3), np.uint8), score_thresh=score_thresh)
+
+
+def test_outputs_that_are_not_finite_are_reported_once(pixels, capsys):
+    detector = detector_with("dirac")
+    detect_by_hand(detector, pixels)
+    assert not capsys.readouterr().out
+    detector.model.head.cls_out.bias.data[1] = float("nan")
+    for _ in range(2):
+        detect_by_hand(detector, pixels)
+    assert capsys.readouterr().out.count("not finite") == 1

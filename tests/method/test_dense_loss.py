@@ -48,6 +48,16 @@ def test_sum_and_gradient_are_those_of_the_definition_whatever_the_pieces(monkey
     assert (found[left_out] == 0).all()
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_what_is_left_out_may_be_anything(value):
+    logits, labels, positive, trained = random_inputs()
+    expected = background_loss(logits, labels, positive, trained, beta=2)
+    logits = logits.detach().masked_fill(~trained.unsqueeze(-1), value).requires_grad_()
+    found = background_loss(logits, labels, positive, trained, beta=2)
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+    assert (torch.autograd.grad(found[0], logits)[0][~trained] == 0).all()
+
+
 @BETAS
 def test_the_gradient_is_the_derivative(beta):
     logits, *others = random_inputs()

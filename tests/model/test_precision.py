@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from gfl.config import Config, EvalConfig, OptimConfig
-from gfl.model.precision import autocast_dtype, eval_dtype
+from gfl.model.precision import autocast_dtype, eval_dtype, memory_format
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
@@ -48,3 +48,11 @@ def test_auto_agrees_with_the_processor_s_capabilities():
 def test_evaluation_takes_the_run_s_precision_or_its_own(amp, trained_with, dtype):
     config = Config(optim=OptimConfig(amp=trained_with), eval=EvalConfig(amp=amp))
     assert eval_dtype(config, CPU) is dtype
+
+
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16, torch.float16])
+def test_the_layout_follows_the_precision_unless_it_is_given(dtype):
+    expected = torch.contiguous_format if dtype is None else torch.channels_last
+    assert memory_format(OptimConfig(channels_last="auto"), dtype) == expected
+    assert memory_format(OptimConfig(channels_last=True), dtype) == torch.channels_last
+    assert memory_format(OptimConfig(channels_last=False), dtype) == torch.contiguous_format

@@ -1,11 +1,12 @@
 """Sections of a GPU's check that end early, and its report; tests/robustness/test_check_gpu.py runs it on a CPU."""
 
 import sys
+from pathlib import Path
 
 import pytest
 
 from gfl.common.errors import UserError
-from gfl.tools.gpu_check.report import Check, attempt, judge, markdown, run_section
+from gfl.tools.gpu_check.report import Check, attempt, judge, markdown, run_section, worst
 
 WRITE = """
 import json, sys, time
@@ -25,6 +26,20 @@ def test_what_a_section_finished_counts_however_it_ends(end, outcome, detail, tm
     code = f"LOG = {str(log)!r}\n{WRITE}\n{end}"
     checks = run_section([sys.executable, "-c", code], log, 2, seen.append)
     assert checks == seen == [Check("first", "ok", "1 of 1"), Check("the rest of the section", outcome, detail)]
+
+
+def test_a_section_that_is_late_leaves_no_process(tmp_path):
+    pid = tmp_path / "pid"
+    child = f"import os, time; open({str(pid)!r}, 'w').write(str(os.getpid())); time.sleep(60)"
+    code = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"
+    run_section([sys.executable, "-c", code], tmp_path / "section.jsonl", 2, lambda check: None)
+    stat = Path(f"/proc/{pid.read_text()}/stat")
+    assert not stat.exists() or stat.read_text().split()[2] == "Z"  # its new parent may still have to collect it
+
+
+def test_an_error_that_is_no_number_is_the_worst():
+    assert not worst([0.001, float("nan")]) < 1
+    assert worst([0.001, 0.5, 0.2]) == 0.5
 
 
 def test_what_a_check_raises_is_its_detail():

@@ -36,13 +36,14 @@ def ours(settings: dict, device: torch.device) -> Callable[[], object]:
     from gfl.checkpoint import TrainState
     from gfl.config_file import load_config
     from gfl.evaluation.inference import detect
-    from gfl.model.precision import eval_dtype
+    from gfl.model.precision import eval_dtype, set_backends
     from gfl.structures import Batch, Targets
     from gfl.training.optim import build_optimizer
     from gfl.training.step import train_step
 
     choice = [f"optim.amp={settings['amp']}", f"optim.channels_last={str(settings['channels_last']).lower()}"]
     config = load_config(settings["config"], [*settings["overrides"], *choice])
+    set_backends(config.optim)
     layout = torch.channels_last if settings["channels_last"] else torch.contiguous_format
     model = build_detector(config, settings["classes"]).to(device, memory_format=layout)
     images, boxes, labels = random_data(settings)
@@ -135,7 +136,7 @@ def task(model: torch.nn.Module, forward: Callable, settings: dict, device: torc
     if settings["task"] == "inference":
         return forward
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.SGD(parameters, lr=RATE, momentum=0.9, weight_decay=1e-4)
+    optimizer = torch.optim.SGD(parameters, lr=RATE, momentum=0.9, weight_decay=1e-4, fused=can_fuse(device))
 
     def step() -> None:
         optimizer.zero_grad(set_to_none=True)
@@ -144,6 +145,11 @@ def task(model: torch.nn.Module, forward: Callable, settings: dict, device: torc
             optimizer.step()
 
     return step
+
+
+def can_fuse(device: torch.device) -> bool:
+    """Whether this torch has the fused update, which takes half of the time; on a CPU since 2.4."""
+    return device.type == "cuda" or tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 4)
 
 
 def under_autocast(function: Callable, settings: dict, device: torch.device) -> Callable[[], object]:

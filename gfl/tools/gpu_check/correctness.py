@@ -15,7 +15,7 @@ from gfl.config import AssignConfig
 from gfl.evaluation.inference import detect
 from gfl.method.points import PointLayout, make_point_grid, points_in_images
 from gfl.structures import Batch
-from gfl.tools.gpu_check.report import NOT_RUN, Check, Options, attempt, judge
+from gfl.tools.gpu_check.report import NOT_RUN, Check, Options, attempt, judge, worst
 from gfl.tools.gpu_check.step import Step, make_config, random_batch
 from gfl.training.resume import restore
 from gfl.training.step import compute_losses, train_step
@@ -96,12 +96,12 @@ def _same_losses(batch: Batch, options: Options) -> Check:
             found = compute_losses(step.model, step.criterion, batch.to(step.device), step.config.optim)
         losses[label] = {name: loss.item() for name, loss in found.items()}
     errors = {
-        label: max(abs(loss - losses["CPU"][name]) / abs(losses["CPU"][name]) for name, loss in found.items())
+        label: worst(abs(loss - losses["CPU"][name]) / abs(losses["CPU"][name]) for name, loss in found.items())
         for label, found in losses.items()
     }
     detail = ", ".join(f"{label} {error:.1e}" for label, error in errors.items() if label != "CPU")
     detail += f" off those of the CPU (limit {FIRST_LOSS_TOLERANCE:g})"
-    return judge("first losses", max(errors.values()) < FIRST_LOSS_TOLERANCE, detail, losses=losses)
+    return judge("first losses", worst(errors.values()) < FIRST_LOSS_TOLERANCE, detail, losses=losses)
 
 
 def _same_detections(batch: Batch, options: Options) -> Check:

@@ -18,6 +18,7 @@ from gfl.structures import Batch
 from gfl.tools.gpu_check.report import Options
 
 WIDTH, HEIGHT, COUNT = 640, 480, 512  # resized to 800 x 1066, which is padded to 800 x 1088
+REPEATS = 16  # of each image in an epoch
 DETAIL = 4  # pixels per dot of noise: files of about 100 KB, as COCO's are
 
 
@@ -39,8 +40,8 @@ def write_jpegs(folder: Path, count: int) -> Path:
 
 
 @contextlib.contextmanager
-def loaded_batches(options: Options, batch: int) -> Iterator[Callable[[torch.device], Iterator[Batch]]]:
-    """A function of a device that gives endless batches on it, as training gets them."""
+def loaded_batches(options: Options, batch: int) -> Iterator[tuple[Callable[[torch.device], Iterator[Batch]], int]]:
+    """A function of a device that gives endless batches on it, as training gets them, and how many may be queued."""
     folder = options.folder / "jpegs"
     if not (folder / "instances.json").exists():
         write_jpegs(folder, 8 if options.quick else COUNT)
@@ -48,7 +49,8 @@ def loaded_batches(options: Options, batch: int) -> Iterator[Callable[[torch.dev
     sides = {"short_side": 96, "long_side": 128} if options.quick else {}
     config = config_from_dict({"data": {"workers": workers, **sides}}, "check").data
     data = load_coco(str(folder / "instances.json"), str(folder / "images"))
-    sampler = TrainSampler(np.arange(len(data)), data.sizes, batch=batch)
+    # Each image many times, so that no epoch, at whose start the workers are idle, ends within a measurement.
+    sampler = TrainSampler(np.tile(np.arange(len(data)), REPEATS), data.sizes, batch=batch)
     loader = build_train_loader(data, config, sampler, seed=0, pin_memory=options.device.type == "cuda")
 
     def epochs() -> Iterator[Batch]:
@@ -56,4 +58,4 @@ def loaded_batches(options: Options, batch: int) -> Iterator[Callable[[torch.dev
             yield from batches(loader)
             sampler.epoch += 1
 
-    yield lambda device: prefetch(epochs(), device)
+    yield lambda device: prefetch(epochs(), device), workers * loader.prefetch_factor

@@ -1,7 +1,9 @@
 """Checks and their outcomes: sections that run in processes of their own, and the report about all of them."""
 
+import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -9,6 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 
 from gfl.common.errors import UserError
@@ -52,6 +55,11 @@ def judge(name: str, good: bool, detail: str, **values: Any) -> Check:
     return Check(name, OK if good else FAILED, detail, values)
 
 
+def worst(errors: Iterable[float]) -> float:
+    """The largest, or NaN where any is: `max` would pass over it."""
+    return float(np.max(list(errors)))
+
+
 def run_section(command: Sequence[str], log: Path, limit_s: float, on_check: Callable[[Check], None]) -> list[Check]:
     """The checks of a section that `command` runs; it appends each as a line of json to `log`.
 
@@ -62,17 +70,18 @@ def run_section(command: Sequence[str], log: Path, limit_s: float, on_check: Cal
     checks: list[Check] = []
     start = time.monotonic()
     with open(log.with_suffix(".err"), "w+") as errors:
-        process = subprocess.Popen(command, stdout=errors, stderr=errors, env=environment)
+        process = subprocess.Popen(command, stdout=errors, stderr=errors, env=environment, start_new_session=True)
         running, late = True, False
-        while running:
-            running = process.poll() is None
-            for line in log.read_text().rpartition("\n")[0].splitlines()[len(checks) :]:  # complete lines
-                checks.append(Check(**json.loads(line)))
-                on_check(checks[-1])
-            if running and time.monotonic() - start > limit_s:
-                late = True
-                process.kill()
-            time.sleep(0.1 if running else 0)
+        try:
+            while running and not late:
+                running = process.poll() is None
+                for line in log.read_text().rpartition("\n")[0].splitlines()[len(checks) :]:  # complete lines
+                    checks.append(Check(**json.loads(line)))
+                    on_check(checks[-1])
+                late = running and time.monotonic() - start > limit_s
+                time.sleep(0.1 if running else 0)
+        finally:
+            _end(process)
         errors.seek(0)
         last = ([line for line in errors.read().splitlines() if line.strip()] or ["without a message"])[-1]
     if late or process.returncode:
@@ -80,6 +89,15 @@ def run_section(command: Sequence[str], log: Path, limit_s: float, on_check: Cal
         checks.append(Check("the rest of the section", NOT_RUN if late else FAILED, reason))
         on_check(checks[-1])
     return checks
+
+
+def _end(process: subprocess.Popen) -> None:
+    """End a section with what it started: trainings end theirs when they are asked to, so that is tried first."""
+    for signum, wait_s in ((signal.SIGTERM, 10), (signal.SIGKILL, None)):
+        if process.poll() is None:
+            with contextlib.suppress(ProcessLookupError, subprocess.TimeoutExpired):
+                os.killpg(process.pid, signum)
+                process.wait(wait_s)
 
 
 def write_checks(checks: Iterable[Check], log: Path) -> None:
