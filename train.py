@@ -49,6 +49,7 @@ from gfl.config_file import load_config, save_config
 from gfl.data.bad_images import report_bad_images
 from gfl.data.loader import batches, load_training_data, prefetch
 from gfl.evaluation.coco_eval import check_backend
+from gfl.model.average import WeightAverage
 from gfl.model.precision import autocast_dtype, memory_format
 from gfl.training.acceleration import set_up_backends
 from gfl.training.divergence import looks_diverged, train_with_rewind
@@ -91,7 +92,8 @@ def train(config: Config, device: torch.device, stop: StopRequest, keep_lock: Ca
 
     # Everything that a step changes, and that a checkpoint holds.
     scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
-    state = TrainState(model, build_optimizer(model, optim), scaler)
+    average = WeightAverage(model, optim.ema) if optim.ema else None
+    state = TrainState(model, build_optimizer(model, optim), scaler, average=average)
     steps_per_epoch = data.sampler.steps_per_epoch
     changes = {}
     if checkpoint:
@@ -156,7 +158,7 @@ def train(config: Config, device: torch.device, stop: StopRequest, keep_lock: Ca
 
             if (epoch + 1) % config.eval.interval == 0 or epoch + 1 == optim.epochs:
                 save(LAST)  # whatever happens while evaluating, --resume evaluates again
-                metrics = evaluate(model, data, config, device, log, stop_if_requested)
+                metrics = evaluate(state.detector, data, config, device, log, stop_if_requested)
                 # AP is None where the split has no box to find, so that none is best.
                 if metrics and metrics["AP"] is not None and metrics["AP"] > state.progress.best:
                     state.progress = state.progress._replace(best=metrics["AP"])

@@ -25,6 +25,7 @@ from gfl.common.yaml_file import merge
 from gfl.config import Config
 from gfl.config_file import config_from_dict, config_to_dict, parse_overrides
 from gfl.evaluation.inference import Detector, default_device
+from gfl.model.average import WeightAverage
 from gfl.model.precision import eval_dtype, memory_format
 from gfl.model.published import download_advice
 
@@ -64,6 +65,12 @@ class TrainState:
     progress: Progress = field(default_factory=Progress)
     running_loss: RunningLoss = field(default_factory=RunningLoss)
     bad_images: dict[str, str] = field(default_factory=dict)  # that were replaced by others: file name -> reason
+    average: WeightAverage | None = None  # of the model's weights, with `optim.ema`
+
+    @property
+    def detector(self) -> nn.Module:
+        """What is evaluated: the average of the weights, where there is one."""
+        return self.average.model if self.average else self.model
 
 
 def save_checkpoint(
@@ -92,7 +99,9 @@ def save_checkpoint(
         "digests": dict(digests),
         "processes": distributed.world_size(),
     }
-    content = detector_content(state.model.state_dict(), config, class_names) | training
+    if state.average:
+        training["ema"] = {"updates": state.average.updates, "trained": state.model.state_dict()}
+    content = detector_content(state.detector.state_dict(), config, class_names) | training
     write_checkpoint(path, content, backup_to=backup_to)
 
 
@@ -182,6 +191,11 @@ def _check_types(state: dict[str, Any], path: Path) -> None:
     named = isinstance(names, list) and names and all(isinstance(name, str) and is_text(name) for name in names)
     if not named or len(set(names)) < len(names):
         raise damaged(f"its class_names are {describe(names)}, not a list of different names")
+
+
+def damaged_part(path: Path, part: str) -> UserError:
+    """The error to raise for a part of a checkpoint that is not as it was written."""
+    return UserError(f"{path}: its {part} is not what this codebase writes; it is damaged", code="damaged")
 
 
 def newest_checkpoint(run_dir: Path) -> tuple[Path | None, list[str]]:

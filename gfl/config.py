@@ -182,6 +182,8 @@ class OptimConfig:
     warmup_steps: Annotated[int, at_least(0)] = 500
     warmup_ratio: NotNegative = 0.001
     clip_norm: NotNegative = 0.0  # largest gradient norm, 0 for no limit
+    # Share that an average of the weights keeps of itself per step; it is what is evaluated and saved. 0: none.
+    ema: Annotated[float, Check("at least 0 and below 1", lambda value: 0 <= value < 1)] = 0.0
     amp: Literal["none", "auto", "bf16", "fp16"] = "none"  # auto: bf16 where the hardware has it, else none
     # Layout of images and weights. Auto: channels_last with autocast, whose kernels want it, else as torch has it.
     channels_last: Literal["auto", True, False] = "auto"

@@ -159,6 +159,18 @@ def divergence(config: Config) -> Any:
         return attempt(train_command.train, config, torch.device("cpu"), StopRequest(()), lambda: None, "")
 
 
+def averaging(config: Config) -> Any:
+    """The decay of the average, if there is one."""
+
+    def end(text: str) -> None:
+        raise UserError(text)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train_command, "WeightAverage", lambda network, decay: end(f"average of {decay}"))
+        patch.setattr(train_command, "FiniteGuard", lambda *_, **__: end("no average"))
+        return attempt(train_command.train, config, torch.device("cpu"), StopRequest(()), lambda: None, "")
+
+
 def run(config: Config) -> dict[str, Any]:
     """Files, records and saved checkpoints of a complete run of 2 epochs."""
     saved = []

@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 import pytest
 from config_observations import (
+    averaging,
     backends,
     compilation,
     detections,
@@ -120,6 +121,7 @@ ROWS: dict[str, tuple] = {
     "optim.warmup_steps": (rates, "100"),
     "optim.warmup_ratio": (rates, "0.1"),
     "optim.clip_norm": (update, "0.01"),
+    "optim.ema": (averaging, "0.9"),
     "optim.amp": (losses, "bf16"),
     "optim.channels_last": (layout, "true"),
     "optim.compile": (compilation, "default"),
@@ -185,7 +187,7 @@ def observe(project) -> Callable:
             overrides = (*overrides, f"run_dir={project['DATA']}/{abs(hash(overrides))}/run")
         return function(make((*common.get(function, ()), *overrides)))
 
-    common[divergence] = common[run]
+    common[divergence] = common[averaging] = common[run]
     return call
 
 

@@ -38,6 +38,8 @@ def train(state: TrainState, steps: int) -> TrainState:
         state.scaler.scale(state.model(INPUTS).square().mean()).backward()
         state.scaler.step(state.optimizer)
         state.scaler.update()
+        if state.average:
+            state.average.update()
     return state
 
 

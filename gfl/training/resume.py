@@ -1,11 +1,9 @@
 """Resume from a checkpoint, after checking all of it."""
 
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from gfl.checkpoint import (
@@ -17,6 +15,7 @@ from gfl.checkpoint import (
     RunningLoss,
     TrainState,
     check_model_state,
+    damaged_part,
     find_checkpoint,
     newest_checkpoint,
     read_checkpoint,
@@ -30,16 +29,13 @@ from gfl.common.progress import print_line
 from gfl.common.text import format_differences, shell_command
 from gfl.config import Config
 from gfl.config_file import config_differences
+from gfl.training.saved_optimizer import read_optimizer, read_scaler
 
 NEWEST, NAMES = "newest", {"previous": PREVIOUS, "best": BEST}  # of the checkpoint to resume from
 NOT_IN_EARLIER_VERSIONS = {"lr_factor"}  # fields of Progress
 OTHER_OUTPUTS = ("model.head.", "model.points.")  # keys that change what the head's numbers mean, if not their shape
 NEW_LOSS = ("model.", "assign.", "loss.", "data.")  # keys that change what the loss is
-OPTIMIZER_KEYS = ("optim.name", "optim.bias_lr_factor", "optim.bias_decay_factor", "model.backbone.frozen_stages")
 LAUNCH_FILE = "launch.txt"  # in the run folder: which call of torchrun began or resumed it
-
-# An optimizer's state per parameter: "step" is one number, the others have the parameter's shape.
-STATE_KEYS = {torch.optim.SGD: {"momentum_buffer"}, torch.optim.AdamW: {"step", "exp_avg", "exp_avg_sq"}}
 
 
 def find_resume_checkpoint(run_dir: Path, resume: str) -> tuple[Path | None, list[str]]:
@@ -112,12 +108,17 @@ def restore(
     _check_same_run(progress, saved["class_names"], path, config, class_names, steps_per_epoch)
     changes = config_differences(saved["config"], config)
     inputs = _input_differences(saved, path, digests)
-    _check_model(state, saved, path, changes)
+    updates, trained = _read_trained(saved, path)
+    for weights in (saved["model"], trained):
+        _check_model(state, saved | {"model": weights}, path, changes)
     groups = state.optimizer.state_dict()["param_groups"]
-    optimizer_state = _read_optimizer(saved, path, state.optimizer, changes)
+    optimizer_state = read_optimizer(saved, path, state.optimizer, changes)
     bad_images = _read_texts(saved, "bad_images", path)
-    scaler_state = _read_scaler(saved["scaler"], path, state.scaler)
-    state.model.load_state_dict(saved["model"])
+    scaler_state = read_scaler(saved["scaler"], path, state.scaler)
+    state.model.load_state_dict(trained)
+    if state.average:
+        state.average.model.load_state_dict(saved["model"])
+        state.average.updates = updates
     state.optimizer.load_state_dict({"state": optimizer_state, "param_groups": groups})
     if scaler_state:
         state.scaler.load_state_dict(scaler_state)
@@ -175,7 +176,7 @@ def _read_texts(saved: Mapping[str, Any], part: str, path: Path) -> dict[str, st
     """A part that maps names to texts; empty in a checkpoint of an earlier version."""
     texts = saved.get(part, {})
     if not isinstance(texts, dict) or not all(isinstance(text, str) for item in texts.items() for text in item):
-        raise _damaged_part(path, part)
+        raise damaged_part(path, part)
     return texts
 
 
@@ -189,7 +190,7 @@ def _input_differences(saved: Mapping[str, Any], path: Path, digests: Mapping[st
     }
     processes, now = saved.get("processes", distributed.world_size()), distributed.world_size()
     if type(processes) is not int:
-        raise _damaged_part(path, "processes")
+        raise damaged_part(path, "processes")
     return differences | ({"processes": (processes, now)} if processes != now else {})
 
 
@@ -209,6 +210,16 @@ def _check_model(state: TrainState, saved: dict[str, Any], path: Path, changes: 
         )
 
 
+def _read_trained(saved: Mapping[str, Any], path: Path) -> tuple[int, Any]:
+    """The weights that training goes on with, and of how many steps the model is their average: 0 where it is these."""
+    ema = saved.get("ema", {"updates": 0, "trained": saved["model"]})
+    usable = isinstance(ema, dict) and ema.keys() == {"updates", "trained"} and type(ema["updates"]) is int
+    trained = ema["trained"] if usable and ema["updates"] >= 0 else None
+    if not isinstance(trained, dict) or not all(isinstance(tensor, Tensor) for tensor in trained.values()):
+        raise damaged_part(path, "ema")
+    return ema["updates"], trained
+
+
 def _read_progress(tree: Any, path: Path) -> Progress:
     progress = dataclass_from_dict(Progress, tree, f"progress in {path}")
     if missing := [field for field in Progress._fields if field not in {*tree, *NOT_IN_EARLIER_VERSIONS}]:
@@ -218,83 +229,3 @@ def _read_progress(tree: Any, path: Path) -> Progress:
             f"progress in {path}: step {progress.step} is beyond the epoch's {progress.steps_per_epoch}", code="damaged"
         )
     return progress
-
-
-def _damaged_part(path: Path, part: str) -> UserError:
-    return UserError(f"{path}: its {part} is not what this codebase writes; it is damaged", code="damaged")
-
-
-def _read_optimizer(
-    saved: Mapping[str, Any],
-    path: Path,
-    optimizer: torch.optim.Optimizer,
-    changes: Mapping[str, tuple[Any, Any]],
-) -> dict[int, dict[str, Any]]:
-    """The optimizer's state of each parameter, by the parameter's number."""
-    tree = saved["optimizer"]
-    groups = tree.get("param_groups") if isinstance(tree, dict) else None
-    states = tree.get("state") if isinstance(tree, dict) else None
-    sizes = [_group_size(group) for group in groups] if isinstance(groups, list) else [None]
-    if None in sizes or not isinstance(states, dict):
-        raise _damaged_part(path, "optimizer")
-    if "optim.name" in changes or sizes != [len(group["params"]) for group in optimizer.param_groups]:
-        changed = format_differences({key: changes[key] for key in OPTIMIZER_KEYS if key in changes})
-        raise UserError(
-            f"{path} was trained with another optimizer; --resume cannot change {', '.join(changed or OPTIMIZER_KEYS)}",
-            code="other_optimizer",
-        )
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    for number, state in states.items():
-        known = type(number) is int and 0 <= number < len(parameters)
-        if not known or not _state_fits(state, parameters[number], STATE_KEYS[type(optimizer)]):
-            raise UserError(
-                f"{path}: its optimizer's state does not fit the model's parameters; it is damaged", code="damaged"
-            )
-    return {number: _copy_memory_format(state, parameters[number]) for number, state in states.items()}
-
-
-def _group_size(group: Any) -> int | None:
-    """The number of parameters of a parameter group, None if it is not one."""
-    params = group.get("params") if isinstance(group, dict) else None
-    return len(params) if isinstance(params, list) else None
-
-
-def _state_fits(state: Any, parameter: Tensor, keys: set[str]) -> bool:
-    """Whether `state` has `keys`, the shapes of `parameter`, and values that training produces."""
-    if not isinstance(state, dict) or state.keys() != keys:
-        return False
-    if state.get("momentum_buffer", 0) is None:  # SGD without momentum
-        return True
-    shapes = {key: torch.Size() if key == "step" else parameter.shape for key in keys}
-    finite = all(_is_finite_tensor(state[key], shape) for key, shape in shapes.items())
-    return finite and all((state[key] >= 0).all() for key in keys & {"step", "exp_avg_sq"})
-
-
-def _is_finite_tensor(value: Any, shape: torch.Size) -> bool:
-    return (
-        isinstance(value, Tensor)
-        and (value.shape, value.dtype) == (shape, torch.float32)
-        and bool(value.isfinite().all())
-    )
-
-
-def _copy_memory_format(state: dict[str, Any], parameter: Tensor) -> dict[str, Any]:
-    """`state` in the memory format of its parameter, which may have changed: fused updates ignore strides."""
-
-    def convert(value: Any) -> Any:
-        same_shape = isinstance(value, Tensor) and value.shape == parameter.shape
-        return torch.empty_like(parameter, device="cpu").copy_(value) if same_shape else value
-
-    return {key: convert(value) for key, value in state.items()}
-
-
-def _read_scaler(tree: Any, path: Path, scaler: torch.amp.GradScaler) -> dict[str, Any]:
-    """The scaler's state; empty unless both the saved and the resumed run use fp16."""
-    wanted = scaler.state_dict()
-    if tree == {} or not wanted:
-        return {}
-    usable = isinstance(tree, dict) and tree.keys() == wanted.keys()
-    usable = usable and all(type(tree[key]) in (int, float) and 0 <= tree[key] < math.inf for key in wanted)
-    if not usable or not tree["scale"] or not tree["growth_interval"]:
-        raise _damaged_part(path, "scaler")
-    return tree

@@ -64,6 +64,8 @@ def train_step(
     if optim.clip_norm:
         torch.nn.utils.clip_grads_with_norm_(trained, optim.clip_norm, grad_norm)
     update_weights(state, grad_norm, losses)
+    if state.average:
+        state.average.update()
     return StepResult(losses, grad_norm, used)
 
 

@@ -34,7 +34,7 @@ data:
   augment: [{name: RandomBrightnessContrast, p: 0.5}]
   workers: WORKERS
   on_bad_image: skip
-optim: {lr: 0.01, base_batch: 4, batch: 4, epochs: 2, warmup_steps: 2, steps: [1]}
+optim: {lr: 0.01, base_batch: 4, batch: 4, epochs: 2, warmup_steps: 2, steps: [1], ema: 0.9}
 eval: {score_thresh: 0.0, max_detections: 20, batch: 2}
 log: {interval: 1, images: 1}
 save_interval: 2
@@ -138,7 +138,9 @@ def ranks(pid: int) -> list[int]:
 def result(run: Path) -> dict[str, torch.Tensor]:
     """Everything a finished run leaves: weights, optimizer state, progress, recorded losses, replaced images."""
     state = torch.load(run / "last.pt", weights_only=True)
-    tensors = {f"model.{name}": tensor for name, tensor in state["model"].items()}
+    tensors = {f"average.{name}": tensor for name, tensor in state["model"].items()}
+    tensors |= {f"model.{name}": tensor for name, tensor in state["ema"]["trained"].items()}
+    tensors["average.updates"] = torch.tensor(state["ema"]["updates"])
     for number, entry in state["optimizer"]["state"].items():
         tensors |= {f"optimizer.{number}.{name}": torch.as_tensor(value) for name, value in entry.items()}
     tensors |= {f"progress.{name}": torch.tensor(value) for name, value in state["progress"].items()}

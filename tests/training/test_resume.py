@@ -15,13 +15,16 @@ from gfl.checkpoint import (
     TrainState,
     detector_content,
     read_checkpoint,
+    save_checkpoint,
     write_torch_file,
 )
 from gfl.common import distributed
 from gfl.config import OptimConfig
 from gfl.config_file import config_from_dict, config_to_dict
+from gfl.model.average import WeightAverage
 from gfl.training.optim import build_optimizer
-from gfl.training.resume import _read_optimizer, find_resume_checkpoint, restore, write_launch_id
+from gfl.training.resume import find_resume_checkpoint, restore, write_launch_id
+from gfl.training.saved_optimizer import read_optimizer
 
 # --- which checkpoint -------------------------------------------------------------------------------------------------
 
@@ -128,7 +131,7 @@ def test_the_optimizer_state_follows_a_changed_memory_format(name, before, tmp_p
     saved = copy.deepcopy(optimizer.state_dict())
     other = copy.deepcopy(model).to(memory_format=after)
     resumed = build_optimizer(other, config)
-    state = _read_optimizer({"optimizer": saved}, tmp_path, resumed, {})
+    state = read_optimizer({"optimizer": saved}, tmp_path, resumed, {})
     resumed.load_state_dict({"state": state, "param_groups": resumed.state_dict()["param_groups"]})
     update(model, optimizer, gradients[1])
     update(other, resumed, gradients[1])
@@ -139,6 +142,36 @@ def update(model, optimizer, gradient):
     model.weight.grad = torch.empty_like(model.weight).copy_(gradient)
     model.bias.grad = torch.ones_like(model.bias)
     optimizer.step()
+
+
+def with_average(state):
+    state.average, state.progress = WeightAverage(state.model, 0.9), PROGRESS
+    return state
+
+
+def test_an_average_of_the_weights_is_saved_as_the_model_and_continues_to_the_bit(tmp_path):
+    uninterrupted = train(with_average(new_state()), 7)
+    save_checkpoint(tmp_path / LAST, train(with_average(new_state()), 3), CONFIG, CLASS_NAMES, DIGESTS)
+    state = train(resume(tmp_path / LAST, train(with_average(new_state()), 1))[0], 4)
+    assert state.average.updates == 7
+    for one, other in ((state.model, uninterrupted.model), (state.detector, uninterrupted.detector)):
+        assert all(torch.equal(tensor, other.state_dict()[name]) for name, tensor in one.state_dict().items())
+    assert not torch.equal(state.model[0].weight, state.detector[0].weight)
+    assert torch.equal(read_checkpoint(tmp_path / LAST)["model"]["0.weight"], with_three_steps()[0].weight)
+
+
+def test_a_run_may_begin_and_stop_to_average(tmp_path):
+    state, _ = resume(save(tmp_path / LAST), with_average(new_state()))
+    assert state.average.updates == 0
+    assert torch.equal(state.detector[0].weight, state.model[0].weight)
+    averaged = train(with_average(new_state()), 3)
+    save_checkpoint(tmp_path / LAST, averaged, CONFIG, CLASS_NAMES, DIGESTS)
+    state, _ = resume(tmp_path / LAST)
+    assert torch.equal(state.model[0].weight, averaged.model[0].weight)
+
+
+def with_three_steps():
+    return train(with_average(new_state()), 3).detector
 
 
 # --- what is refused --------------------------------------------------------------------------------------------------
