@@ -170,7 +170,7 @@ def train(config: Config, device: torch.device, stop: StopRequest, keep_lock: Ca
 
     report_bad_images(state.bad_images, run_dir)
     if distributed.is_main():
-        print_lines(end_summary(run_dir, state.progress.best), indent=9)
+        print_lines(end_summary(config, state.progress.best, steps_per_epoch), indent=9)
 
 
 def stop_before_start(stop: StopRequest) -> None:

@@ -23,6 +23,8 @@ from gfl.training.resume import resume_option
 
 MAX_CLASSES, MAX_NOTES = 20, 12  # that are shown
 MIN_AP = 0.001  # below it nothing was learned
+LOW_AP, FEW_STEPS = 0.3, 1500  # below both a run on new data was too short, not the data too hard
+MAX_WARMUP = 0.25  # of the steps
 
 
 def run_summary(config: Config, device: torch.device, model: nn.Module, data: TrainingData) -> list[str]:
@@ -57,8 +59,10 @@ def run_summary(config: Config, device: torch.device, model: nn.Module, data: Tr
     notes = [f"optim.compile: nothing can be compiled here, so it trains without: {problem}"] if problem else []
     if dropped := len(train) - len(sampler.candidates):
         notes.append(f"{dropped} training images without boxes dropped; data.keep_empty=true keeps them")
-    if optim.warmup_steps * 2 > optim.epochs * sampler.steps_per_epoch:
-        notes.append("more than half of the steps are warm-up; lower optim.warmup_steps or raise optim.epochs")
+    steps = optim.epochs * sampler.steps_per_epoch
+    if optim.warmup_steps > MAX_WARMUP * steps:
+        share = f"{optim.warmup_steps / steps:.0%}" if optim.warmup_steps < steps else "all"
+        notes.append(f"{share} of the steps are warm-up; lower optim.warmup_steps or raise optim.epochs")
     if optim.decay == "step" and optim.steps and optim.steps[0] >= optim.epochs:
         notes.append(f"optim.steps={list(optim.steps)} lie beyond the last epoch: the rate never falls")
     if config.data.workers > (cores := os.cpu_count() or 1):
@@ -114,12 +118,13 @@ def resume_summary(
     return lines + [f"changed  {change}" for change in format_differences(changes)]
 
 
-def end_summary(run_dir: Path, best: float) -> list[str]:
-    """Lines about the end of a run: what it reached, what to try where it failed to learn, and the next command.
+def end_summary(config: Config, best: float, steps_per_epoch: int) -> list[str]:
+    """Lines about the end of a run: what it reached, what to try where it learned little, and the next command.
 
     Args:
         best: the best AP; negative where it was never defined.
     """
+    run_dir, steps = Path(config.run_dir), config.optim.epochs * steps_per_epoch
     trend, losses = loss_trend(run_dir / METRICS_FILE), ""
     if trend:
         losses = f" (loss {trend[0]:.3f} in the first tenth of the log, {trend[1]:.3f} in the last)"
@@ -136,5 +141,10 @@ def end_summary(run_dir: Path, best: float) -> list[str]:
             f"warning  it finds nothing yet{losses}; train longer (optim.epochs; optim.warmup_steps a small part of "
             "the steps), start from trained weights (model.weights or model.backbone.weights), and check the boxes "
             "with scripts/doctor.py"
+        )
+    elif 0 <= best < LOW_AP and steps < FEW_STEPS:
+        lines.append(
+            f"note     AP {best:.3f} after {steps} steps{losses}: too few, most likely; about {FEW_STEPS} are "
+            f"optim.epochs={-(-FEW_STEPS // steps_per_epoch)} here, in another run_dir"
         )
     return [*lines, f"next: {shell_command('python', 'eval.py', run_dir)}"]

@@ -10,11 +10,15 @@ from gfl.training.metrics_file import METRICS_FILE
 from gfl.training.summary import end_summary, limit_notes
 
 
-def end_of_run(folder, losses, best):
+def config_of(folder, epochs=12):
+    return config_from_dict({"run_dir": str(folder), "optim": {"epochs": epochs}}, "test")
+
+
+def end_of_run(folder, losses, best, epochs=12):
     records = [{"step": step, "epoch": 1, "loss/cls": loss, "loss/box": 0.5} for step, loss in enumerate(losses)]
     text = "".join(json.dumps(record) + "\n" for record in [*records, {"step": 9, "epoch": 1, "val/AP": best}])
     (folder / METRICS_FILE).write_text(text)
-    lines = end_summary(folder, best)
+    lines = end_summary(config_of(folder, epochs), best, steps_per_epoch=22)
     assert lines[0].startswith("done: best AP ")
     assert lines[-1] == f"next: python eval.py {folder}"
     return lines[1:-1]
@@ -44,8 +48,14 @@ def test_a_run_that_failed_to_learn_says_so_and_what_to_try(tmp_path, losses, be
     assert all(word in line for word in words)
 
 
+def test_a_low_ap_after_few_steps_names_the_epochs_that_are_enough(tmp_path):
+    (line,) = end_of_run(tmp_path, FALLING, 0.068)
+    assert all(word in line for word in ("0.068", "264 steps", "optim.epochs=69"))
+    assert end_of_run(tmp_path, FALLING, 0.068, epochs=69) == []
+
+
 def test_a_run_without_records_has_an_end(tmp_path):
-    assert len(end_summary(tmp_path, 0.5)) == 2
+    assert len(end_summary(config_of(tmp_path), 0.5, steps_per_epoch=22)) == 2
 
 
 def test_of_many_notes_the_first_are_shown_and_the_doctor_reports_the_others():
