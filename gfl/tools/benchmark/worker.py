@@ -93,7 +93,10 @@ def mmdetection(settings: dict, device: torch.device) -> Callable[[], object]:
     except ImportError:
         operations = types.ModuleType("mmcv._ext")
         operations.__getattr__ = lambda name: None
-        operations.nms = lambda boxes, scores, iou_threshold, offset: torchvision.ops.nms(boxes, scores, iou_threshold)
+        # In float32: under autocast to bf16 the scores are in bf16, for which there is no NMS on a CPU.
+        operations.nms = lambda boxes, scores, iou_threshold, offset: torchvision.ops.nms(
+            boxes.float(), scores.float(), iou_threshold
+        )
         sys.modules["mmcv._ext"] = operations
     import mmdet.models
     from mmdet.registry import MODELS
