@@ -241,7 +241,7 @@ def disks(folder: Path, rng: random.Random, count: int) -> Iterator[str]:
         interval = rng.choice([1, 100])  # the fault is met first by a checkpoint, or by the log
         disk = folder / f"disk_{number}"
         disk.mkdir()
-        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=450m", "tmpfs", disk], check=True)
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=700m", "tmpfs", disk], check=True)
         try:
             training = faults.Training(config, f"run_dir={disk / 'run'}", f"save_interval={interval}")
             wait_for(lambda disk=disk: records(disk / "run") >= rng.randint(1, 8))

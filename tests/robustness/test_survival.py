@@ -76,7 +76,7 @@ def test_a_signal_during_start_up_is_recorded_and_a_second_one_ends_at_once(fold
     while not handles(training.process.pid, signal.SIGUSR1):  # SIGINT has a handler of Python's own from the start
         time.sleep(0.01)
     faults.send(training.process.pid, signal.SIGINT)
-    training.wait_for("SIGINT: saving")
+    training.wait_for("SIGINT: stopping")
     faults.send(training.process.pid, signal.SIGINT)
     assert training.end(10) == -signal.SIGINT
     assert not (tmp_path / "run").exists()
