@@ -61,8 +61,7 @@ def main(args: argparse.Namespace) -> None:
     if args.to == "mmdet":
         content = export_to_mmdet(source)
     else:
-        options = {"config": args.config or "", "classes": args.classes or "", "weights": args.weights}
-        content = import_external(source, **options)
+        content = import_external(source, config=args.config, classes=args.classes, weights=args.weights)
     with writing(out):
         out.parent.mkdir(parents=True, exist_ok=True)
     write_torch_file(out, content)

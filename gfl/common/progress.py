@@ -59,7 +59,7 @@ def progress_bar(items: Iterable | None = None, *, enabled: bool = True, **optio
 
 
 class ByteBar:
-    """A progress bar in bytes, on a terminal only; `show` is told the bytes done and their total, if it is known."""
+    """A progress bar in bytes, on a terminal only; `show` takes the bytes done and their total, if it is known."""
 
     def __init__(self, text: str) -> None:
         self.bar = progress_bar(desc=text, unit="B", unit_scale=True)

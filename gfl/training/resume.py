@@ -109,8 +109,9 @@ def restore(
     changes = config_differences(saved["config"], config)
     inputs = _input_differences(saved, path, digests)
     updates, trained = _read_trained(saved, path)
-    for weights in (saved["model"], trained):
-        _check_model(state, saved | {"model": weights}, path, changes)
+    _check_model(state, saved, path, changes)
+    if "ema" in saved:
+        _check_model(state, saved | {"model": trained}, path, changes)
     groups = state.optimizer.state_dict()["param_groups"]
     optimizer_state = read_optimizer(saved, path, state.optimizer, changes)
     bad_images = _read_texts(saved, "bad_images", path)

@@ -44,19 +44,17 @@ def ours(settings: dict, device: torch.device) -> Callable[[], object]:
     choice = [f"optim.amp={settings['amp']}", f"optim.channels_last={str(settings['channels_last']).lower()}"]
     config = load_config(settings["config"], [*settings["overrides"], *choice])
     set_backends(config.optim)
-    layout = torch.channels_last if settings["channels_last"] else torch.contiguous_format
-    model = build_detector(config, settings["classes"]).to(device, memory_format=layout)
+    model = place(build_detector(config, settings["classes"]), settings, device)
     images, boxes, labels = random_data(settings)
     sizes = torch.tensor([settings["size"]] * settings["batch"])
     targets = Targets(boxes, labels, torch.ones_like(labels, dtype=torch.bool))
     batch = Batch(images, sizes, targets, torch.arange(len(images)), sizes)
     if settings["task"] == "inference":
-        model.eval()
         dtype = eval_dtype(config, device)
         return lambda: detect(model, batch.to(device), config.eval, dtype=dtype)
     criterion = build_criterion(config, model.quality, model.box_repr)
     scaler = torch.amp.GradScaler(device.type, enabled=False)
-    state = TrainState(model.train(), build_optimizer(model, config.optim), scaler)
+    state = TrainState(model, build_optimizer(model, config.optim), scaler)
     return lambda: train_step(state, model, criterion, iter([batch]), config.optim, RATE)
 
 

@@ -16,12 +16,14 @@ from gfl.tools.convert.architecture import ExternalCheckpoint, allowed_settings,
 from gfl.tools.convert.state_dict import convert_backbone, convert_detector
 
 
-def import_external(path: Path, *, config: str = "", classes: str = "", weights: str | None = None) -> dict[str, Any]:
+def import_external(
+    path: Path, *, config: str | None = None, classes: str | None = None, weights: str | None = None
+) -> dict[str, Any]:
     """The content of our file, converted from another codebase's at `path`, with lines on what was found in it.
 
     Args:
-        config: path of a config that it must fit, whose other sections go into the content; "" for none.
-        classes: path of a COCO json that names the classes where the file does not; "" for COCO's.
+        config: path of a config that it must fit, whose other sections go into the content.
+        classes: path of a COCO json that names the classes where the file does not; by default COCO's.
         weights: which of two sets, as `parse_external` takes it.
 
     Raises `UserError` for files that are damaged, of an unknown codebase or do not fit.
@@ -49,7 +51,7 @@ def import_external(path: Path, *, config: str = "", classes: str = "", weights:
     return detector_content(state, fit, class_names)
 
 
-def _print_notes(checkpoint: ExternalCheckpoint, classes_file: str) -> None:
+def _print_notes(checkpoint: ExternalCheckpoint, classes_file: str | None) -> None:
     """Print what the user should know about class names and about settings that could not be checked."""
     if checkpoint.class_names and classes_file:
         print("note     --classes was not needed: the file names its classes")
