@@ -60,6 +60,7 @@ from gfl.training.optim import build_optimizer, learning_rate
 from gfl.training.resume import find_resume_checkpoint, restore, write_launch_id
 from gfl.training.run_lock import run_lock
 from gfl.training.saving import CheckpointSaver
+from gfl.training.schedule import after_evaluation, fit_schedule, is_finished
 from gfl.training.step import train_step
 from gfl.training.summary import end_summary, resume_summary, run_summary
 from gfl.training.validation import evaluate
@@ -74,16 +75,17 @@ def main(args: argparse.Namespace, stop: StopRequest) -> None:
 
 def train(config: Config, device: torch.device, stop: StopRequest, keep_lock: Callable[[], None], resume: str) -> None:
     """One process's part of a run."""
-    optim, run_dir = config.optim, Path(config.run_dir)
-    dtype = autocast_dtype(optim, device)
+    run_dir = Path(config.run_dir)
     stop_before_start(stop)
-    set_up_backends(optim)
+    set_up_backends(config.optim)
     check_backend(config.eval.backend)
 
     # What is trained. Only a new run asks for initial weights; a resumed one has them in its checkpoint.
     checkpoint, damaged = find_resume_checkpoint(run_dir, resume)
     data = load_training_data(config, device)
-    class_names = data.train.class_names
+    class_names, steps_per_epoch = data.train.class_names, data.sampler.steps_per_epoch
+    config = fit_schedule(config, steps_per_epoch)
+    optim, dtype = config.optim, autocast_dtype(config.optim, device)
     torch.manual_seed(config.seed)
     model = build_detector(config, len(class_names)).to(device)
     initial_weights = "" if checkpoint else load_initial_weights(model, config, class_names)
@@ -94,7 +96,6 @@ def train(config: Config, device: torch.device, stop: StopRequest, keep_lock: Ca
     scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
     average = WeightAverage(model, optim.ema) if optim.ema else None
     state = TrainState(model, build_optimizer(model, optim), scaler, average=average)
-    steps_per_epoch = data.sampler.steps_per_epoch
     changes = {}
     if checkpoint:
         expected = {"class_names": class_names, "digests": data.digests(), "steps_per_epoch": steps_per_epoch}
@@ -133,10 +134,10 @@ def train(config: Config, device: torch.device, stop: StopRequest, keep_lock: Ca
         raise Interrupted(signum)
 
     try:
-        for epoch in range(state.progress.epoch, optim.epochs):
+        while not is_finished(state.progress, config):
             # A resumed run enters its epoch at the step where it stood. After the last step there may only be the
             # evaluation left.
-            first_step = state.progress.step
+            epoch, first_step = state.progress.epoch, state.progress.step
             parallel.train()
             data.sampler.epoch, data.sampler.first_step = epoch, first_step
             iterator = prefetch(batches(data.train_loader), device)
@@ -159,9 +160,9 @@ def train(config: Config, device: torch.device, stop: StopRequest, keep_lock: Ca
             if (epoch + 1) % config.eval.interval == 0 or epoch + 1 == optim.epochs:
                 save(LAST)  # whatever happens while evaluating, --resume evaluates again
                 metrics = evaluate(state.detector, data, config, device, log, stop_if_requested)
-                # AP is None where the split has no box to find, so that none is best.
-                if metrics and metrics["AP"] is not None and metrics["AP"] > state.progress.best:
-                    state.progress = state.progress._replace(best=metrics["AP"])
+                best, evaluated = state.progress.best, after_evaluation(state.progress, metrics)
+                state.progress = distributed.share_from_main(evaluated)
+                if state.progress.best > best:
                     save(BEST)
             state.progress = state.progress._replace(epoch=epoch + 1, step=0, steps_per_epoch=steps_per_epoch)
             save(LAST)
@@ -170,7 +171,7 @@ def train(config: Config, device: torch.device, stop: StopRequest, keep_lock: Ca
 
     report_bad_images(state.bad_images, run_dir)
     if distributed.is_main():
-        print_lines(end_summary(config, state.progress.best, steps_per_epoch), indent=9)
+        print_lines(end_summary(config, state.progress), indent=9)
 
 
 def stop_before_start(stop: StopRequest) -> None:

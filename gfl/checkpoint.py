@@ -44,6 +44,7 @@ class Progress(NamedTuple):
     best: float = -1.0  # the best AP so far
     steps_per_epoch: Annotated[int, at_least(0)] = 0  # what `step` counts against
     lr_factor: Annotated[float, above(0)] = 1.0  # on the learning rate; below 1 after `optim.on_divergence: rewind`
+    since_best: Annotated[int, at_least(0)] = 0  # evaluations after the best AP
 
 
 class RunningLoss(NamedTuple):

@@ -41,6 +41,10 @@ def _is_depth_or_range(depth: int | tuple[float, ...]) -> bool:
     return len(depth) == 2 and -1e30 < depth[0] < depth[1] < 1e30 and depth[1] - depth[0] > 1e-30
 
 
+def _is_count_or_share(steps: float) -> bool:
+    return 0 <= steps <= 10**9 and (steps < 1 or steps.is_integer())
+
+
 def _can_be_a_path(text: str) -> bool:
     return len(os.fsencode(text)) < 4096 and all(len(os.fsencode(name)) <= 255 for name in text.split("/"))
 
@@ -176,10 +180,14 @@ class OptimConfig:
     bias_lr_factor: Annotated[float, above(0)] = 1.0  # on the rate of biases; V1's recipe has 2
     bias_decay_factor: NotNegative = 1.0  # on their weight decay; V1's recipe has 0
     epochs: Count = 12
+    # A small data set is trained for more epochs, until they have so many steps; `steps` and eval.interval grow with
+    # them. 0: never.
+    min_steps: Annotated[int, between(0, 10**6)] = 0
     decay: Literal["step", "cosine"] = "step"
     # Epochs after which the rate is divided by 10 (decay: step).
     steps: Annotated[tuple[int, ...], Check("rising", _rises)] = (8, 11)
-    warmup_steps: Annotated[int, at_least(0)] = 500
+    # A number of steps, or below 1 a share of all.
+    warmup_steps: Annotated[float, Check("whole, or a share below 1", _is_count_or_share)] = 500
     warmup_ratio: NotNegative = 0.001
     clip_norm: NotNegative = 0.0  # largest gradient norm, 0 for no limit
     # Share that an average of the weights keeps of itself per step; it is what is evaluated and saved. 0: none.
@@ -204,6 +212,7 @@ class OptimConfig:
 @dataclass(frozen=True)
 class EvalConfig:
     interval: Count = 1  # epochs
+    patience: Annotated[int, between(0, 10**6)] = 0  # evaluations without a better AP that end a run; 0: none do
     batch: Count = 1  # images per pass and process at most: those of a pass have one padded size
     score_thresh: Probability = 0.05
     pre_nms_topk: Count = 1000

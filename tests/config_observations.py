@@ -11,7 +11,7 @@ import torch
 
 import train as train_command
 from gfl.build import build_criterion, build_detector
-from gfl.checkpoint import TrainState
+from gfl.checkpoint import Progress, TrainState
 from gfl.common.errors import UserError
 from gfl.config import Config
 from gfl.data.loader import batches, load_training_data
@@ -22,6 +22,7 @@ from gfl.structures import Batch, Targets
 from gfl.training.acceleration import accelerated, set_up_backends
 from gfl.training.initial_weights import load_initial_weights
 from gfl.training.optim import build_optimizer, learning_rate
+from gfl.training.schedule import is_finished
 from gfl.training.signals import StopRequest
 from gfl.training.step import compute_losses, train_step
 
@@ -94,6 +95,11 @@ def optimizer(config: Config) -> list:
 
 def rates(config: Config) -> list[float]:
     return [learning_rate(step, config.optim, steps_per_epoch=50) for step in range(0, 700, 7)]
+
+
+def endings(config: Config) -> list[bool]:
+    """Whether a run ends after so many evaluations that were no better than the best."""
+    return [is_finished(Progress(epoch=1, best=0.5, since_best=count), config) for count in range(3)]
 
 
 def layout(config: Config) -> list[torch.memory_format]:

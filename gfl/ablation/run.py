@@ -72,6 +72,12 @@ def run_study(options: StudyOptions, train_script: Path) -> None:
 def check_rows(path: str, runs: list[Run]) -> None:
     """Before hours of training, build each row's detector and criterion; raises `UserError` naming the row."""
     for run in runs:
+        if run.config.optim.min_steps or run.config.eval.patience:
+            raise UserError(
+                f"{path}: row {run.row!r} has optim.min_steps or eval.patience: rows are compared after equally many "
+                "epochs, so a study takes neither",
+                code="unequal_training",
+            )
         with error_context(f"{path}: row {run.row!r}"), torch.device("meta"):
             model = build_detector(run.config, 1)
             build_criterion(run.config, model.quality, model.box_repr)

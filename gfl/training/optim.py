@@ -64,9 +64,16 @@ def scaled_lr(config: OptimConfig) -> float:
 def learning_rate(step: int, config: OptimConfig, *, steps_per_epoch: int) -> float:
     """Rate of `step` (from 0): linear warm-up from `warmup_ratio`, times step or cosine decay."""
     rate = scaled_lr(config) * _decay(step, config, steps_per_epoch)
-    if step >= config.warmup_steps:
+    warmup = warmup_steps(config, steps_per_epoch)
+    if step >= warmup:
         return rate
-    return rate * (config.warmup_ratio + (1 - config.warmup_ratio) * step / config.warmup_steps)
+    return rate * (config.warmup_ratio + (1 - config.warmup_ratio) * step / warmup)
+
+
+def warmup_steps(config: OptimConfig, steps_per_epoch: int) -> int:
+    """Steps of the warm-up, which the config may have as a share of all."""
+    share = config.warmup_steps
+    return round(share * config.epochs * steps_per_epoch) if share < 1 else int(share)
 
 
 def _decay(step: int, config: OptimConfig, steps_per_epoch: int) -> float:

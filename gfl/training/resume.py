@@ -32,7 +32,7 @@ from gfl.config_file import config_differences
 from gfl.training.saved_optimizer import read_optimizer, read_scaler
 
 NEWEST, NAMES = "newest", {"previous": PREVIOUS, "best": BEST}  # of the checkpoint to resume from
-NOT_IN_EARLIER_VERSIONS = {"lr_factor"}  # fields of Progress
+NOT_IN_EARLIER_VERSIONS = {"lr_factor", "since_best"}  # fields of Progress
 OTHER_OUTPUTS = ("model.head.", "model.points.")  # keys that change what the head's numbers mean, if not their shape
 NEW_LOSS = ("model.", "assign.", "loss.", "data.")  # keys that change what the loss is
 LAUNCH_FILE = "launch.txt"  # in the run folder: which call of torchrun began or resumed it

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from gfl.checkpoint import TrainState
+from gfl.checkpoint import Progress, TrainState
 from gfl.common import distributed
 from gfl.common.text import format_differences, printable, shell_command
 from gfl.config import Config
@@ -18,8 +18,9 @@ from gfl.training.acceleration import compile_problem
 from gfl.training.data_fit import fit_notes
 from gfl.training.divergence import looks_diverged, newest_sane_checkpoint
 from gfl.training.metrics_file import METRICS_FILE, loss_trend
-from gfl.training.optim import scaled_lr
+from gfl.training.optim import scaled_lr, warmup_steps
 from gfl.training.resume import resume_option
+from gfl.training.schedule import is_finished, stops_early
 
 MAX_CLASSES, MAX_NOTES = 20, 12  # that are shown
 MIN_AP = 0.001  # below it nothing was learned
@@ -33,6 +34,7 @@ def run_summary(config: Config, device: torch.device, model: nn.Module, data: Tr
     optim = config.optim
     counts = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
     total, trained = sum(n for n, _ in counts) / 1e6, sum(n for n, grad in counts if grad) / 1e6
+    steps, warmup = optim.epochs * sampler.steps_per_epoch, warmup_steps(optim, sampler.steps_per_epoch)
     processes, dtype = distributed.world_size(), autocast_dtype(optim, device)
     layout = ", channels_last" if memory_format(optim, dtype) == torch.channels_last else ""
     kind = f"{device.type}" + (f" ({torch.get_num_threads()} threads)" if device.type == "cpu" else "")
@@ -52,16 +54,15 @@ def run_summary(config: Config, device: torch.device, model: nn.Module, data: Tr
         "batch": f"{optim.batch} = {processes} process(es) x {optim.accumulate} pass(es) x "
         f"{optim.batch // processes // optim.accumulate} images",
         "lr": f"{scaled_lr(optim):g} = {optim.lr:g} x {optim.batch} / {optim.base_batch}, {optim.name}, "
-        f"{optim.warmup_steps} warm-up steps, {optim.decay} decay",
-        "steps": f"{optim.epochs} epochs x {sampler.steps_per_epoch} = {optim.epochs * sampler.steps_per_epoch}",
+        f"{warmup} warm-up steps, {optim.decay} decay",
+        "steps": f"{optim.epochs} epochs x {sampler.steps_per_epoch} = {steps}",
         "output": config.run_dir,
     }
     notes = [f"optim.compile: nothing can be compiled here, so it trains without: {problem}"] if problem else []
     if dropped := len(train) - len(sampler.candidates):
         notes.append(f"{dropped} training images without boxes dropped; data.keep_empty=true keeps them")
-    steps = optim.epochs * sampler.steps_per_epoch
-    if optim.warmup_steps > MAX_WARMUP * steps:
-        share = f"{optim.warmup_steps / steps:.0%}" if optim.warmup_steps < steps else "all"
+    if warmup > MAX_WARMUP * steps:
+        share = f"{warmup / steps:.0%}" if warmup < steps else "all"
         notes.append(f"{share} of the steps are warm-up; lower optim.warmup_steps or raise optim.epochs")
     if optim.decay == "step" and optim.steps and optim.steps[0] >= optim.epochs:
         notes.append(f"optim.steps={list(optim.steps)} lie beyond the last epoch: the rate never falls")
@@ -100,8 +101,9 @@ def resume_summary(
         changes: how config, data and number of processes differ from the checkpoint's.
     """
     lines, progress, loss = [], state.progress, state.running_loss
-    if checkpoint and progress.epoch == config.optim.epochs:
-        lines.append(f"resume   {checkpoint} is complete: nothing to train")
+    if checkpoint and is_finished(progress, config):
+        more = "; eval.patience=0 trains on" if progress.epoch < config.optim.epochs else ""
+        lines.append(f"resume   {checkpoint} is complete: nothing to train{more}")
     elif checkpoint:
         lines.append(f"resume   {checkpoint}: epoch {progress.epoch + 1}, step {progress.step}")
     if initial_weights:
@@ -118,17 +120,18 @@ def resume_summary(
     return lines + [f"changed  {change}" for change in format_differences(changes)]
 
 
-def end_summary(config: Config, best: float, steps_per_epoch: int) -> list[str]:
-    """Lines about the end of a run: what it reached, what to try where it learned little, and the next command.
-
-    Args:
-        best: the best AP; negative where it was never defined.
-    """
-    run_dir, steps = Path(config.run_dir), config.optim.epochs * steps_per_epoch
+def end_summary(config: Config, progress: Progress) -> list[str]:
+    """Lines about the end of a run: what it reached, what to try where it learned little, and the next command."""
+    run_dir, best, steps = Path(config.run_dir), progress.best, progress.epoch * progress.steps_per_epoch
     trend, losses = loss_trend(run_dir / METRICS_FILE), ""
     if trend:
         losses = f" (loss {trend[0]:.3f} in the first tenth of the log, {trend[1]:.3f} in the last)"
-    lines = [f"done: best AP {f'{best:.3f}' if best >= 0 else '-'}"]
+    lines = [f"done: best AP {f'{best:.3f}' if best >= 0 else '-'}"]  # negative where it was never defined
+    if stops_early(progress, config):
+        lines.append(
+            f"note     ended after {progress.epoch} of {config.optim.epochs} epochs: the best AP is "
+            f"{progress.since_best} evaluations old (eval.patience)"
+        )
     if best < 0:
         lines.append("warning  no AP: the validation split has no box to find; set data.val to a split that has")
     if trend and trend[1] >= trend[0]:
@@ -145,6 +148,6 @@ def end_summary(config: Config, best: float, steps_per_epoch: int) -> list[str]:
     elif 0 <= best < LOW_AP and steps < FEW_STEPS:
         lines.append(
             f"note     AP {best:.3f} after {steps} steps{losses}: too few, most likely; about {FEW_STEPS} are "
-            f"optim.epochs={-(-FEW_STEPS // steps_per_epoch)} here, in another run_dir"
+            f"optim.epochs={-(-FEW_STEPS // progress.steps_per_epoch)} here, in another run_dir"
         )
     return [*lines, f"next: {shell_command('python', 'eval.py', run_dir)}"]

@@ -102,6 +102,8 @@ def test_rows_that_cannot_be_built_and_missing_weights_are_refused_before_anythi
     message = refusal(run_study, options, script)
     assert "row 'new'" in message
     assert "model.head.quality" in message
+    (tmp_path / "scale.yaml").write_text("eval: {patience: 2}")
+    assert refusal(run_study, options._replace(scale=str(tmp_path / "scale.yaml")), script).code == "unequal_training"
     assert not (tmp_path / "out").exists()
 
 

@@ -5,6 +5,7 @@ import shlex
 
 import pytest
 
+from gfl.checkpoint import Progress
 from gfl.config_file import config_from_dict
 from gfl.training.metrics_file import METRICS_FILE
 from gfl.training.summary import end_summary, limit_notes
@@ -18,7 +19,7 @@ def end_of_run(folder, losses, best, epochs=12):
     records = [{"step": step, "epoch": 1, "loss/cls": loss, "loss/box": 0.5} for step, loss in enumerate(losses)]
     text = "".join(json.dumps(record) + "\n" for record in [*records, {"step": 9, "epoch": 1, "val/AP": best}])
     (folder / METRICS_FILE).write_text(text)
-    lines = end_summary(config_of(folder, epochs), best, steps_per_epoch=22)
+    lines = end_summary(config_of(folder, epochs), Progress(epochs, best=best, steps_per_epoch=22))
     assert lines[0].startswith("done: best AP ")
     assert lines[-1] == f"next: python eval.py {folder}"
     return lines[1:-1]
@@ -55,7 +56,7 @@ def test_a_low_ap_after_few_steps_names_the_epochs_that_are_enough(tmp_path):
 
 
 def test_a_run_without_records_has_an_end(tmp_path):
-    assert len(end_summary(config_of(tmp_path), 0.5, steps_per_epoch=22)) == 2
+    assert len(end_summary(config_of(tmp_path), Progress(12, best=0.5, steps_per_epoch=22))) == 2
 
 
 def test_of_many_notes_the_first_are_shown_and_the_doctor_reports_the_others():
