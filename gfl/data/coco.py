@@ -27,9 +27,9 @@ from gfl.data.coco_json import (
     match_classes,
     read_coco_json,
     read_images,
-    without_cycle_search,
 )
 from gfl.data.file_names import check_files
+from gfl.data.json_file import without_cycle_search
 
 IGNORED = {  # why a box is left out of training, with the number of such boxes before it
     "crowd": "crowd boxes",
@@ -99,7 +99,7 @@ def load_coco(
     Raises `UserError` naming the file and the entries that cannot be used.
     """
     with without_cycle_search():
-        tree = read_coco_json(annotations)
+        tree = read_coco_json(annotations, outlines=False)
         return build_coco_data(tree, annotations, images, class_names, ignore_classes=ignore_classes)
 
 

@@ -1,29 +1,21 @@
 """COCO-format json as other tools write it: read, and its images and categories checked."""
 
-import contextlib
-import gc
-import json
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
-import orjson
 
 from gfl.common.errors import UserError
-from gfl.common.file_kinds import recognise_content
 from gfl.common.text import is_text, list_some, parse_flag, short_repr
 from gfl.common.yaml_file import list_in_yaml
 from gfl.data.image_files import check_file_name
+from gfl.data.json_file import read_json
 
 T = TypeVar("T")
 
 MAX_COORDINATE = 2**31  # pixels; sizes and coordinates are below it
-LONG_NUMBER = b"0" * 20  # whatever its digits are; it may not fit 64 bits
-ALL_DIGITS_0 = bytes.maketrans(b"123456789", b"0" * 9)
 MAX_INTEGER = 2**62  # ids and whole numbers are below it: they fit int64, and a float can hold them
 
 WHOLE_NUMBERS = {  # what some exports write as 1.0 or "1"
@@ -43,25 +35,17 @@ OTHER_FORMATS = {  # keys of a json that is not COCO's -> what it is
 }
 
 
-@contextmanager
-def without_cycle_search() -> Iterator[None]:
-    """Stop Python's search for cycles, of which a json has none: it visits all objects again and again as they grow."""
-    was_on = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_on:
-            gc.enable()
-
-
-def read_coco_json(path: str) -> dict[str, Any]:
+def read_coco_json(path: str, *, outlines: bool = True) -> dict[str, Any]:
     """The json as a dict with at least `images` and `categories`; raises `UserError` for anything else.
 
     UTF-8 with or without a byte order mark, UTF-16 and UTF-32. Ids and sizes like 1.0 or "1" become whole numbers, and
     `iscrowd` like "0", "yes" or true becomes 0 or 1.
+
+    Args:
+        outlines: False where the polygons of `segmentation`, most of a json, are not needed: they are empty then, and
+            what is wrong within them is not found. It takes a third of the memory.
     """
-    tree = read_json(path)
+    tree = read_json(path, outlines=outlines)
     for key in ("images", "categories"):
         if not isinstance(tree, dict) or not isinstance(tree.get(key), list) or not tree[key]:
             raise UserError(f"{path}: not a COCO-format json: it needs a non-empty list {key!r}{_other_format(tree)}")
@@ -69,53 +53,6 @@ def read_coco_json(path: str) -> dict[str, Any]:
         raise UserError(f"{path}: not a COCO-format json: 'annotations' must be a list")
     _convert_numbers(tree)
     return tree
-
-
-def read_json(path: str) -> Any:
-    """What the json file holds; raises `UserError` if it cannot be read."""
-    if not path:
-        raise UserError("no annotations given: set data.train.annotations and data.val.annotations")
-    try:
-        data = Path(path).read_bytes()
-        with without_cycle_search():
-            return _parse(data)
-    except OSError as error:
-        raise UserError(
-            f"cannot read annotations {path}: {error.strerror}; see data/README.md for where they go"
-        ) from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not valid json: {_why_invalid(data, error)}", code="json") from None
-    except ValueError:  # Python converts at most 4300 digits
-        raise UserError(f"{path}: not valid json: a number has thousands of digits") from None
-    except RecursionError:
-        raise UserError(f"{path}: not valid json: nested too deeply") from None
-
-
-def _parse(data: bytes) -> Any:
-    """The content of a json. What orjson refuses, or would round, is read by the standard library, which takes longer.
-
-    That is: NaN and numbers beyond floats, UTF-16, byte order marks, single surrogates, whole numbers beyond 64 bits.
-    """
-    if LONG_NUMBER not in data.translate(ALL_DIGITS_0):
-        with contextlib.suppress(orjson.JSONDecodeError):
-            return orjson.loads(data)
-    return json.loads(data)
-
-
-def _why_invalid(data: bytes, error: json.JSONDecodeError | UnicodeDecodeError) -> str:
-    """What a file that is no json is instead, where that is known, else what the parser says."""
-    if not data.strip():
-        return "the file is empty"
-    starts_like_json = data.lstrip()[:1] in b"[{"
-    if not starts_like_json and (kind := recognise_content(data)):
-        return f"it is {kind}"
-    if isinstance(error, UnicodeDecodeError):
-        return f"not UTF-8 text ({error.reason} at byte {error.start}); save it as UTF-8"
-    if error.msg == "Extra data":
-        return f"{error}; several jsons in one file, perhaps one a line; export as COCO"
-    if starts_like_json and data.rstrip()[-1:] not in b"]}":
-        return f"{error}; its end is missing: copy or download it again"
-    return str(error)
 
 
 def _other_format(tree: Any) -> str:

@@ -166,7 +166,7 @@ def _ground_truth(data: CocoData) -> dict[str, Any]:
 
     Annotations are numbered from 1: pycocotools treats a match with annotation id 0 as no match.
     """
-    tree = read_coco_json(data.annotations)
+    tree = read_coco_json(data.annotations, outlines=False)
     annotations: list[dict[str, Any]] = []
     for entry in tree["annotations"]:
         box, area = _finite_box(entry["bbox"]), usable_area(entry)

@@ -60,7 +60,7 @@ class Predictions(NamedTuple):
 def read_ground_truth(data: CocoData) -> list[GroundTruth]:
     """Ground truth by image index; `edge_sigma` is an extra field of soft shapes."""
     found: dict[int, list[tuple[list[float], int, list[float]]]] = {int(image_id): [] for image_id in data.image_ids}
-    for entry in read_coco_json(data.annotations).get("annotations", []):
+    for entry in read_coco_json(data.annotations, outlines=False).get("annotations", []):
         if not ignored_because(entry, data.ignored_categories):
             x, y, width, height = entry["bbox"]
             sigmas = entry.get("edge_sigma", [np.nan] * 4)
