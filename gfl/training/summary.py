@@ -25,6 +25,7 @@ from gfl.training.schedule import is_finished, stops_early
 MAX_CLASSES, MAX_NOTES = 20, 12  # that are shown
 MIN_AP = 0.001  # below it nothing was learned
 LOW_AP, FEW_STEPS = 0.3, 1500  # below both a run on new data was too short, not the data too hard
+TOO_FEW_STEPS = 500  # for a detector that starts without trained weights of its own
 MAX_WARMUP = 0.25  # of the steps
 
 
@@ -61,17 +62,25 @@ def run_summary(config: Config, device: torch.device, model: nn.Module, data: Tr
     notes = [f"optim.compile: nothing can be compiled here, so it trains without: {problem}"] if problem else []
     if dropped := len(train) - len(sampler.candidates):
         notes.append(f"{dropped} training images without boxes dropped; data.keep_empty=true keeps them")
-    if warmup > MAX_WARMUP * steps:
-        share = f"{warmup / steps:.0%}" if warmup < steps else "all"
-        notes.append(f"{share} of the steps are warm-up; lower optim.warmup_steps or raise optim.epochs")
-    if optim.decay == "step" and optim.steps and optim.steps[0] >= optim.epochs:
-        notes.append(f"optim.steps={list(optim.steps)} lie beyond the last epoch: the rate never falls")
+    notes += _schedule_notes(config, steps, warmup)
     if config.data.workers > (cores := os.cpu_count() or 1):
         notes.append(f"{config.data.workers} loader processes on {cores} cores; data.workers={cores} may be faster")
     notes += fit_notes(train, val, config)
     notes += [f"train: {note}" for note in train.notes] + [f"val: {note}" for note in val.notes + val.eval_notes]
     notes = limit_notes(notes, config)
     return [f"{name:<8} {value}" for name, value in lines.items()] + [f"note     {note}" for note in notes]
+
+
+def _schedule_notes(config: Config, steps: int, warmup: int) -> list[str]:
+    optim, notes = config.optim, []
+    if warmup > MAX_WARMUP * steps:
+        share = f"{warmup / steps:.0%}" if warmup < steps else "all"
+        notes.append(f"{share} of the steps are warm-up; lower optim.warmup_steps or raise optim.epochs")
+    if steps < TOO_FEW_STEPS and config.model.weights == "none":
+        notes.append(f"{steps} steps are too few to learn a new detector; optim.min_steps={FEW_STEPS} adds epochs")
+    if optim.decay == "step" and optim.steps and optim.steps[0] >= optim.epochs:
+        notes.append(f"optim.steps={list(optim.steps)} lie beyond the last epoch: the rate never falls")
+    return notes
 
 
 def limit_notes(notes: Sequence[str], config: Config) -> list[str]:
@@ -147,7 +156,7 @@ def end_summary(config: Config, progress: Progress) -> list[str]:
         )
     elif 0 <= best < LOW_AP and steps < FEW_STEPS:
         lines.append(
-            f"note     AP {best:.3f} after {steps} steps{losses}: too few, most likely; about {FEW_STEPS} are "
-            f"optim.epochs={-(-FEW_STEPS // progress.steps_per_epoch)} here, in another run_dir"
+            f"note     AP {best:.3f} after {steps} steps{losses}: too few, most likely; optim.min_steps={FEW_STEPS} in "
+            f"another run_dir trains for {-(-FEW_STEPS // progress.steps_per_epoch)} epochs"
         )
     return [*lines, f"next: {shell_command('python', 'eval.py', run_dir)}"]

@@ -51,7 +51,7 @@ def test_a_run_that_failed_to_learn_says_so_and_what_to_try(tmp_path, losses, be
 
 def test_a_low_ap_after_few_steps_names_the_epochs_that_are_enough(tmp_path):
     (line,) = end_of_run(tmp_path, FALLING, 0.068)
-    assert all(word in line for word in ("0.068", "264 steps", "optim.epochs=69"))
+    assert all(word in line for word in ("0.068", "264 steps", "optim.min_steps=1500", "69 epochs"))
     assert end_of_run(tmp_path, FALLING, 0.068, epochs=69) == []
 
 
