@@ -56,7 +56,7 @@ def run_summary(config: Config, device: torch.device, model: nn.Module, data: Tr
         f"{optim.batch // processes // optim.accumulate} images",
         "lr": f"{scaled_lr(optim):g} = {optim.lr:g} x {optim.batch} / {optim.base_batch}, {optim.name}, "
         f"{warmup} warm-up steps, {optim.decay} decay",
-        "steps": f"{optim.epochs} epochs x {sampler.steps_per_epoch} = {steps}",
+        "steps": f"{optim.epochs} epochs x {sampler.steps_per_epoch} = {steps}{_rules_of_length(config)}",
         "output": config.run_dir,
     }
     notes = [f"optim.compile: nothing can be compiled here, so it trains without: {problem}"] if problem else []
@@ -69,6 +69,14 @@ def run_summary(config: Config, device: torch.device, model: nn.Module, data: Tr
     notes += [f"train: {note}" for note in train.notes] + [f"val: {note}" for note in val.notes + val.eval_notes]
     notes = limit_notes(notes, config)
     return [f"{name:<8} {value}" for name, value in lines.items()] + [f"note     {note}" for note in notes]
+
+
+def _rules_of_length(config: Config) -> str:
+    """What may make a run longer or shorter than its epochs, for the line that names them."""
+    least, patience = config.optim.min_steps, config.eval.patience
+    rules = [f"at least {least}"] if least else []
+    rules += [f"until {patience} evaluation{'s' * (patience > 1)} without a better AP"] if patience else []
+    return f" ({', '.join(rules)})" if rules else ""
 
 
 def _schedule_notes(config: Config, steps: int, warmup: int) -> list[str]:
