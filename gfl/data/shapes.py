@@ -198,10 +198,10 @@ def write_shapes(
 ) -> bool:
     """Write the COCO-format set: OUT/{train,val}/*.png and OUT/annotations/instances_{train,val}.json.
 
-    Image i of a split depends on (seed, split, i) and `extents` (see `render_sample`) only. Returns False, without writing, if `out` has this set
-    already; another soft shapes set is replaced. Annotations are written last and atomically: an interrupted run never
-    looks complete. Raises `UserError` if `out` contains anything else or for `extents` out of range, `OSError` if it
-    cannot be written.
+    Image i of a split depends on (seed, split, i) and `extents` (see `render_sample`) only. Returns False, without
+    writing, if `out` has this set already; another soft shapes set is replaced. Annotations are written last and
+    atomically: an interrupted run never looks complete. Raises `UserError` if `out` contains anything else or for
+    `extents` out of range, `OSError` if it cannot be written.
     """
     out, (low, high) = Path(out), extents
     if not MIN_SHARE <= low <= high <= 1:
