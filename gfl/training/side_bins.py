@@ -34,8 +34,7 @@ def can_resample(old: HeadConfig, new: HeadConfig) -> bool:
     balanced between its neighbours, and the logits of other bins do not say how.
     """
     ratio = old.delta / new.delta
-    whole = round(ratio) >= 1 and math.isclose(ratio, round(ratio), rel_tol=1e-6)
-    return old.box == new.box == "general" and whole
+    return old.box == new.box == "general" and math.isclose(ratio, round(ratio), rel_tol=1e-6)
 
 
 def resample_sides(state: Mapping[str, Any], old: Config, new: HeadConfig, path: Path) -> dict[str, Tensor]:

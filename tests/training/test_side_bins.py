@@ -97,7 +97,7 @@ def trained(scene):
     torch.manual_seed(2)
     model = fit_sides(build_detector(config_of(quality="dgqp"), 2), *scene)
     with torch.no_grad():
-        model.head.scales.copy_(torch.tensor([0.6, 0.9, 1, 1.1, 1.5]))
+        model.head.scales.copy_(torch.tensor([0.3, 0.9, 1, 1.1, 1.5]))
         for parameter in model.quality.parameters():
             parameter.normal_()
     return model
