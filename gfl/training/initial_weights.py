@@ -64,11 +64,8 @@ def _check_architecture(theirs: ModelConfig, config: Config, path: Path) -> None
     plain = {key: new if isinstance(new, str) else json.dumps(new) for key, (_, new) in changes.items()}  # as YAML
     overrides = shell_command(*(f"{key}={new}" for key, new in plain.items()))
     differences = ", ".join(format_differences(changes))
-    why = (
-        "; delta can only be divided by a whole number"
-        if "model.head.delta" in changes and ours.head.box == "general"
-        else ""
-    )
+    other_delta = theirs.head.box == ours.head.box == "general" and not known_bins
+    why = "; delta can only be divided by a whole number" if other_delta else ""
     raise UserError(
         f"model.weights: {path} is of another architecture than the config ({differences}{why}); to fine-tune it, add "
         f"to the command: {overrides}",

@@ -21,7 +21,7 @@ from torch import Tensor
 from gfl.build import build_detector
 from gfl.checkpoint import check_model_state
 from gfl.common.errors import UserError
-from gfl.config import Config, HeadConfig
+from gfl.config import MAX_REG_MAX, Config, HeadConfig
 
 SIDE_TENSORS = ("head.reg_out.weight", "head.reg_out.bias")  # 4 x (reg_max + 1) rows, side by side
 TOLERANCE = 0.05  # strides by which re-sampling may move the expectation of a side
@@ -33,8 +33,9 @@ def can_resample(old: HeadConfig, new: HeadConfig) -> bool:
     Otherwise no linear map keeps expectations: a side that is sure of a bin which no longer exists has to become
     balanced between its neighbours, and the logits of other bins do not say how.
     """
-    ratio = old.delta / new.delta
-    return old.box == new.box == "general" and math.isclose(ratio, round(ratio), rel_tol=1e-6)
+    ratio = old.delta / new.delta  # of which more than MAX_REG_MAX leaves the first bin only
+    whole = ratio <= MAX_REG_MAX and math.isclose(ratio, round(ratio), rel_tol=1e-6)
+    return old.box == new.box == "general" and whole
 
 
 def resample_sides(state: Mapping[str, Any], old: Config, new: HeadConfig, path: Path) -> dict[str, Tensor]:

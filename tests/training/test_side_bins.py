@@ -145,8 +145,10 @@ def test_added_bins_learn(scene, tmp_path):
 
 def test_only_a_delta_that_is_divided_by_a_whole_number_can_be_resampled():
     old = config_of(delta=0.3).model.head
-    fits = {delta: can_resample(old, config_of(9, delta).model.head) for delta in (0.3, 0.15, 0.1, 0.2, 0.6, 0.29)}
-    assert fits == {0.3: True, 0.15: True, 0.1: True, 0.2: False, 0.6: False, 0.29: False}
+    fits = {
+        delta: can_resample(old, config_of(9, delta).model.head) for delta in (0.3, 0.15, 0.1, 0.2, 0.6, 0.29, 5e-324)
+    }
+    assert fits == {0.3: True, 0.15: True, 0.1: True, 0.2: False, 0.6: False, 0.29: False, 5e-324: False}
 
 
 @pytest.mark.parametrize("scale", [0.0, -0.5])
