@@ -47,11 +47,11 @@ BOX_REPRESENTATIONS: dict[str, Callable[[HeadConfig, bool], BoxRepresentation]] 
 }
 
 # Axis 3, `assign.kind`.
-ASSIGNERS: dict[str, Callable[[AssignConfig], Assigner]] = {
-    "atss": lambda config: partial(assign_atss, topk=config.topk, anchor_scale=config.anchor_scale),
-    "fcos": lambda config: partial(assign_fcos, center_radius=config.center_radius),
-    "fovea": lambda config: assign_fovea,
-    "max_iou": lambda config: partial(assign_max_iou, anchor_scale=config.anchor_scale),
+ASSIGNERS: dict[str, Callable[[AssignConfig, float | None], Assigner]] = {
+    "atss": lambda config, reach: partial(assign_atss, topk=config.topk, anchor_scale=config.anchor_scale, reach=reach),
+    "fcos": lambda config, reach: partial(assign_fcos, center_radius=config.center_radius),
+    "fovea": lambda config, reach: assign_fovea,
+    "max_iou": lambda config, reach: partial(assign_max_iou, anchor_scale=config.anchor_scale),
 }
 
 
@@ -73,9 +73,21 @@ def build_box_representation(head: HeadConfig, *, decode: str = "expectation") -
     return BOX_REPRESENTATIONS[head.box](head, decode == "peak")
 
 
-def build_assigner(config: AssignConfig) -> Assigner:
-    """``(grid, targets, inside) -> Assignment`` as the config names it."""
-    return ASSIGNERS[config.kind](config)
+def build_assigner(config: AssignConfig, head: HeadConfig) -> Assigner:
+    """``(grid, targets, inside) -> Assignment`` as the config names it.
+
+    Raises `UserError` for `assign.range_aware` where the assigner has no candidates or the boxes no range.
+    """
+    if not config.range_aware:
+        return ASSIGNERS[config.kind](config, None)
+    if config.kind != "atss" or head.box != "general":
+        raise UserError(
+            f"assign.range_aware needs assign.kind: atss and model.head.box: general, not {config.kind} and "
+            f"{head.box}: only ATSS has candidates to leave out, and only distributions end at a largest distance; "
+            "set assign.range_aware=false",
+            code="range_aware",
+        )
+    return ASSIGNERS[config.kind](config, head.reg_max * head.delta)
 
 
 def build_point_layout(points: PointsConfig) -> PointLayout:
@@ -89,7 +101,7 @@ def build_criterion(config: Config, quality: Quality, box_repr: BoxRepresentatio
     """The criterion that `config` describes, around the quality and box representation of its detector."""
     loss = config.loss
     return Criterion(
-        build_assigner(config.assign),
+        build_assigner(config.assign, config.model.head),
         quality,
         box_repr,
         cls_weight=loss.cls_weight,

@@ -14,6 +14,7 @@ NotNegative = Annotated[float, at_least(0)]
 Probability = Annotated[float, Check("in [0, 1]", lambda value: 0 <= value <= 1)]
 
 DEFAULT_MAX_PIXELS = 2**28  # 16384 x 16384, more than cameras make; 0.8 GB when decoded
+MAX_REG_MAX = 1000
 P3_TO_P7 = (8, 16, 32, 64, 128)  # strides
 
 
@@ -89,7 +90,7 @@ class HeadConfig:
     )
     dgqp: DGQPConfig = field(default_factory=DGQPConfig)
     box: Literal["dirac", "anchor_delta", "gaussian", "general"] = "general"  # gfl/method/box_representation.py
-    reg_max: Annotated[int, between(1, 1000)] = 16
+    reg_max: Annotated[int, between(1, MAX_REG_MAX)] = 16
     delta: Annotated[float, above(0)] = 1.0
 
 
@@ -113,6 +114,7 @@ class ModelConfig:
 class AssignConfig:
     kind: Literal["atss", "fcos", "fovea", "max_iou"] = "atss"  # gfl/method/assign.py
     topk: Count = 9  # atss
+    range_aware: bool = False  # atss with box: general: large boxes go to levels whose bins reach their sides
     anchor_scale: Annotated[float, above(0)] = 8.0  # atss, max_iou: side of the square around a point, in strides
     center_radius: Annotated[float, above(0)] = 1.5  # fcos, in strides
 

@@ -8,10 +8,13 @@ import argparse
 import time
 from pathlib import Path
 
-from gfl.common.arguments import whole_number
+from gfl.common.arguments import fraction, whole_number
 from gfl.common.output import protect_output
 
-EXAMPLE = "example:\n  python scripts/make_shapes.py --out data/shapes --train 800 --val 200 --seed 0"
+EXAMPLE = """example:
+  python scripts/make_shapes.py --out data/shapes --train 800 --val 200 --seed 0
+large objects, up to the whole image:
+  python scripts/make_shapes.py --out data/shapes_large --size 0.5 1"""
 DEFAULT_OUT = "data/shapes"  # where configs/gfl_r18_shapes.yaml expects it
 
 
@@ -23,8 +26,10 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--train", type=whole_number(1), default=800, help="training images (default %(default)s)")
     parser.add_argument("--val", type=whole_number(1), default=200, help="validation images (default %(default)s)")
     parser.add_argument(
-        "--seed", type=whole_number(), default=0, help="a set is determined by its seed and sizes (default %(default)s)"
+        "--seed", type=whole_number(), default=0, help="a set is determined by its arguments (default %(default)s)"
     )
+    shares = "width and height of objects, as shares of the image side from 0.05 to 1 (default 0.175 0.6875)"
+    parser.add_argument("--size", nargs=2, type=fraction, metavar=("LOW", "HIGH"), help=shares)
     return parser.parse_args()
 
 
@@ -34,13 +39,13 @@ def main(args: argparse.Namespace) -> None:
     from gfl.common.errors import UserError
     from gfl.common.progress import print_line
     from gfl.common.text import shell_command
-    from gfl.data.shapes import write_shapes
+    from gfl.data.shapes import EXTENTS, write_shapes
 
     cv2.setNumThreads(0)
     print(f"soft shapes, seed {args.seed}: {args.train} training and {args.val} validation images", flush=True)
     start = time.perf_counter()
     try:
-        written = write_shapes(args.out, args.train, args.val, args.seed)
+        written = write_shapes(args.out, args.train, args.val, args.seed, tuple(args.size or EXTENTS))
     except OSError as error:
         raise UserError(f"cannot write to {args.out} ({error}); make room or choose another --out") from error
     if written:

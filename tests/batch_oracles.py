@@ -18,8 +18,11 @@ def inside_image(point, stride, image_size):
     return math.floor(point[0] / stride) * stride < width and math.floor(point[1] / stride) * stride < height
 
 
-def atss(grid: PointGrid, inside, boxes, *, topk=9, scale=8.0):
-    """Algorithm 1 of arXiv 1912.02424 for one image: the box of each point, -1 for background."""
+def atss(grid: PointGrid, inside, boxes, *, topk=9, scale=8.0, reach=math.inf):
+    """Algorithm 1 of arXiv 1912.02424 for one image: the box of each point, -1 for background.
+
+    Candidates with a side farther than `reach` strides are taken only for a box that has none of the others within it.
+    """
     points, strides = grid.points.tolist(), grid.strides.tolist()
     best = [(-1.0, -1)] * len(points)  # IoU and slot
     for slot, box in enumerate(boxes.tolist()):
@@ -33,13 +36,21 @@ def atss(grid: PointGrid, inside, boxes, *, topk=9, scale=8.0):
         for p in candidates:
             (x, y), half = points[p], strides[p] * scale / 2
             overlap[p] = iou([x - half, y - half, x + half, y + half], box)
-        threshold = statistics.mean(overlap.values()) + statistics.stdev(overlap.values())
-        for p in candidates:
-            x, y = points[p]
-            margin = min(x - box[0], y - box[1], box[2] - x, box[3] - y)
-            if overlap[p] >= threshold and margin > 0.01 and overlap[p] > best[p][0]:
+        sides = {p: _sides(points[p], box) for p in candidates}
+        near = [p for p in candidates if max(sides[p]) <= reach * strides[p]]
+        usable = [p for p in near if min(sides[p]) > 0.01]
+        values = [overlap[p] for p in (near if usable else candidates)]
+        threshold = statistics.mean(values) + (statistics.stdev(values) if len(values) > 1 else 0.0)
+        if len(near) < len(candidates) and usable:
+            threshold = min(threshold, max(overlap[p] for p in usable))
+        for p in usable or candidates:
+            if overlap[p] >= threshold and min(sides[p]) > 0.01 and overlap[p] > best[p][0]:
                 best[p] = overlap[p], slot
     return [slot for _, slot in best]
+
+
+def _sides(point, box):
+    return [point[0] - box[0], point[1] - box[1], box[2] - point[0], box[3] - point[1]]
 
 
 def fcos(grid: PointGrid, inside, boxes, *, radius=1.5):

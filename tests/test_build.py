@@ -164,13 +164,25 @@ def test_box_representations_are_built_as_the_config_says():
 
 def test_assigners_are_built_as_the_config_says():
     for config, function, options in [
-        (AssignConfig(topk=5, anchor_scale=4.0), assign_atss, {"topk": 5, "anchor_scale": 4.0}),
+        (AssignConfig(topk=5, anchor_scale=4.0), assign_atss, {"topk": 5, "anchor_scale": 4.0, "reach": None}),
+        (AssignConfig(range_aware=True), assign_atss, {"topk": 9, "anchor_scale": 8.0, "reach": 3.5}),
         (AssignConfig(kind="fcos", center_radius=2.5), assign_fcos, {"center_radius": 2.5}),
         (AssignConfig(kind="fovea"), assign_fovea, {}),
         (AssignConfig(kind="max_iou", anchor_scale=4.0), assign_max_iou, {"anchor_scale": 4.0}),
     ]:
-        assigner = functools.partial(build_assigner(config))  # also where it is the plain function
+        assigner = functools.partial(
+            build_assigner(config, HeadConfig(reg_max=7, delta=0.5))
+        )  # also where it is the plain function
         assert (assigner.func, assigner.keywords) == (function, options)
+
+
+@pytest.mark.parametrize(
+    ("kind", "box"), [("fcos", "general"), ("fovea", "general"), ("max_iou", "general"), ("atss", "dirac")]
+)
+def test_range_aware_assignment_is_refused_where_it_means_nothing(kind, box, refusal):
+    message = refusal(build_assigner, AssignConfig(kind=kind, range_aware=True), HeadConfig(box=box))
+    assert message.code == "range_aware"
+    assert (kind if kind != "atss" else box) in message
 
 
 def test_the_criterion_takes_its_weights_from_the_config():

@@ -22,7 +22,8 @@ SPLITS = ("train", "val")
 KINDS = ("rectangle", "ellipse", "ring", "cross")
 
 IMAGE_SIZE, MAX_OBJECTS = 160, 6
-MIN_EXTENT, MAX_EXTENT, MAX_ASPECT = 28.0, 110.0, 2.5
+EXTENTS, MAX_ASPECT = (0.175, 0.6875), 2.5  # extents are shares of the image side: 28 to 110 px
+MIN_SHARE = 0.05  # of an extent: 8 px, so that the limit of a blur lies above its minimum
 MIN_SIGMA, MAX_SIGMA, MAX_SIGMA_SHARE = 0.4, 12.0, 0.12
 MAX_NOISE = 2.0  # annotators disagree by at most this many sigmas
 LEAVING_SHARE, MAX_OVERHANG = 0.25, 0.25  # 25 % outside along both axes leave 56 % of the box in the image
@@ -44,15 +45,18 @@ class SoftShape(NamedTuple):
     annotated: np.ndarray
 
 
-def render_sample(rng: np.random.Generator, noisy: bool) -> tuple[np.ndarray, list[SoftShape]]:
+def render_sample(
+    rng: np.random.Generator, noisy: bool, extents: tuple[float, float] = EXTENTS
+) -> tuple[np.ndarray, list[SoftShape]]:
     """Draw one sample: image (160, 160, 3) uint8 RGB and its 1 to 6 objects, later ones over earlier ones.
 
-    With `noisy` (training) an annotated side is normally distributed around the true side with that side's sigma,
-    truncated at two sigmas; without (validation) it is the true side.
+    Widths and heights lie between the two `extents`, which are shares of the image side. With `noisy` (training) an
+    annotated side is normally distributed around the true side with that side's sigma, truncated at two sigmas; without
+    (validation) it is the true side.
     """
     canvas = _background(rng)
     objects = []
-    for sides in _place(rng):
+    for sides in _place(rng, extents):
         kind = KINDS[rng.integers(len(KINDS))]
         limits = np.minimum(MAX_SIGMA, MAX_SIGMA_SHARE * np.tile(sides[2:] - sides[:2], 2))
         sigmas = np.exp(rng.uniform(np.log(MIN_SIGMA), np.log(limits)))
@@ -117,20 +121,21 @@ def _soft_ellipse(sides: np.ndarray, sigmas: np.ndarray) -> np.ndarray:
     return _phi(distance * slope / (slope_x * sigma_x + slope_y * sigma_y + 1e-12))
 
 
-def _place(rng: np.random.Generator) -> list[np.ndarray]:
+def _place(rng: np.random.Generator, extents: tuple[float, float]) -> list[np.ndarray]:
     """Boxes (4,) in drawing order; fewer than were drawn at random if the image is full."""
     placed: list[np.ndarray] = []
     for _ in range(rng.integers(1, MAX_OBJECTS + 1)):
-        proposals = (_propose(rng) for _ in range(30))
+        proposals = (_propose(rng, extents) for _ in range(30))
         sides = next((sides for sides in proposals if _fits(sides, placed)), None)
         if sides is not None:
             placed.append(sides)
     return placed
 
 
-def _propose(rng: np.random.Generator) -> np.ndarray:
+def _propose(rng: np.random.Generator, extents: tuple[float, float]) -> np.ndarray:
+    low, high = (math.log(share * IMAGE_SIZE) for share in extents)
     while True:
-        extent = np.exp(rng.uniform(math.log(MIN_EXTENT), math.log(MAX_EXTENT), 2))
+        extent = np.exp(rng.uniform(low, high, 2))
         if extent.max() <= MAX_ASPECT * extent.min():
             break
     overhang = MAX_OVERHANG * extent * (rng.random() < LEAVING_SHARE)
@@ -188,19 +193,27 @@ def _paint(rng: np.random.Generator, canvas: np.ndarray, sides: np.ndarray) -> n
     return texture + colours[chosen]
 
 
-def write_shapes(out: str | Path, num_train: int, num_val: int, seed: int) -> bool:
+def write_shapes(
+    out: str | Path, num_train: int, num_val: int, seed: int, extents: tuple[float, float] = EXTENTS
+) -> bool:
     """Write the COCO-format set: OUT/{train,val}/*.png and OUT/annotations/instances_{train,val}.json.
 
-    Image i of a split depends on (seed, split, i) only. Returns False, without writing, if `out` has this set
-    already; another soft shapes set is replaced. Annotations are written last and atomically: an interrupted run never
-    looks complete. Raises `UserError` if `out` contains anything else, `OSError` if it cannot be written.
+    Image i of a split depends on (seed, split, i) and `extents` (see `render_sample`) only. Returns False, without
+    writing, if `out` has this set already; another soft shapes set is replaced. Annotations are written last and
+    atomically: an interrupted run never looks complete. Raises `UserError` if `out` contains anything else or for
+    `extents` out of range, `OSError` if it cannot be written.
     """
-    out = Path(out)
+    out, (low, high) = Path(out), extents
+    if not MIN_SHARE <= low <= high <= 1:
+        raise UserError(f"size {low:g} to {high:g}: give two rising shares from {MIN_SHARE} to 1", code="size")
     info = {"description": "soft shapes", "version": VERSION, "seed": seed, "num_train": num_train, "num_val": num_val}
+    if extents != EXTENTS:  # not else: sets of earlier versions stay as they are
+        info["extents"] = list(extents)
     if all(_is_written(out, split, info) for split in SPLITS):
         return False
     _clear(out)
-    written = [_write_split(out, split, count, seed) for split, count in zip(SPLITS, (num_train, num_val), strict=True)]
+    counts = zip(SPLITS, (num_train, num_val), strict=True)
+    written = [_write_split(out, split, count, seed, extents) for split, count in counts]
     for split, content in zip(SPLITS, written, strict=True):
         write_json(out / "annotations" / f"instances_{split}.json", {"info": info} | content)
     return True
@@ -229,11 +242,12 @@ def _clear(out: Path) -> None:
             path.unlink()
 
 
-def _write_split(out: Path, split: str, count: int, seed: int) -> dict:
+def _write_split(out: Path, split: str, count: int, seed: int, extents: tuple[float, float]) -> dict:
     """Render the images of a split; returns the lists of its COCO json."""
     images, annotations = [], []
     for index in range(count):
-        image, objects = render_sample(np.random.default_rng([seed, SPLITS.index(split), index]), split == "train")
+        rng = np.random.default_rng([seed, SPLITS.index(split), index])
+        image, objects = render_sample(rng, split == "train", extents)
         images.append({"id": index + 1, "file_name": f"{index:06d}.png", "width": IMAGE_SIZE, "height": IMAGE_SIZE})
         _, png = cv2.imencode(".png", cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
         (out / split / images[-1]["file_name"]).write_bytes(png)  # cv2.imwrite crashes on paths that are not UTF-8

@@ -35,7 +35,7 @@ def regression_targets(data: CocoData, config: Config, *, max_boxes: int | None 
     With `max_boxes` only images at equal intervals are used, with about as many boxes in total.
     """
     chosen = _choose_images(np.flatnonzero(np.diff(data.offsets)), len(data.labels), max_boxes)
-    assigner, layout = build_assigner(config.assign), build_point_layout(config.model.points)
+    assigner, layout = build_assigner(config.assign, config.model.head), build_point_layout(config.model.points)
     sizes = np.array([size_in_eval(*size, config) for size in data.sizes[chosen].tolist()]).reshape(-1, 2)
     padded = -(-sizes // SIZE_DIVISOR) * SIZE_DIVISOR
     parts = [(np.zeros((0, 4), np.float32), np.zeros(0, np.int64), np.zeros(0, np.int64))]

@@ -10,7 +10,13 @@ MIN_INSIDE = 0.01  # pixels by which a positive point must lie within its box
 
 
 def assign_atss(
-    grid: PointGrid, targets: Targets, inside: Tensor, *, topk: int = 9, anchor_scale: float = 8.0
+    grid: PointGrid,
+    targets: Targets,
+    inside: Tensor,
+    *,
+    topk: int = 9,
+    anchor_scale: float = 8.0,
+    reach: float | None = None,
 ) -> Assignment:
     """Adaptive training sample selection (arXiv 1912.02424, algorithm 1).
 
@@ -18,8 +24,13 @@ def assign_atss(
     square of `anchor_scale` strides around the point, give the threshold mean + standard deviation; candidates that
     reach it and lie within the box are positive. A point claimed twice goes to the higher IoU, the lower slot on a tie.
 
+    With `reach`, which is not in the paper, candidates from which a side of the box is farther than that many strides
+    of their level are left out before the threshold is computed: a box too large for one level goes to a coarser one. A
+    box in which no candidate would be left keeps all.
+
     Args:
         inside: (B, P) bool, the points that may be assigned (`points_in_images`).
+        reach: the largest distance that the box representation can express, in strides.
 
     A box may get no point at all, as in the reference.
     """
@@ -27,10 +38,17 @@ def assign_atss(
     candidates, eligible = _nearest_points(grid, boxes_xyxy, inside, topk)  # (B, G, Q) each
     eligible &= targets.valid.unsqueeze(-1)
 
-    points = grid.points[candidates]
     iou = box_iou(anchor_boxes(grid, anchor_scale)[candidates], boxes_xyxy)  # (B, G, Q)
+    distances = boxes_to_distances(grid.points[candidates], boxes_xyxy)  # (B, G, Q, 4)
+    within = distances.amin(dim=-1) > MIN_INSIDE
     threshold = _mean_plus_std(iou, eligible)
-    within = boxes_to_distances(points, boxes_xyxy).amin(dim=-1) > MIN_INSIDE
+    if reach is not None:
+        fits = eligible & (distances.amax(dim=-1) <= reach * grid.strides[candidates])
+        best = iou.masked_fill(~(fits & within), -1.0).amax(dim=-1)
+        changed = (best >= 0) & (fits != eligible).any(dim=-1)
+        # Of few candidates none may reach mean plus deviation: the best of those that may be positive always does.
+        threshold = torch.where(changed, torch.minimum(_mean_plus_std(iou, fits), best), threshold)
+        eligible = torch.where(changed.unsqueeze(-1), fits, eligible)
     positive = eligible & within & (iou >= threshold.unsqueeze(-1))
     return Assignment(resolve_conflicts(candidates, iou.masked_fill(~positive, -1.0), num_points=inside.shape[1]))
 

@@ -1,12 +1,13 @@
 """How well a data set fits the config, by its json alone: distances, object sizes, points per object, classes."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from gfl.common.findings import Finding, finding_if_any
 from gfl.common.yaml_file import list_in_yaml
-from gfl.config import Config
+from gfl.config import MAX_REG_MAX, Config
 from gfl.data.annotation_marks import looks_like_region
 from gfl.data.coco import CocoData
 from gfl.evaluation.coco_eval import crowded_findings
@@ -49,8 +50,18 @@ def fit_statistics(data: CocoData, config: Config, *, max_boxes: int) -> dict[st
             f"under_{FEW_POINTS}_points": int((targets.points < FEW_POINTS).sum()),
             "mean_points": float(targets.points.mean()) if len(targets.points) else None,
         },
-        "targets": target_statistics(targets, config),
+        "targets": _with_range_aware(target_statistics(targets, config), data, config, max_boxes),
     }
+
+
+def _with_range_aware(statistics: dict[str, Any], data: CocoData, config: Config, max_boxes: int) -> dict[str, Any]:
+    """With `share_beyond_range_aware`, what `assign.range_aware` would leave, where it may be a remedy."""
+    is_remedy = config.assign.kind == "atss" and config.model.head.box == "general" and not config.assign.range_aware
+    if not is_remedy or statistics.get("share_beyond", 0) <= WARN_SHARE:
+        return statistics
+    aware = replace(config, assign=replace(config.assign, range_aware=True))
+    left = target_statistics(regression_targets(data, aware, max_boxes=max_boxes), aware)["share_beyond"]
+    return statistics | {"share_beyond_range_aware": left}
 
 
 def fit_findings(statistics: dict[str, Any], config: Config) -> list[Finding]:
@@ -87,11 +98,20 @@ def _without_points(assigned: dict[str, Any], objects: int) -> list[Finding]:
 def _sides_beyond(targets: dict[str, Any], config: Config) -> list[Finding]:
     if config.model.head.box != "general" or not targets["points"] or not targets["share_beyond"]:
         return []  # the other box representations have no range
-    share, recommended = targets["share_beyond"], targets["recommended_reg_max"]
+    share = targets["share_beyond"]
     level = "warning" if share > WARN_SHARE else "ok"
     what = f"sides ({share:.1%}) beyond reg_max {targets['reg_max']}, up to {targets['largest']:.0f} strides"
-    advice = f"model.head.reg_max={recommended} covers 99.9%" if level == "warning" else "few enough"
+    advice = _range_advice(targets) if level == "warning" else "few enough"
     return [Finding(level, round(share * targets["points"] * 4), what, advice)]
+
+
+def _range_advice(targets: dict[str, Any]) -> str:
+    """What brings the sides into the range: values that a new run accepts, also one that starts from a checkpoint."""
+    recommended, left = targets["recommended_reg_max"], targets.get("share_beyond_range_aware", 1)
+    advice = f"model.head.reg_max={recommended} covers 99.9%"
+    if recommended > MAX_REG_MAX:
+        advice = f"{recommended} bins are more than {MAX_REG_MAX}: raise model.head.delta, with model.weights=none"
+    return advice + (f", or assign.range_aware=true leaves {left:.1%}" if left <= WARN_SHARE else "")
 
 
 def class_counts(data: CocoData, usable: np.ndarray | None = None) -> dict[str, int]:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,11 @@ from torchvision import models
 from gfl.checkpoint import conversion_advice, find_detector, load_model_state, read_checkpoint, read_tensor_file
 from gfl.common.errors import UserError, error_context
 from gfl.common.text import format_differences, list_some, shell_command
-from gfl.config import Config
+from gfl.config import Config, HeadConfig, ModelConfig
 from gfl.config_file import config_differences, config_from_dict, config_to_dict
 from gfl.model.backbone import Backbone
 from gfl.model.detector import DenseDetector
+from gfl.training.side_bins import can_resample, resample_sides
 
 CLASS_TENSORS = ("head.cls_out.weight", "head.cls_out.bias")  # one row per class
 
@@ -24,9 +25,10 @@ CLASS_TENSORS = ("head.cls_out.weight", "head.cls_out.bias")  # one row per clas
 def load_initial_weights(model: DenseDetector, config: Config, class_names: Sequence[str]) -> str:
     """Fill the newly built `model` from `model.weights`, or its backbone from `model.backbone.weights`.
 
-    The outputs of classes that the checkpoint does not have stay as they are. Returns one line for the user on which
-    classes were kept, empty if `model.weights` is none. Raises `UserError` for weights that are missing, damaged or of
-    another architecture than `config` describes.
+    The outputs of classes that the checkpoint does not have stay as they are, and the sides of a checkpoint with other
+    bins are re-sampled (`gfl/training/side_bins.py`). Returns one line for the user on both, empty if `model.weights`
+    is none. Raises `UserError` for weights that are missing, damaged or of another architecture than `config`
+    describes.
     """
     if config.model.weights == "none":
         load_backbone_weights(model.backbone, config.model.backbone.name, config.model.backbone.weights)
@@ -34,32 +36,55 @@ def load_initial_weights(model: DenseDetector, config: Config, class_names: Sequ
     with error_context("model.weights"):
         path = find_detector(Path(config.model.weights))
     state = read_checkpoint(path)
-    _check_architecture(state["config"], config, path)
+    theirs = config_from_dict(state["config"], f"config in {path}")
+    _check_architecture(theirs.model, config, path)
     known = list(state["class_names"])
     rows = {label: known.index(name) for label, name in enumerate(class_names) if name in known}
     own = model.state_dict()
     merged = {name: _class_rows(own[name], state["model"].get(name), rows, len(known), path) for name in CLASS_TENSORS}
+    bins = _changed_bins(theirs.model.head, config.model.head)
+    if bins:  # after the check above, those that can be re-sampled
+        merged |= resample_sides(state, theirs, config.model.head, path)
     load_model_state(model, state | {"model": state["model"] | merged}, path)
-    return f"{path}: {_summary(class_names, [class_names[label] for label in rows])}"
+    return f"{path}: {_summary(class_names, [class_names[label] for label in rows])}{bins}"
 
 
-def _check_architecture(tree: Mapping[str, Any], config: Config, path: Path) -> None:
-    """Raise `UserError` unless both configs describe the same model; settings of its training may differ."""
-    ours, theirs = config.model, config_from_dict(tree, f"config in {path}").model
+def _check_architecture(theirs: ModelConfig, config: Config, path: Path) -> None:
+    """Raise `UserError` unless weights of `theirs` fit `config`; settings of training and bins of sides may differ."""
+    ours = config.model
     training = {key: getattr(ours.backbone, key) for key in ("weights", "frozen_stages", "norm_eval")}
     backbone = dataclasses.replace(theirs.backbone, **training)
-    wanted = dataclasses.replace(config, model=dataclasses.replace(theirs, weights=ours.weights, backbone=backbone))
-    changes = config_differences(config_to_dict(config), wanted)
+    known_bins = can_resample(theirs.head, ours.head)
+    bins = {"reg_max": ours.head.reg_max, "delta": ours.head.delta} if known_bins else {}
+    head = dataclasses.replace(theirs.head, **bins)
+    wanted = dataclasses.replace(theirs, weights=ours.weights, backbone=backbone, head=head)
+    changes = config_differences(config_to_dict(config), dataclasses.replace(config, model=wanted))
     if not changes:
         return
     plain = {key: new if isinstance(new, str) else json.dumps(new) for key, (_, new) in changes.items()}  # as YAML
     overrides = shell_command(*(f"{key}={new}" for key, new in plain.items()))
     differences = ", ".join(format_differences(changes))
+    other_delta = theirs.head.box == ours.head.box == "general" and not known_bins
+    why = "; delta can only be divided by a whole number" if other_delta else ""
     raise UserError(
-        f"model.weights: {path} is of another architecture than the config ({differences}); to fine-tune it, add to "
-        f"the command: {overrides}",
+        f"model.weights: {path} is of another architecture than the config ({differences}{why}); to fine-tune it, add "
+        f"to the command: {overrides}",
         code="architecture",
     )
+
+
+def _changed_bins(old: HeadConfig, new: HeadConfig) -> str:
+    """What is re-sampled, as the end of the line for the user; empty where the bins are the same or not used."""
+    changed = [
+        f"{key} {getattr(old, key):g} -> {getattr(new, key):g}"
+        for key in ("reg_max", "delta")
+        if getattr(old, key) != getattr(new, key)
+    ]
+    if not changed or new.box != "general":
+        return ""
+    reach = new.reg_max * new.delta
+    lost = f", what they said beyond {reach:g} strides is lost" if reach < old.reg_max * old.delta else ""
+    return f"; {', '.join(changed)}: side logits re-sampled{lost}"
 
 
 def _class_rows(own: Tensor, saved: Any, rows: dict[int, int], num_saved: int, path: Path) -> Tensor:

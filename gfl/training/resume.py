@@ -28,12 +28,14 @@ from gfl.common.files import write_text
 from gfl.common.progress import print_line
 from gfl.common.text import format_differences, shell_command
 from gfl.config import Config
-from gfl.config_file import config_differences
+from gfl.config_file import config_differences, config_from_dict
 from gfl.training.saved_optimizer import read_optimizer, read_scaler
+from gfl.training.side_bins import can_resample
 
 NEWEST, NAMES = "newest", {"previous": PREVIOUS, "best": BEST}  # of the checkpoint to resume from
 NOT_IN_EARLIER_VERSIONS = {"lr_factor", "since_best"}  # fields of Progress
 OTHER_OUTPUTS = ("model.head.", "model.points.")  # keys that change what the head's numbers mean, if not their shape
+BINS = {"model.head.reg_max", "model.head.delta"}  # with which a run can start from another's weights
 NEW_LOSS = ("model.", "assign.", "loss.", "data.")  # keys that change what the loss is
 LAUNCH_FILE = "launch.txt"  # in the run folder: which call of torchrun began or resumed it
 
@@ -109,9 +111,9 @@ def restore(
     changes = config_differences(saved["config"], config)
     inputs = _input_differences(saved, path, digests)
     updates, trained = _read_trained(saved, path)
-    _check_model(state, saved, path, changes)
+    _check_model(state, saved, path, changes, config)
     if "ema" in saved:
-        _check_model(state, saved | {"model": trained}, path, changes)
+        _check_model(state, saved | {"model": trained}, path, changes, config)
     groups = state.optimizer.state_dict()["param_groups"]
     optimizer_state = read_optimizer(saved, path, state.optimizer, changes)
     bad_images = _read_texts(saved, "bad_images", path)
@@ -195,20 +197,33 @@ def _input_differences(saved: Mapping[str, Any], path: Path, digests: Mapping[st
     return differences | ({"processes": (processes, now)} if processes != now else {})
 
 
-def _check_model(state: TrainState, saved: dict[str, Any], path: Path, changes: Mapping[str, tuple[Any, Any]]) -> None:
+def _check_model(
+    state: TrainState, saved: dict[str, Any], path: Path, changes: Mapping[str, tuple[Any, Any]], config: Config
+) -> None:
     """Raise `UserError` where the weights do not fit, with the keys of the config that may be why."""
     try:
         check_model_state(state.model, saved, path)
     except UserError as error:
         model = format_differences({key: change for key, change in changes.items() if key.startswith("model.")})
-        because = f": {', '.join(model)}" if error.code == "other_model" and model else ""
-        raise UserError(f"{error}{because}", code=error.code) from None
+        if error.code != "other_model" or not model:
+            raise
+        because = f"{', '.join(model)}{_restart(saved, path, changes, config)}"
+        raise UserError(f"{error}: {because}", code=error.code) from None
     if other := format_differences({key: change for key, change in changes.items() if key.startswith(OTHER_OUTPUTS)}):
         raise UserError(
-            f"{path}: outputs of its model mean something else ({', '.join(other)}); start a new run from it with "
-            f"model.weights={shell_command(path)} and another run_dir=...",
+            f"{path}: outputs of its model mean something else ({', '.join(other)}); resume with the config it was "
+            f"trained with{_restart(saved, path, changes, config)}",
             code="other_model",
         )
+
+
+def _restart(saved: dict[str, Any], path: Path, changes: Mapping[str, tuple[Any, Any]], config: Config) -> str:
+    """The way to other bins of the sides, as the end of a refusal; empty where more differs or they cannot be had."""
+    theirs = config_from_dict(saved["config"], f"config in {path}").model
+    only_bins = {key for key in changes if key.startswith("model.")} <= BINS
+    if not only_bins or not can_resample(theirs.head, config.model.head):
+        return ""
+    return f"; or start a new run from it with model.weights={shell_command(path)} and another run_dir=..."
 
 
 def _read_trained(saved: Mapping[str, Any], path: Path) -> tuple[int, Any]:

@@ -224,13 +224,26 @@ def test_the_same_set_is_kept_and_another_replaces_it(tmp_path):
     assert len(load(tmp_path, "train")["images"]) == 2
 
 
+def test_objects_have_the_size_that_is_asked_for(tmp_path, script, refusal):
+    args = Namespace(out=str(tmp_path), train=9, val=1, seed=0, size=[0.5, 1.0])
+    script("make_shapes").main(args)
+    assert load(tmp_path, "val")["info"]["extents"] == args.size
+    samples = [render_sample(np.random.default_rng(seed), False, (0.5, 1.0))[1] for seed in range(40)]
+    extents = np.array([shape.sides[2:] - shape.sides[:2] for sample in samples for shape in sample]) / IMAGE_SIZE
+    assert extents.min() >= 0.5
+    assert 0.9 < extents.max() <= 1
+    assert write_shapes(tmp_path, 9, 1, 0)  # of the default size: another set
+    for low, high in ((0.04, 0.5), (0.6, 0.5), (0.5, 1.1)):
+        assert refusal(write_shapes, tmp_path, 9, 1, 0, (low, high)).code == "size"
+
+
 def test_an_interrupted_run_does_not_look_complete(tmp_path, monkeypatch):
     write_shapes(tmp_path, 2, 1, 0)
 
-    def interrupt(rng, noisy):
+    def interrupt(rng, noisy, extents):
         if not noisy:  # in the middle: the training images are there, those for validation are not
             raise KeyboardInterrupt
-        return render_sample(rng, noisy)
+        return render_sample(rng, noisy, extents)
 
     with monkeypatch.context() as patched:
         patched.setattr(shapes, "render_sample", interrupt)
@@ -253,7 +266,7 @@ def test_a_folder_with_other_files_is_refused_and_kept(tmp_path, refusal):
 
 def test_the_command_writes_the_set_once(script, tmp_path, capsys):
     make_shapes = script("make_shapes")
-    args = Namespace(out=str(tmp_path / "new"), train=2, val=1, seed=0)
+    args = Namespace(out=str(tmp_path / "new"), train=2, val=1, seed=0, size=None)
     make_shapes.main(args)
     printed = capsys.readouterr().out
     assert f"python train.py configs/gfl_r18_shapes.yaml data.train.annotations={args.out}/annotations" in printed

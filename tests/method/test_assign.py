@@ -9,6 +9,7 @@ import torch
 from reference import GOLDEN, read_golden
 
 from gfl.method.assign import assign_atss
+from gfl.method.boxes import boxes_to_distances
 from gfl.method.points import PointLayout, make_point_grid, points_in_images
 
 CASES = json.loads((GOLDEN / "atss.json").read_text())
@@ -57,6 +58,34 @@ def test_a_batch_of_uneven_images_equals_the_slow_oracle(options):
             inside = [batch_oracles.inside_image(*point, size) for point in points]
             assert index[image].tolist() == batch_oracles.atss(grid, inside, boxes[image], topk=topk, scale=scale)
         assert (index >= 0).any()
+
+
+@pytest.mark.parametrize("reach", [1, 2, 3.25, 5])
+def test_range_aware_assignment_of_huge_boxes_equals_the_slow_oracle(reach):
+    """Boxes of up to one and a half images; on quarters of a pixel, so that distances equal the reach exactly."""
+    generator, size, moved, beyond = torch.Generator().manual_seed(3), (160, 192), 0, {None: 0, reach: 0}
+    boxes = [oracles.random_boxes(4, 240, 280, generator) - 40 for _ in range(3)]
+    boxes = [(image * 4).round() / 4 for image in boxes] + [torch.tensor([[64 - 80.0, 20, 64 + 80, 140]])]
+    indices = {chosen: assign([size] * 4, boxes, size, reach=chosen) for chosen in (None, reach)}
+    for image, image_boxes in enumerate(boxes):
+        index, grid = indices[reach]
+        assert index[image].tolist() == batch_oracles.atss(grid, [True] * len(grid.points), image_boxes, reach=reach)
+        for chosen, (found, _) in indices.items():
+            point = (found[image] >= 0).nonzero()[:, 0]
+            sides = boxes_to_distances(grid.points[point], image_boxes[found[image, point]])
+            beyond[chosen] += (sides > reach * grid.strides[point, None]).sum().item()
+        moved += not index[image].equal(indices[None][0][image])
+    assert moved
+    assert beyond[reach] < beyond[None]
+
+
+def test_a_box_goes_to_the_level_that_reaches_its_sides_or_stays_where_none_does():
+    box = torch.tensor([[2.0, 3.0, 190.0, 157.0]])  # sides of at least 94 px from any point
+    levels = {}
+    for reach in (None, 8, 5, 2, 1, 0.5):
+        index, grid = assign([(160, 192)], [box], (160, 192), reach=reach)
+        levels[reach] = grid.strides[index[0] >= 0].unique().tolist()
+    assert levels == {None: [16], 8: [16], 5: [32], 2: [64], 1: [128], 0.5: [16]}
 
 
 @pytest.mark.parametrize("seed", range(2))
@@ -117,3 +146,12 @@ def test_an_iou_that_equals_the_threshold_is_positive():
     targets = oracles.pad_targets([[[17.0, 17.0, 33.0, 33.0]]], [[0]])
     index = assign_atss(grid, targets, torch.ones(1, 64, dtype=torch.bool)).index[0]
     assert grid.points[index >= 0].tolist() == [[24, 24], [32, 24], [24, 32], [32, 32]]
+
+
+def test_a_reach_that_every_candidate_has_changes_nothing():
+    """Two levels with four equal IoUs each: mean plus deviation is above all of them, so that the box has no point."""
+    grid = make_point_grid([(8, 8), (4, 4)], PointLayout((8, 16)))
+    targets = oracles.pad_targets([[[31.0, 31.0, 33.0, 33.0]]], [[0]])
+    for reach in (None, 100):
+        index = assign_atss(grid, targets, torch.ones(1, 80, dtype=torch.bool), topk=4, reach=reach).index
+        assert (index == -1).all()

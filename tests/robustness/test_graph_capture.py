@@ -1,5 +1,7 @@
 """Every assigner compiles to one graph: nothing branches on data or waits for the device."""
 
+from functools import partial
+
 import batch_oracles
 import oracles
 import pytest
@@ -10,7 +12,9 @@ from gfl.method.assign import assign_atss, assign_fcos, assign_fovea, assign_max
 pytestmark = pytest.mark.robustness
 
 
-@pytest.mark.parametrize("function", [assign_atss, assign_fcos, assign_fovea, assign_max_iou])
+@pytest.mark.parametrize(
+    "function", [assign_atss, partial(assign_atss, reach=2.0), assign_fcos, assign_fovea, assign_max_iou]
+)
 def test_every_assigner_compiles_to_one_graph(function):
     """`fullgraph` refuses `.item()`, `nonzero` and every branch on data."""
     generator, sizes = torch.Generator().manual_seed(0), [(128, 160), (97, 65), (70, 70)]

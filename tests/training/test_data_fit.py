@@ -1,5 +1,7 @@
 """Object sizes, points per object and findings, against constructed cases."""
 
+from dataclasses import replace
+
 import pytest
 
 from gfl.config import AssignConfig, Config, DataConfig, HeadConfig, ModelConfig
@@ -47,6 +49,28 @@ def test_sides_beyond_reg_max_are_reported_with_a_better_value(coco_set):
     assert f"model.head.reg_max={recommended}" in note
     assert fit_notes(data, data, config_of(reg_max=recommended)) == []
     assert fit_notes(data, data, config_of(reg_max=2, box="dirac")) == []  # which has no range
+
+
+def test_range_aware_assignment_is_an_alternative_where_it_leaves_few_sides_beyond(coco_set):
+    data = coco_set([(128, 128)], [(0, 7, [4, 4, 120, 120])]).load()
+    (note,) = fit_notes(data, data, config_of(reg_max=4))
+    assert "assign.range_aware=true" in note
+    for kind, box in (("max_iou", "general"), ("fcos", "general"), ("atss", "dirac")):
+        notes = fit_notes(data, data, config_of(reg_max=2, assign=kind, box=box))
+        assert not any("range_aware" in note for note in notes)
+    config = config_of(reg_max=4)
+    aware = replace(config, assign=replace(config.assign, range_aware=True))
+    before, after = (fit_statistics(data, each, max_boxes=100)["targets"] for each in (config, aware))
+    assert before["share_beyond"] > 0.1
+    assert after["share_beyond"] == before["share_beyond_range_aware"] == 0
+    assert fit_notes(data, data, aware) == []
+
+
+def test_a_reg_max_beyond_its_limit_is_not_advised(coco_set):
+    data = coco_set([(128, 128)], [(0, 7, [10, 10, 60, 60])]).load()
+    (note,) = fit_notes(data, data, config_of(delta=0.001))
+    assert "model.head.delta" in note
+    assert "model.head.reg_max=" not in note
 
 
 def test_classes_without_boxes_are_reported_for_each_split(coco_set):

@@ -124,12 +124,31 @@ def test_another_architecture_is_refused_with_overrides_that_fit(start, tmp_path
     assert fitting.model.head.quality == "dgqp"
 
 
-@pytest.mark.parametrize("change", [{"box": "anchor_delta"}, {"delta": 0.5}], ids=str)
+@pytest.mark.parametrize("change", [{"box": "anchor_delta"}, {"delta": 2.0}, {"delta": 0.7}], ids=str)
 def test_a_difference_that_shapes_do_not_show_is_refused(start, change):
     head = {"box": "dirac"} if "box" in change else {}
     write_trained(start, make_config(head))
     message = refuse(starting_from(start, make_config(head | change)), "architecture")
     assert f"model.head.{next(iter(change))}" in message
+
+
+def test_other_bins_are_no_other_architecture_and_advice_does_not_change_them(start):
+    """What the error of another difference says to add, with the bins of the config, is a start that works."""
+    theirs = make_config({"channels": 96})
+    write_torch_file(start, detector_content(new_model(theirs, OLD).state_dict(), theirs, OLD))
+    message = refuse(starting_from(start, make_config({"reg_max": 22, "delta": 0.5})), "architecture")
+    words = [word for word in shlex.split(message) if word.startswith("model.") and "=" in word]
+    assert words == ["model.head.channels=96"]
+    config = starting_from(start, make_config({"channels": 96, "reg_max": 22, "delta": 0.5}))
+    line = load_initial_weights(new_model(config), config, NEW)
+    assert all(part in line for part in ("2 of 3", "reg_max 16 -> 22", "delta 1 -> 0.5", "beyond 11 strides"))
+
+
+def test_bins_that_are_not_used_are_not_resampled(start):
+    theirs = make_config({"box": "gaussian", "reg_max": 8})
+    write_trained(start, theirs)
+    message = refuse(starting_from(start, make_config({"box": "gaussian"})), "architecture")
+    assert "model.head.reg_max=8" in message
 
 
 def test_settings_of_the_backbones_training_may_differ(start):

@@ -210,6 +210,20 @@ def test_outputs_of_another_meaning_are_refused_although_the_tensors_fit(tmp_pat
     assert "model.head.quality: joint -> none" in message
 
 
+@pytest.mark.parametrize(
+    ("head", "advised"),
+    [({"delta": 0.5}, True), ({"delta": 2.0}, False), ({"delta": 0.5, "quality": "none"}, False)],
+    ids=str,
+)
+def test_a_new_run_from_its_weights_is_advised_where_only_bins_differ_that_can_be_resampled(
+    head, advised, tmp_path, refusal
+):
+    model = config_to_dict(CONFIG)["model"]
+    message = refusal(resume, save(tmp_path / LAST), config=with_changes(model=model | {"head": model["head"] | head}))
+    assert message.code == "other_model"
+    assert ("model.weights=" in message) == advised
+
+
 def test_a_run_whose_checkpoints_are_gone_is_neither_overwritten_nor_new(tmp_path, refusal):
     for name in (LAST, PREVIOUS):
         save(tmp_path / name)

@@ -10,7 +10,7 @@ import numpy as np
 from gfl.common.findings import LEVELS, Finding, all_named, exit_code, table
 from gfl.common.progress import progress_bar
 from gfl.common.text import printable
-from gfl.config import Config, DataConfig
+from gfl.config import MAX_REG_MAX, Config, DataConfig
 from gfl.config_file import config_to_dict
 from gfl.data.coco import CocoData
 from gfl.data.coco_json import read_coco_json
@@ -181,7 +181,8 @@ def _fit_lines(result: dict[str, Any], width: int) -> list[str]:
 def _reg_max_verdict(targets: dict[str, Any], box: str) -> str:
     recommended, configured = targets["recommended_reg_max"], targets["reg_max"]
     # As the finding above: few sides beyond the range are no reason to change it.
-    verdict = "raise model.head.reg_max" if targets["share_beyond"] > WARN_SHARE else "enough"
+    key = "reg_max" if recommended <= MAX_REG_MAX else "delta"
+    verdict = f"raise model.head.{key}" if targets["share_beyond"] > WARN_SHARE else "enough"
     verdict = verdict if box == "general" else f"not used by model.head.box={box}"
     return f"reg_max {recommended} covers 99.9% of the sides; the config has {configured}: {verdict}"
 

@@ -11,7 +11,7 @@ import torch
 from gfl.build import ASSIGNERS, build_assigner
 from gfl.checkpoint import TrainState, save_checkpoint
 from gfl.common.errors import UserError
-from gfl.config import AssignConfig
+from gfl.config import AssignConfig, HeadConfig
 from gfl.evaluation.inference import detect
 from gfl.method.points import PointLayout, make_point_grid, points_in_images
 from gfl.structures import Batch
@@ -68,7 +68,7 @@ def same_as_cpu(options: Options) -> Iterator[Check]:
 
 
 def _same_assignment(name: str, batch: Batch, device: torch.device) -> Check:
-    assigner, found = build_assigner(AssignConfig(kind=name)), []
+    assigner, found = build_assigner(AssignConfig(kind=name), HeadConfig()), []
     for place in (torch.device("cpu"), device):
         height, width = batch.images.shape[-2:]
         layout = PointLayout((8, 16, 32, 64, 128))
