@@ -13,7 +13,7 @@ from gfl.tools.doctor.images import InspectedImage
 def copy_findings(data: CocoData, inspected: Mapping[int, InspectedImage]) -> list[Finding]:
     """Images of one split under several names."""
     copies = [" = ".join(names) for names in _names_by_digest(data, inspected).values() if len(names) > 1]
-    return finding_if_any("warning", "images under several names", "--leave-out OUT.json --no-copies", copies)
+    return finding_if_any("warning", "images under several names", "--write-clean OUT.json --no-copies", copies)
 
 
 def shared_image_findings(
@@ -28,7 +28,7 @@ def shared_image_findings(
     command = ""
     if len(both) < len(in_val):  # otherwise nothing would be left
         out = Path(val.annotations).with_name(f"{Path(val.annotations).stem}_unseen.json")
-        words = ["python", "scripts/doctor.py", Path(val.annotations), Path(val.root), "--leave-out", out]
+        words = ["python", "scripts/doctor.py", Path(val.annotations), Path(val.root), "--write-clean", out]
         command = shell_command(*words, "--no-copies", Path(train.annotations), Path(train.root))
     advice = "AP is too high; leave them out of one split"
     return finding_if_any("warning", "val images that are also in train", advice, both, command=command)

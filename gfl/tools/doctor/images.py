@@ -19,7 +19,7 @@ from gfl.common.findings import Finding, finding_if_any
 from gfl.common.text import list_some
 from gfl.config import DataConfig
 from gfl.data.coco import CocoData, image_path
-from gfl.data.file_names import find_spellings, leave_out_command
+from gfl.data.file_names import find_spellings, write_clean_command
 from gfl.data.image_errors import MAX_CHANNELS
 from gfl.data.image_files import (
     BitDepth,
@@ -36,6 +36,7 @@ from gfl.data.orientation import TRANSPOSED, read_orientation
 
 MIN_SHARE_OF_RANGE = 0.5  # of 16 bits, below which the values in use are called few
 DEFAULTS = DataConfig()
+FileAndSize = tuple[str, int, int]  # file name, and height and width by the json
 CHUNK = 16  # images per message from a process
 RESTORE = "restore or leave out"
 DAMAGED = ("damaged or unreadable images", RESTORE)
@@ -131,7 +132,7 @@ def inspect_images(
     config: DataConfig = DEFAULTS,
     on_images: Callable[[int], object] = lambda count: None,
 ) -> dict[int, InspectedImage]:
-    """Index of image -> `InspectedImage`, on all cores; a file that the json names twice is read once.
+    """Index of image -> `InspectedImage`, on all cores; a file that the json names twice with one size is read once.
 
     Args:
         config: of the data; its `bit_depth` and `max_pixels` count.
@@ -139,7 +140,7 @@ def inspect_images(
 
     Raises `UserError` if a process dies.
     """
-    rows = sorted(np.unique(data.file_names, return_index=True)[1].tolist())
+    rows = distinct_files(data)
     workers = min(len(os.sched_getaffinity(0)), -(-len(rows) // CHUNK))
     loader = DataLoader(
         _ImageFiles(data, rows, config),
@@ -166,6 +167,19 @@ def inspect_images(
     return dict(zip(rows, inspected, strict=True))
 
 
+def distinct_files(data: CocoData) -> list[int]:
+    """The first image of each file and size; entries of one file may give it different sizes."""
+    first: dict[FileAndSize, int] = {}
+    for row in range(len(data)):
+        first.setdefault(file_and_size(data, row), row)
+    return list(first.values())
+
+
+def file_and_size(data: CocoData, row: int) -> FileAndSize:
+    """What decides whether image `row` can be read."""
+    return str(data.file_names[row]), *data.sizes[row].tolist()
+
+
 def _ignore_interrupts(worker: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the main process
 
@@ -179,7 +193,7 @@ def image_findings(data: CocoData, inspected: dict[int, InspectedImage], bit_dep
         names = [str(data.file_names[row]) for row in selected]
         return names, [image.reason or image.decoder_warning for image in selected.values()]
 
-    leave_out = leave_out_command(data.annotations, data.root)
+    leave_out = write_clean_command(data.annotations, data.root)
     unreadable = []
     codes = {image.code for image in inspected.values() if image.problem == "unreadable"}
     for code in sorted(codes - {"pixel_type"}):  # which is a finding on depth

@@ -18,7 +18,14 @@ from gfl.data.image_files import check_image_folder
 from gfl.evaluation.coco_eval import crowded_findings
 from gfl.tools.doctor.annotations import check_annotations, compare_categories
 from gfl.tools.doctor.copies import copy_findings, shared_image_findings
-from gfl.tools.doctor.images import InspectedImage, image_findings, inspect_images, unlisted_image_findings
+from gfl.tools.doctor.images import (
+    InspectedImage,
+    distinct_files,
+    file_and_size,
+    image_findings,
+    inspect_images,
+    unlisted_image_findings,
+)
 from gfl.training.data_fit import MAX_OBJECTS, WARN_SHARE, class_counts, class_findings, fit_findings, fit_statistics
 
 MAX_CLASSES = 12  # in the terminal; the rarest ones if there are more
@@ -72,8 +79,7 @@ def check_dataset(
 
 
 def _inspect(data: CocoData, split: str, config: DataConfig, progress: bool) -> dict[int, InspectedImage]:
-    files = len(np.unique(data.file_names))
-    with progress_bar(total=files, desc=split, unit="image", enabled=progress) as bar:
+    with progress_bar(total=len(distinct_files(data)), desc=split, unit="image", enabled=progress) as bar:
         return inspect_images(data, config=config, on_images=bar.update)
 
 
@@ -100,8 +106,8 @@ def _summary(
 
 def _usable(data: CocoData, images: dict[int, InspectedImage]) -> np.ndarray:
     """(I,) whether training can read the image's file, which the json may name more than once."""
-    unusable = [data.file_names[row] for row, image in images.items() if image.problem]
-    return ~np.isin(data.file_names, unusable)
+    unusable = {file_and_size(data, row) for row, image in images.items() if image.problem}
+    return np.array([file_and_size(data, row) not in unusable for row in range(len(data))], bool)
 
 
 def format_report(result: dict[str, Any], width: int | None = None, *, hint: bool = True) -> str:

@@ -10,7 +10,7 @@ from gfl.config import DataConfig
 from gfl.data.coco import load_coco
 from gfl.tools.doctor.copies import copy_findings, shared_image_findings
 from gfl.tools.doctor.images import inspect_images
-from gfl.tools.doctor.leave_out import write_usable
+from gfl.tools.doctor.write_clean import write_clean
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ def test_copies_are_found_within_a_split_and_in_both(splits):
 
 def test_the_first_of_several_copies_stays(splits, tmp_path):
     made, out = splits[0], str(tmp_path / "out.json")
-    write_usable((made.annotations, made.images), out, DataConfig(), no_copies=True)
+    write_clean((made.annotations, made.images), out, DataConfig(), no_copies=True)
     assert load_coco(out, made.images).file_names.tolist() == ["000.png", "001.png"]
 
 
@@ -45,5 +45,5 @@ def test_the_command_that_is_advised_leaves_images_of_train_out_of_val(splits):
     (found,) = shared_image_findings(train, inspect_images(train), val, inspect_images(val))
     command = shlex.split(found.command)
     succeed(*command[1:])
-    out = command[command.index("--leave-out") + 1]
+    out = command[command.index("--write-clean") + 1]
     assert load_coco(out, val.root).file_names.tolist() == ["000.png"]
