@@ -24,6 +24,12 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--config", metavar="YAML", help="the training config (default: the values in gfl/config.py)")
     parser.add_argument("--json", metavar="FILE", help="write the complete result there, with all ids and names")
     parser.add_argument(
+        "--near-duplicates",
+        action="store_true",
+        help="with --val: also find val images that equal one of train but for compression, scale, brightness or a "
+        "little motion, as frames of a video do",
+    )
+    parser.add_argument(
         "--fix-names",
         metavar="OUT.json",
         help="check nothing, but write the json with file names that exist where only their spelling differs",
@@ -83,6 +89,8 @@ def main(args: argparse.Namespace) -> None:
 
     if (args.fix_names or args.write_clean) and args.val:
         raise UserError("--fix-names and --write-clean take one json; run them for each, without --val")
+    if args.near_duplicates and not args.val:
+        raise UserError("--near-duplicates compares two splits; add --val JSON IMAGES", code="one_split")
     no_copies, others = args.no_copies is not None, args.no_copies or []
     if no_copies and (not args.write_clean or len(others) not in (0, 2)):
         raise UserError(
@@ -95,10 +103,12 @@ def main(args: argparse.Namespace) -> None:
     if args.fix_names:
         sys.exit(fix_names(args.annotations, args.images, args.fix_names))
     if args.write_clean:
-        split = args.annotations, args.images
-        counts = write_clean(split, args.write_clean, config.data, no_copies=no_copies, others=others)
+        counts = write_clean(
+            (args.annotations, args.images), args.write_clean, config.data, no_copies=no_copies, others=others
+        )
         return report_clean(counts, args.images, args.write_clean)
-    result = check_dataset((args.annotations, args.images), args.val, config, progress=True)
+    split = args.annotations, args.images
+    result = check_dataset(split, args.val, config, near_duplicates=args.near_duplicates, progress=True)
     print(format_report(result, hint=not args.json))
     if args.json:
         write_json(Path(args.json), result)

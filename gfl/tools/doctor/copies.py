@@ -1,4 +1,4 @@
-"""Images that are there twice, by their pixels: within a split, and in both."""
+"""Images that are there twice: within a split and in both by their pixels, in both also nearly so."""
 
 from collections import defaultdict
 from collections.abc import Mapping
@@ -8,6 +8,7 @@ from gfl.common.findings import Finding, finding_if_any
 from gfl.common.text import shell_command
 from gfl.data.coco import CocoData
 from gfl.tools.doctor.images import InspectedImage
+from gfl.tools.near_duplicates import nearest_duplicates
 
 
 def copy_findings(data: CocoData, inspected: Mapping[int, InspectedImage]) -> list[Finding]:
@@ -32,6 +33,30 @@ def shared_image_findings(
         command = shell_command(*words, "--no-copies", Path(train.annotations), Path(train.root))
     advice = "AP is too high; leave them out of one split"
     return finding_if_any("warning", "val images that are also in train", advice, both, command=command)
+
+
+def near_duplicate_findings(
+    train: CocoData,
+    train_images: Mapping[int, InspectedImage],
+    val: CocoData,
+    val_images: Mapping[int, InspectedImage],
+) -> list[Finding]:
+    """Images of val that nearly equal one of train, by the hashes of `near_duplicates`; not those with its pixels."""
+    digests = {image.digest for image in train_images.values()}
+    rows = [row for row, image in val_images.items() if image.digest not in digests]
+    train_rows = list(train_images)
+    nearest = nearest_duplicates([val_images[row].hash for row in rows], [train_images[row].hash for row in train_rows])
+    both = [
+        f"{val.file_names[row]} = {train.file_names[train_rows[position]]}"
+        for row, position in zip(rows, nearest, strict=True)
+        if position is not None
+    ]
+    share = min(max(round(len(val) / (len(train) + len(val)), 2), 0.01), 0.99)
+    words = ["python", "scripts/split.py", Path(train.annotations), Path(train.root)]
+    words += ["--merge", Path(val.annotations), Path(val.root), "--val-share", f"{share:g}", "--near-duplicates"]
+    advice = "AP is too high; divide anew, each with its duplicates on one side"
+    what = "val images with a near duplicate in train"
+    return finding_if_any("warning", what, advice, both, command=shell_command(*words))
 
 
 def copied_names(

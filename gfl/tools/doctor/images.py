@@ -33,6 +33,7 @@ from gfl.data.image_files import (
 )
 from gfl.data.loader import worker_died
 from gfl.data.orientation import TRANSPOSED, read_orientation
+from gfl.tools.near_duplicates import image_hash
 
 MIN_SHARE_OF_RANGE = 0.5  # of 16 bits, below which the values in use are called few
 DEFAULTS = DataConfig()
@@ -60,13 +61,16 @@ class InspectedImage(NamedTuple):
     problem: str = ""  # "unreadable" or "size": training would stop here
     reason: str = ""  # with this message
     digest: str = ""  # of the upright pixels; equal for copies, also in another lossless format or with other metadata
+    hash: bytes = b""  # of `near_duplicates`, where it was asked for
     rotation: str = ""  # "unrotated": the json has the size before EXIF rotation; "ambiguous": both sizes are equal
     decoder_warning: str = ""  # that parts of the file are corrupt
     values: tuple[str, float, float] | None = None  # type, lowest and highest, of more than 8 bits
     code: str = ""  # of the error
 
 
-def inspect_image(path: Path, size: tuple[int, int], config: DataConfig = DEFAULTS) -> InspectedImage:
+def inspect_image(
+    path: Path, size: tuple[int, int], config: DataConfig = DEFAULTS, *, with_hash: bool = False
+) -> InspectedImage:
     """Read a file exactly as training does; `size` is the (height, width) of the json."""
     with _decoder_warnings() as warnings:
         try:
@@ -83,7 +87,8 @@ def inspect_image(path: Path, size: tuple[int, int], config: DataConfig = DEFAUL
         rotation = "ambiguous"
     pixels = np.ascontiguousarray(image)
     digest = hashlib.blake2b(pixels, digest_size=16, key=repr(pixels.shape).encode()).hexdigest()
-    return InspectedImage(digest=digest, rotation=rotation, decoder_warning=warning, values=values)
+    near = image_hash(pixels) if with_hash else b""
+    return InspectedImage(digest=digest, hash=near, rotation=rotation, decoder_warning=warning, values=values)
 
 
 def _looks_the_same_turned(orientation: int, size: tuple[int, int]) -> bool:
@@ -115,27 +120,30 @@ def _decoder_warnings() -> Iterator[list[str]]:
 class _ImageFiles:
     """A data set for `DataLoader`, which notices when one of its processes dies."""
 
-    def __init__(self, data: CocoData, rows: Sequence[int], config: DataConfig) -> None:
-        self.data, self.rows, self.config = data, rows, config
+    def __init__(self, data: CocoData, rows: Sequence[int], config: DataConfig, with_hashes: bool) -> None:
+        self.data, self.rows, self.config, self.with_hashes = data, rows, config, with_hashes
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, index: int) -> InspectedImage:
         row = self.rows[index]
-        return inspect_image(image_path(self.data, row), tuple(self.data.sizes[row].tolist()), self.config)
+        size = tuple(self.data.sizes[row].tolist())
+        return inspect_image(image_path(self.data, row), size, self.config, with_hash=self.with_hashes)
 
 
 def inspect_images(
     data: CocoData,
     *,
     config: DataConfig = DEFAULTS,
+    with_hashes: bool = False,
     on_images: Callable[[int], object] = lambda count: None,
 ) -> dict[int, InspectedImage]:
     """Index of image -> `InspectedImage`, on all cores; a file that the json names twice with one size is read once.
 
     Args:
         config: of the data; its `bit_depth` and `max_pixels` count.
+        with_hashes: compute the hashes of `near_duplicates`, which takes up to half as long as decoding.
         on_images: called with the number of images in each chunk that is done.
 
     Raises `UserError` if a process dies.
@@ -143,7 +151,7 @@ def inspect_images(
     rows = distinct_files(data)
     workers = min(len(os.sched_getaffinity(0)), -(-len(rows) // CHUNK))
     loader = DataLoader(
-        _ImageFiles(data, rows, config),
+        _ImageFiles(data, rows, config, with_hashes),
         batch_size=CHUNK,
         num_workers=workers,
         collate_fn=list,

@@ -143,6 +143,7 @@ def test_the_command_exits_with_the_code_of_the_worst_finding(clean, script, tmp
         fix_names=None,
         write_clean=None,
         no_copies=None,
+        near_duplicates=False,
         annotations=made.annotations,
         images=made.images,
         val=None,
