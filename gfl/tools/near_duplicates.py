@@ -24,8 +24,7 @@ def image_hash(pixels: np.ndarray) -> bytes:
     """The hash of an image, uint8 (H, W, 3) RGB."""
     grey = cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)
     small = cv2.resize(grey, (SIDE, SIDE), interpolation=cv2.INTER_AREA).astype(np.float32)
-    # Rounded, so that an image of one colour gives zeros and no noise of the arithmetic.
-    lowest = cv2.dct(small)[:FREQUENCIES, :FREQUENCIES].ravel()[1:].round(2)
+    lowest = cv2.dct(small)[:FREQUENCIES, :FREQUENCIES].ravel()[1:]
     return np.packbits(lowest > np.median(lowest)).tobytes()
 
 

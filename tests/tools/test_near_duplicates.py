@@ -59,6 +59,9 @@ def test_groups_are_connected_components():
     members = [{row for row in range(9) if groups[row] == group} for group in dict.fromkeys(groups)]
     assert members == [{0, 2, 4}, {1, 5}, {3}, {6}, {7}, {8}]
     assert nearest_duplicates([flip(b, MAX_DISTANCE + 1), b""], hashes) == [5, None]
+    assert nearest_duplicates([flip(a, 80)], [a]) == [None]
+    ends_first = [flip(a, bits) for bits in (0, 40, 200, 160, 80, 120)]  # two chains that a last pair joins
+    assert len({*group_near_duplicates(ends_first)}) == 1
     assert nearest_duplicates(hashes[:2], []) == [None, None]
     assert nearest_duplicates([], hashes) == group_near_duplicates([]) == []
 

@@ -59,6 +59,21 @@ def test_each_side_has_its_share_of_all_images_and_of_each_class():
             assert abs(classes(sides[1])[label] - share * count) <= 2
 
 
+def test_rare_classes_do_not_make_validation_larger():
+    """Ten classes of two images, which all have the common class too: their validation images are part of its share."""
+    rare = [Unit((row,), Counter([row // 2, 99])) for row in range(20)]
+    train, val = stratify(rare + [Unit((row,), Counter([99])) for row in range(20, 80)], 0.25, 0)
+    assert is_complete(train, val, classes(train + val))
+    assert len(val) == 20
+
+
+def test_a_class_of_one_image_is_in_training_even_if_another_class_is_then_not_in_validation():
+    units = [Unit((0,), Counter([0, 1])), Unit((1,), Counter([1, 2])), Unit((2,), Counter()), Unit((3,), Counter())]
+    for seed in range(4):
+        train, _ = stratify(units, 0.5, seed)
+        assert set(classes(train)) == {0, 1, 2}
+
+
 def test_units_are_kept_whole_and_counted_by_their_images():
     """A film of 60 frames, one of 20 and 20 single images, all of one class."""
     films = [Unit(tuple(range(60)), Counter({0: 60})), Unit(tuple(range(60, 80)), Counter({0: 20}))]
