@@ -59,6 +59,8 @@ def find_folders(root: Path, images: str | None, annotations: str | None) -> Voc
         return default
     if devkits := sorted(path.parent.parent for level in ("*", "*/*") for path in root.glob(f"{level}/ImageSets/Main")):
         raise UserError(f"the data set is in {devkits[0]}; convert it: {voc_command(devkits[0])}", code="devkit")
+    if missing := [name for name in (images, annotations) if name and not (root / name).is_dir()]:
+        raise UserError(f"there is no folder {root / missing[0]}; {overview(root)}", code="no_folder")
     pairs = pairs_below(root, images, annotations)
     if not pairs:
         raise UserError(f"no xml has the name of an image; {overview(root)}", code="no_pairs")

@@ -125,6 +125,7 @@ def test_an_error_says_what_the_folder_has(tmp_path, refusal):
     assert command_words(message) == [str(tmp_path / "kit" / "VOC2007")]
     put(tmp_path / "set", "jpg", "xml")
     assert "jpg (0 xml, 3 images)" in refusal(find_splits, tmp_path / "set", "images", "xml", None)
+    assert refusal(find_splits, tmp_path / "set", "images", None, None).code == "no_folder"
     for path in (tmp_path / "set" / "xml").iterdir():
         path.rename(path.with_name(f"x{path.name}"))
     assert refusal(find_splits, tmp_path / "set", None, None, None).code == "no_pairs"
