@@ -24,12 +24,18 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--config", metavar="YAML", help="the training config (default: the values in gfl/config.py)")
     parser.add_argument("--json", metavar="FILE", help="write the complete result there, with all ids and names")
     parser.add_argument(
+        "--near-duplicates",
+        action="store_true",
+        help="with --val: also find val images that equal one of train but for compression, scale, brightness or a "
+        "little motion, as frames of a video do",
+    )
+    parser.add_argument(
         "--fix-names",
         metavar="OUT.json",
         help="check nothing, but write the json with file names that exist where only their spelling differs",
     )
     parser.add_argument(
-        "--leave-out",
+        "--write-clean",
         metavar="OUT.json",
         help="report nothing, but write the json without images, annotations and categories that training refuses",
     )
@@ -37,7 +43,7 @@ def parse_args() -> argparse.Namespace:
         "--no-copies",
         nargs="*",
         metavar="JSON IMAGES",
-        help="with --leave-out: also without images that have the pixels of one before them or, given another split, "
+        help="with --write-clean: also without images that have the pixels of one before them or, given another split, "
         "of one of its images",
     )
     return parser.parse_intermixed_args()  # overrides may also follow a flag
@@ -57,8 +63,8 @@ def fix_names(annotations: str, images: str, out: str) -> int:
     return 1 if unknown else 0
 
 
-def report_left_out(counts: dict[str, tuple[int, int]], images: str, out: str) -> None:
-    """Print what `write_usable` returned, and the next command."""
+def report_clean(counts: dict[str, tuple[int, int]], images: str, out: str) -> None:
+    """Print what `write_clean` returned, and the next command."""
     for kind, (left, before) in counts.items():
         print(f"{kind}: {before - left} of {before} left out")
     report_written(out, images)
@@ -77,16 +83,18 @@ def main(args: argparse.Namespace) -> None:
     from gfl.common.files import write_json
     from gfl.common.progress import print_line
     from gfl.config_file import config_from_dict, load_config, parse_overrides
-    from gfl.tools.doctor.leave_out import write_usable
     from gfl.tools.doctor.report import check_dataset, format_report
+    from gfl.tools.doctor.write_clean import write_clean
     from gfl.tools.next_command import training_command
 
-    if (args.fix_names or args.leave_out) and args.val:
-        raise UserError("--fix-names and --leave-out take one json; run them for each, without --val")
+    if (args.fix_names or args.write_clean) and args.val:
+        raise UserError("--fix-names and --write-clean take one json; run them for each, without --val")
+    if args.near_duplicates and not args.val:
+        raise UserError("--near-duplicates compares two splits; add --val JSON IMAGES", code="one_split")
     no_copies, others = args.no_copies is not None, args.no_copies or []
-    if no_copies and (not args.leave_out or len(others) not in (0, 2)):
+    if no_copies and (not args.write_clean or len(others) not in (0, 2)):
         raise UserError(
-            "--no-copies belongs to --leave-out; it takes nothing, or another split's json and image folder"
+            "--no-copies belongs to --write-clean; it takes nothing, or another split's json and image folder"
         )
     if args.config:
         config = load_config(args.config, args.overrides)
@@ -94,11 +102,13 @@ def main(args: argparse.Namespace) -> None:
         config = config_from_dict(parse_overrides(args.overrides), "command line")
     if args.fix_names:
         sys.exit(fix_names(args.annotations, args.images, args.fix_names))
-    if args.leave_out:
-        split = args.annotations, args.images
-        counts = write_usable(split, args.leave_out, config.data, no_copies=no_copies, others=others)
-        return report_left_out(counts, args.images, args.leave_out)
-    result = check_dataset((args.annotations, args.images), args.val, config, progress=True)
+    if args.write_clean:
+        counts = write_clean(
+            (args.annotations, args.images), args.write_clean, config.data, no_copies=no_copies, others=others
+        )
+        return report_clean(counts, args.images, args.write_clean)
+    split = args.annotations, args.images
+    result = check_dataset(split, args.val, config, near_duplicates=args.near_duplicates, progress=True)
     print(format_report(result, hint=not args.json))
     if args.json:
         write_json(Path(args.json), result)

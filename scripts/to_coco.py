@@ -7,8 +7,9 @@ from gfl.common.arguments import fraction, whole_number
 from gfl.common.output import protect_output
 
 EXAMPLE = (
-    "example: python scripts/to_coco.py voc data/VOC2012 --out data/VOC2012/coco\n"
-    "another: python scripts/to_coco.py yolo data/coco8/data.yaml --out data/coco8/coco"
+    "example: python scripts/to_coco.py voc data/VOC2012\n"
+    "another: python scripts/to_coco.py voc photos --val-share 0.3 --near-duplicates\n"
+    "another: python scripts/to_coco.py yolo data/coco8/data.yaml"
 )
 
 
@@ -21,8 +22,27 @@ def parse_args() -> argparse.Namespace:
     )
     layouts = parser.add_subparsers(dest="layout", required=True)
     voc, yolo = add_voc(layouts, style), add_yolo(layouts, style)
-    for layout, kind in ((voc, "files of ImageSets/Main"), (yolo, "keys of the data.yaml")):
-        layout.add_argument("--splits", metavar="NAME", nargs="+", help=f"{kind} (default: train val)")
+    for layout, kind in ((voc, "lists of ImageSets/Main, or folders"), (yolo, "keys of the data.yaml")):
+        layout.add_argument(
+            "--splits", metavar="NAME", nargs="+", help=f"{kind}; with --val-share the names of both (train val)"
+        )
+        layout.add_argument(
+            "--val-share",
+            metavar="SHARE",
+            type=share,
+            help="divide all images (of a data.yaml: its train) at random, so that both splits have their share of "
+            "each class, and put this share into the second; default: the splits of the data set, or 0.2 where it "
+            "has none; 0: all into one",
+        )
+        layout.add_argument(
+            "--seed", type=whole_number(), default=0, help="of --val-share: the same seed, the same splits (0)"
+        )
+        layout.add_argument(
+            "--near-duplicates",
+            action="store_true",
+            help="with --val-share: keep images in one split that equal each other but for compression, scale, "
+            "brightness or a little motion, as frames of a video do",
+        )
         layout.add_argument(
             "--out",
             metavar="FOLDER",
@@ -33,8 +53,8 @@ def parse_args() -> argparse.Namespace:
 
 
 def add_voc(layouts: argparse._SubParsersAction, style: dict) -> argparse.ArgumentParser:
-    voc = layouts.add_parser("voc", help="Annotations/*.xml, JPEGImages/, ImageSets/Main/<split>.txt", **style)
-    voc.add_argument("source", metavar="FOLDER", type=Path, help="the folder that contains them")
+    voc = layouts.add_parser("voc", help="an xml file per image: the devkit's folders, or any others", **style)
+    voc.add_argument("source", metavar="FOLDER", type=Path, help="the folder of the data set")
     voc.add_argument(
         "--classes",
         metavar="NAME",
@@ -46,22 +66,11 @@ def add_voc(layouts: argparse._SubParsersAction, style: dict) -> argparse.Argume
         action="store_true",
         help="corners are edges counted from 0, as many tools write them, instead of VOC's pixels counted from 1",
     )
-    voc.add_argument(
-        "--images", metavar="NAME", default="JPEGImages", help="folder of the images in FOLDER (%(default)s)"
-    )
-    voc.add_argument(
-        "--annotations", metavar="NAME", default="Annotations", help="folder of the xml files in FOLDER (%(default)s)"
-    )
-    voc.add_argument(
-        "--val-share",
-        metavar="SHARE",
-        type=share,
-        help="instead of reading ImageSets/Main, take all images that have an xml and put this share of them, chosen "
-        "at random, into the second of --splits; 0: all into one split",
-    )
-    voc.add_argument(
-        "--seed", type=whole_number(), default=0, help="of --val-share: the same seed gives the same splits (0)"
-    )
+    for kind in ("images", "annotations"):
+        what = "images" if kind == "images" else "xml files"
+        voc.add_argument(
+            f"--{kind}", metavar="NAME", help=f"folder of the {what} in FOLDER, . for itself (default: search for it)"
+        )
     return voc
 
 
@@ -97,60 +106,89 @@ if __name__ == "__main__":  # before the heavy imports, so that --help answers a
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from gfl.common.errors import UserError, run
 from gfl.common.files import distinct_file_names
 from gfl.common.progress import print_line, progress_bar
 from gfl.common.text import shell_command
-from gfl.model.published import FOLDER, download_advice
-from gfl.tools.next_command import relative, training_command
-from gfl.tools.prepare.to_coco import Split, coco_tree, write_split
-from gfl.tools.prepare.voc import VocFolders, class_names, listed_splits, random_splits, read_voc, unlisted_note
-from gfl.tools.prepare.yolo import read_yolo
-
-DOCTOR = ("python", "scripts/doctor.py")
-START = FOLDER / "gfl_r50_fpn_1x_coco.pt"  # model.weights of configs/finetune.yaml
+from gfl.tools.next_command import data_commands
+from gfl.tools.prepare.divide import DEFAULT_SHARE, divide, divide_split
+from gfl.tools.prepare.to_coco import Split, coco_tree, write_jsons
+from gfl.tools.prepare.voc import class_names, read_voc
+from gfl.tools.prepare.voc_folders import find_folders
+from gfl.tools.prepare.voc_layout import find_splits, paired_part
+from gfl.tools.prepare.yolo import read_yolo, yolo_splits
 
 
 def main(args: argparse.Namespace) -> None:
-    if args.layout == "voc":
-        splits = read_voc_splits(args)
-        categories = class_names(splits, args.classes)
-    else:
-        splits, categories = read_yolo(
-            args.source, split_names(args), root=args.root, labels=args.labels, progress=progress
+    splits, categories, divided = read_voc_set(args) if args.layout == "voc" else read_yolo_set(args)
+    if args.near_duplicates and (divided or args.val_share == 0):
+        raise UserError(
+            "--near-duplicates belongs to a division at random (--val-share); scripts/doctor.py --near-duplicates "
+            "compares splits that exist",
+            code="not_divided",
         )
+    lines: tuple[str, ...] = ()
+    if not divided:
+        splits, lines = divide_at_random(splits[0], categories, args)
     out = args.out or (args.source if args.layout == "voc" else args.source.parent) / "coco"
-    trees = [coco_tree(split, categories) for split in splits]  # all of them, before any is written
     names = distinct_file_names([split.name for split in splits])
     files = [out / f"instances_{name}.json" for name in names]
-    for split, tree, file in zip(splits, trees, files, strict=True):
-        write_split(file, tree)
+    write_jsons({file: coco_tree(split, categories) for split, file in zip(splits, files, strict=True)})
+    for split, file in zip(splits, files, strict=True):
         print_summary(split, file)
-    print_line(
-        f"classes   {len(categories)}: {', '.join(f'{i} {name}' for i, name in enumerate(categories.values(), 1))}"
-    )
-    print_next_commands({split.name: (file, split.folder) for split, file in zip(splits, files, strict=True)})
+    numbered = ", ".join(f"{number} {name}" for number, name in enumerate(categories.values(), 1))
+    for line in lines or [f"classes   {len(categories)}: {numbered}"]:
+        print_line(line)
+    written = {split.name: (file, split.folder) for split, file in zip(splits, files, strict=True)}
+    for line in data_commands(written):
+        print_line(line)
 
 
-def split_names(args: argparse.Namespace) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(args.splits or ("train", "val")))
-
-
-def read_voc_splits(args: argparse.Namespace) -> list[Split]:
-    voc = VocFolders(args.source, args.images, args.annotations)
+def read_voc_set(args: argparse.Namespace) -> tuple[list[Split], dict, bool]:
+    """The splits, their categories, and whether the set has splits; if not, all images are one."""
     if args.val_share is None:
-        members = listed_splits(voc, split_names(args))
-        notes = unlisted_note(voc, members)
+        parts, divided = find_splits(args.source, args.images, args.annotations, args.splits)
     else:
-        names = split_names(args) if args.splits or args.val_share else ("train",)
-        wanted = 2 if args.val_share else 1
-        if len(names) != wanted:
-            raise UserError(f"--val-share {args.val_share:g} makes {wanted} splits; name {wanted} with --splits")
-        members, notes = random_splits(voc, names, args.val_share, args.seed)
-    splits = read_voc(voc, members, zero_based=args.zero_based, progress=progress)
-    return [replace(splits[0], notes=splits[0].notes + notes), *splits[1:]]
+        parts = [paired_part("all", find_folders(args.source, args.images, args.annotations))]
+        divided = False
+    splits = read_voc(parts, zero_based=args.zero_based, progress=progress)
+    return splits, class_names(splits, args.classes), divided
+
+
+def read_yolo_set(args: argparse.Namespace) -> tuple[list[Split], dict, bool]:
+    """As `read_voc_set`."""
+    has = yolo_splits(args.source)
+    divided = args.val_share is None and (bool(args.splits) or "val" in has or "train" not in has)
+    if args.val_share and not args.splits and has.get("val", has.get("train")) != has.get("train"):
+        command = shell_command("python", "scripts/to_coco.py", "yolo", args.source)
+        raise UserError(
+            f"{args.source} has a val already, so leave --val-share out: {command} (or, to divide its train only, add "
+            "--splits train val)",
+            code="has_val",
+        )
+    names = tuple(dict.fromkeys(args.splits or ("train", "val")))
+    keys = names if divided else names[:1]
+    return *read_yolo(args.source, keys, root=args.root, labels=args.labels, progress=progress), divided
+
+
+def divide_at_random(split: Split, categories: dict, args: argparse.Namespace) -> tuple[list[Split], tuple[str, ...]]:
+    """The split as training and validation, and lines about it."""
+    val_share = DEFAULT_SHARE if args.val_share is None else args.val_share
+    names = tuple(dict.fromkeys(args.splits or (("train", "val") if val_share else ("train",))))
+    if len(names) != (count := 2 if val_share else 1):
+        raise UserError(f"--val-share {val_share:g} makes {count} splits; name {count} with --splits", code="names")
+    if not val_share:
+        return [replace(split, name=names[0])], ()
+    with progress_bar(total=len(split.images), unit="image", leave=False, enabled=args.near_duplicates) as bar:
+        settings = {"near_duplicates": args.near_duplicates, "on_images": bar.update}
+        by = partial(divide, share=val_share, seed=args.seed, **settings)
+        splits, division = divide_split(split, categories, names, by)
+    chosen = f"{val_share:.0%} of the images, chosen at random by class, are for validation"
+    notes = [f"note      {chosen} (--val-share, --seed)"] if args.val_share is None else []
+    return splits, (*notes, *(f"note      {note}" for note in division.notes), *division.table)
 
 
 def progress(images: Sequence[Any]) -> Iterable[Any]:
@@ -164,25 +202,6 @@ def print_summary(split: Split, file: Path) -> None:
     print_line(f"written   {file}: {counts}" + (f" ({crowd} difficult or ignored, as crowd)" if crowd else ""))
     for note in split.notes:
         print_line(f"note      {note}")
-
-
-def print_next_commands(written: dict[str, tuple[Path, Path]]) -> None:
-    """Print the commands to run next; `written` has the json and the image folder of each split."""
-    train = next((name for name in ("train", "trainval") if name in written), None)
-    val = next((name for name in ("val", "valid", "validation", "test") if name in written), None)
-    if not (train and val):
-        for file, images in written.values():
-            print_line(f"next: {shell_command(*DOCTOR, relative(file), relative(images))}")
-        return
-    first, second = (map(relative, written[name]) for name in (train, val))
-    check = shell_command(*DOCTOR, *first, "--val", *second, "--config", "configs/finetune.yaml")
-    print_line(f"next: {check}")
-    overrides = []
-    if not START.is_file():
-        overrides.append("model.weights=none")
-        print(f"note      no {START}: this starts from an ImageNet backbone; {download_advice(START)}, a better start")
-    splits = {"train": written[train], "val": written[val]}
-    print_line(f"then: {training_command('configs/finetune.yaml', splits, overrides)}")
 
 
 if __name__ == "__main__":

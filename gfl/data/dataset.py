@@ -20,7 +20,7 @@ from gfl.data.transforms import Augmentation, flip, keep_ratio_size, resize
 from gfl.structures import SIZE_DIVISOR, Batch, Targets
 
 IGNORED = -1  # the label of a region whose points learn nothing
-LEAVE_OUT = "; or write a json without such images: scripts/doctor.py with --leave-out OUT.json"
+WRITE_CLEAN = "; or write a json without such images: scripts/doctor.py with --write-clean OUT.json"
 MAX_REPLACEMENTS = 100  # images tried in place of a bad one before giving up
 
 
@@ -143,7 +143,7 @@ class SafeDataset(Dataset):
                 return self.dataset[candidate]
             except BadImage as error:
                 if self.replacements is None:
-                    raise BadImage(f"{error}{LEAVE_OUT}{self.hint}", code=error.code) from None
+                    raise BadImage(f"{error}{WRITE_CLEAN}{self.hint}", code=error.code) from None
                 bad[str(self.dataset.data.file_names[candidate[1]])] = reason = str(error)
         raise UserError(
             f"data.on_bad_image=skip found nothing but bad images, {len(bad)} in a row; the last: {reason}",

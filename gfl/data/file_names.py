@@ -101,7 +101,7 @@ def check_files(root: str, file_names: np.ndarray, path: str) -> None:
     if not found:
         links = [name for name in names if os.path.islink(os.path.join(root, name))]
         message += f"; {len(links)} are links to files that are gone" if links else ""
-        advice = f"add the files, or write a json without them: {leave_out_command(path, root)}"
+        advice = f"add the files, or write a json without them: {write_clean_command(path, root)}"
         if any(map(is_url, names)):
             advice = f"download them into the folder; then this corrects the names: {fix_names_command(path, root)}"
         raise UserError(f"{message}; {advice}", code="missing_files")
@@ -118,9 +118,9 @@ def fix_names_command(path: str, root: str) -> str:
     return _rewriting_command(path, root, "--fix-names", "names")
 
 
-def leave_out_command(path: str, root: str) -> str:
+def write_clean_command(path: str, root: str) -> str:
     """The command that writes a json without what training refuses."""
-    return _rewriting_command(path, root, "--leave-out", "usable")
+    return _rewriting_command(path, root, "--write-clean", "clean")
 
 
 def _rewriting_command(path: str, root: str, option: str, suffix: str) -> str:

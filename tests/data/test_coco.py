@@ -5,7 +5,7 @@ import pytest
 
 from gfl.data.coco import check_ignore_classes, image_path, load_coco
 from gfl.data.coco_json import category_names, read_coco_json
-from gfl.data.file_names import leave_out_command
+from gfl.data.file_names import write_clean_command
 
 PETS = {90: "dog", 5: "cat", 17: "bird"}
 
@@ -195,7 +195,7 @@ def test_an_unusable_image_entry_is_named(coco_set, refusal, change, named):
     message = refusal(made.save().load)
     assert message.startswith(made.annotations)
     assert named in message
-    sentence = message.replace(leave_out_command(made.annotations, made.images), "")  # as long as its paths
+    sentence = message.replace(write_clean_command(made.annotations, made.images), "")  # as long as its paths
     assert len(sentence) < len(made.annotations) + len(made.images) + 300
 
 

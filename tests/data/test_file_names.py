@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from gfl.data.coco import load_coco
-from gfl.data.file_names import FileSpellings, find_spellings, fix_names_command, leave_out_command, write_fixed_names
+from gfl.data.file_names import FileSpellings, find_spellings, fix_names_command, write_clean_command, write_fixed_names
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -114,7 +114,7 @@ def test_the_command_writes_a_json_that_loads(misspelt):
 
 def test_missing_files_can_be_left_out_with_the_command_named(misspelt, refusal):
     misspelt.tree["images"].pop(0)
-    assert leave_out_command(misspelt.annotations, misspelt.images) in refusal(misspelt.save().load)
+    assert write_clean_command(misspelt.annotations, misspelt.images) in refusal(misspelt.save().load)
 
 
 def test_what_has_no_file_stays_and_is_named(misspelt, tmp_path):

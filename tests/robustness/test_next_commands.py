@@ -9,7 +9,7 @@ import sys
 
 import numpy as np
 import pytest
-from command_line import ENVIRONMENT, ROOT, Project, refuse, succeed
+from command_line import ENVIRONMENT, ROOT, Project, call, refuse, succeed
 from PIL import Image
 
 pytestmark = pytest.mark.robustness
@@ -96,3 +96,46 @@ def test_converted_annotations_are_checked(project, tmp_path):
             untrained = "model.weights=none model.backbone={name: resnet18, weights: none}"
             words = shlex.join([*SMALL.split(), *untrained.split(" ", 1), f"run_dir={tmp_path / 'a run'}"])
             run_printed(f"{train} {words}")
+
+
+def test_a_json_without_splits_is_divided_and_checked(project, tmp_path):
+    """Six images of which two are a copy of another: divided at random they leak, and the doctor says how to repair."""
+    folder = tmp_path / "a set"
+    shutil.copytree(project.shapes / "train", folder / "images")
+    tree = project.annotations("train")
+    for number, entry in enumerate(tree["images"][:2]):
+        name = f"copy{number}.jpg"
+        with Image.open(folder / "images" / entry["file_name"]) as image:
+            image.convert("RGB").save(folder / "images" / name, quality=60)
+        boxes = [box for box in tree["annotations"] if box["image_id"] == entry["id"]]
+        tree["images"].append(entry | {"id": 100 + number, "file_name": name})
+        tree["annotations"] += [box | {"id": 1000 + box["id"], "image_id": 100 + number} for box in boxes]
+    (folder / "all.json").write_text(json.dumps(tree))
+    words = ["scripts/split.py", folder / "all.json", folder / "images", "--val-share", "0.5"]
+    for seed in range(9):
+        out = folder / str(seed)
+        (check,) = next_commands(succeed(*words, "--seed", seed, "--out", out))
+        repair, *_ = next_commands(run_printed(f"{check} --near-duplicates", accepted=(0, 1)))
+        if "split.py" in repair:
+            break
+    (check,) = next_commands(run_printed(repair))
+    (train,) = next_commands(run_printed(f"{check} --near-duplicates", accepted=(0, 1)))  # and nothing to repair
+    untrained = "model.weights=none model.backbone={name: resnet18, weights: none}"
+    words = shlex.join([*SMALL.split(), *untrained.split(" ", 1), f"run_dir={tmp_path / 'a run'}"])
+    run_printed(f"{train} {words}")
+
+
+def test_a_cleaned_json_is_checked(project, tmp_path):
+    """The doctor names the command, whose next command is the doctor, which then has no error."""
+    images = tmp_path / "the images"
+    shutil.copytree(project.shapes / "train", images)
+    tree = project.annotations("train")
+    (images / tree["images"][0]["file_name"]).write_bytes(b"")
+    tree["annotations"][0]["category_id"] = 77
+    (tmp_path / "all.json").write_text(json.dumps(tree))
+    done = call("scripts/doctor.py", tmp_path / "all.json", images)
+    assert done.returncode == 2
+    (clean,) = next_commands(done.stdout)
+    (check,) = next_commands(run_printed(clean))
+    assert "--write-clean" in clean
+    run_printed(check, accepted=(0, 1))

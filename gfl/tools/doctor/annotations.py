@@ -1,7 +1,7 @@
 """All errors in a COCO-format json at once, by the rules of `gfl.data.coco`, which stops at the first one."""
 
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -26,10 +26,10 @@ from gfl.data.coco_json import (
     quote_invisible,
     read_images,
 )
-from gfl.data.file_names import find_spellings, fix_names_command, leave_out_command
+from gfl.data.file_names import find_spellings, fix_names_command, write_clean_command
 from gfl.data.image_files import missing_files
 from gfl.tools.doctor.box_findings import box_findings, group_findings, repetition_findings
-from gfl.tools.doctor.refusals import is_integer, refusal_findings, refused_entries
+from gfl.tools.doctor.refusals import FIX_NAMES, WRITE_CLEAN, is_integer, refusal_findings, refused_entries
 
 # Names in class lists that stand for no class: a first entry for the background, or filled gaps between ids.
 PLACEHOLDERS = {"background", "__background__", "_background_", "bg", "n/a", "unlabeled", "unlabelled"}
@@ -70,14 +70,18 @@ def usable_entries(
     split: str = "train",
 ) -> dict[str, list[Any]]:
     """The categories, images and annotations of `check_annotations` that can be used; its findings are appended."""
-    usable = {"categories": _check_categories(tree["categories"], annotations, findings, ignore_classes)}
-    usable["images"] = _check_images(tree["images"], annotations, images, findings)
+    commands = {
+        FIX_NAMES: fix_names_command(annotations, images),
+        WRITE_CLEAN: write_clean_command(annotations, images),
+    }
+    usable = {"categories": _check_categories(tree["categories"], annotations, commands, findings, ignore_classes)}
+    usable["images"] = _check_images(tree["images"], annotations, images, commands, findings)
     if not usable["images"]:
         return usable
     unknown_are_findings = findings if split == "train" else []
     ignored = _ignored_ids(usable["categories"], annotations, ignore_classes, unknown_are_findings)
     if "annotations" in tree:
-        usable["annotations"] = _check_entries(tree, usable, annotations, ignored, findings)
+        usable["annotations"] = _check_entries(tree, usable, annotations, commands, ignored, findings)
     return usable
 
 
@@ -97,11 +101,15 @@ def compare_categories(train: CocoData, val: CocoData) -> list[Finding]:
 
 
 def _check_categories(
-    entries: list[Any], path: str, findings: list[Finding], ignore_classes: Collection[str]
+    entries: list[Any],
+    path: str,
+    commands: Mapping[str, str],
+    findings: list[Finding],
+    ignore_classes: Collection[str],
 ) -> list[Any]:
     """The usable categories."""
     refused = refused_entries(entries, lambda entry, position: category_names([entry], path))
-    findings += refusal_findings("categories", entries, refused)
+    findings += refusal_findings("categories", entries, refused, commands)
     usable = [entry for position, entry in enumerate(entries) if position not in refused]
     ids, names = [entry["id"] for entry in usable], [entry["name"] for entry in usable]
     placeholders = [name for name in names if name.strip().lower() in PLACEHOLDERS and name not in ignore_classes]
@@ -129,10 +137,12 @@ def _ignored_ids(
     return found
 
 
-def _check_images(entries: list[Any], path: str, root: str, findings: list[Finding]) -> list[Any]:
+def _check_images(
+    entries: list[Any], path: str, root: str, commands: Mapping[str, str], findings: list[Finding]
+) -> list[Any]:
     """The usable images whose files exist."""
     refused = refused_entries(entries, lambda entry, position: read_images([entry], path))
-    findings += refusal_findings("images", entries, refused, fix_names=fix_names_command(path, root))
+    findings += refusal_findings("images", entries, refused, commands)
     usable = [entry for position, entry in enumerate(entries) if position not in refused]
     ids, names = [entry["id"] for entry in usable], [entry["file_name"] for entry in usable]
     findings += finding_if_any("error", "image ids that occur twice", "give each its own", duplicates(ids))
@@ -141,11 +151,11 @@ def _check_images(entries: list[Any], path: str, root: str, findings: list[Findi
     missing = missing_files(root, [entry["file_name"] for entry in usable])
     absent = set(missing)
     present = {entry["file_name"] for position, entry in enumerate(usable) if position not in absent}
-    findings += _missing_findings(path, root, [usable[position]["file_name"] for position in missing], present)
+    findings += _missing_findings(root, commands, [usable[position]["file_name"] for position in missing], present)
     return [entry for position, entry in enumerate(usable) if position not in absent]
 
 
-def _missing_findings(path: str, root: str, names: list[str], present: set[str]) -> list[Finding]:
+def _missing_findings(root: str, commands: Mapping[str, str], names: list[str], present: set[str]) -> list[Finding]:
     """Images without a file, apart from those whose file exists under another spelling."""
     spelled = find_spellings(root, names, present) if names else {}
     absent = [name for name in names if name not in spelled]
@@ -155,16 +165,21 @@ def _missing_findings(path: str, root: str, names: list[str], present: set[str])
     advice = "download them into the folder, then correct the names" if any(map(is_url, absent)) else advice
     reasons = [f"no file {file}" for file in paths]
     pairs = [f"{name} -> {file}" for name, file in spelled.items()]
-    fix, leave_out = fix_names_command(path, root), "" if all_missing else leave_out_command(path, root)
+    fix, clean = commands[FIX_NAMES], "" if all_missing else commands[WRITE_CLEAN]
     what = "images whose file has another spelling"
     return [
         *finding_if_any("error", what, "correct the names", pairs, command=fix),
-        *finding_if_any("error", "images that are not in the folder", advice, absent, reasons, leave_out),
+        *finding_if_any("error", "images that are not in the folder", advice, absent, reasons, clean),
     ]
 
 
 def _check_entries(
-    tree: dict[str, Any], usable: dict[str, Any], path: str, ignored: Collection[int], findings: list[Finding]
+    tree: dict[str, Any],
+    usable: dict[str, Any],
+    path: str,
+    commands: Mapping[str, str],
+    ignored: Collection[int],
+    findings: list[Finding],
 ) -> list[Any]:
     """The usable annotations of usable images and categories; those of unusable ones are no findings themselves."""
     entries = tree["annotations"]
@@ -175,7 +190,7 @@ def _check_entries(
     )
     orphans = _orphans(tree["images"], entries, known_images)
     own_faults = {position: error for position, error in refused.items() if position not in orphans}
-    findings += refusal_findings("annotations", entries, own_faults, known_categories)
+    findings += refusal_findings("annotations", entries, own_faults, commands, known_categories)
     names = [entry_name(entries[position], position) for position in sorted(orphans)]
     findings += finding_if_any("ok", "annotations whose image entry has a wrong id", "correct that entry", names)
     image_ids, category_ids = _integer_ids(usable["images"]), _integer_ids(usable["categories"])

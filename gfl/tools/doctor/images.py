@@ -19,7 +19,7 @@ from gfl.common.findings import Finding, finding_if_any
 from gfl.common.text import list_some
 from gfl.config import DataConfig
 from gfl.data.coco import CocoData, image_path
-from gfl.data.file_names import find_spellings, leave_out_command
+from gfl.data.file_names import find_spellings, write_clean_command
 from gfl.data.image_errors import MAX_CHANNELS
 from gfl.data.image_files import (
     BitDepth,
@@ -33,9 +33,11 @@ from gfl.data.image_files import (
 )
 from gfl.data.loader import worker_died
 from gfl.data.orientation import TRANSPOSED, read_orientation
+from gfl.tools.near_duplicates import image_hash
 
 MIN_SHARE_OF_RANGE = 0.5  # of 16 bits, below which the values in use are called few
 DEFAULTS = DataConfig()
+FileAndSize = tuple[str, int, int]  # file name, and height and width by the json
 CHUNK = 16  # images per message from a process
 RESTORE = "restore or leave out"
 DAMAGED = ("damaged or unreadable images", RESTORE)
@@ -59,13 +61,16 @@ class InspectedImage(NamedTuple):
     problem: str = ""  # "unreadable" or "size": training would stop here
     reason: str = ""  # with this message
     digest: str = ""  # of the upright pixels; equal for copies, also in another lossless format or with other metadata
+    hash: bytes = b""  # of `near_duplicates`, where it was asked for
     rotation: str = ""  # "unrotated": the json has the size before EXIF rotation; "ambiguous": both sizes are equal
     decoder_warning: str = ""  # that parts of the file are corrupt
     values: tuple[str, float, float] | None = None  # type, lowest and highest, of more than 8 bits
     code: str = ""  # of the error
 
 
-def inspect_image(path: Path, size: tuple[int, int], config: DataConfig = DEFAULTS) -> InspectedImage:
+def inspect_image(
+    path: Path, size: tuple[int, int], config: DataConfig = DEFAULTS, *, with_hash: bool = False
+) -> InspectedImage:
     """Read a file exactly as training does; `size` is the (height, width) of the json."""
     with _decoder_warnings() as warnings:
         try:
@@ -82,7 +87,8 @@ def inspect_image(path: Path, size: tuple[int, int], config: DataConfig = DEFAUL
         rotation = "ambiguous"
     pixels = np.ascontiguousarray(image)
     digest = hashlib.blake2b(pixels, digest_size=16, key=repr(pixels.shape).encode()).hexdigest()
-    return InspectedImage(digest=digest, rotation=rotation, decoder_warning=warning, values=values)
+    near = image_hash(pixels) if with_hash else b""
+    return InspectedImage(digest=digest, hash=near, rotation=rotation, decoder_warning=warning, values=values)
 
 
 def _looks_the_same_turned(orientation: int, size: tuple[int, int]) -> bool:
@@ -114,35 +120,38 @@ def _decoder_warnings() -> Iterator[list[str]]:
 class _ImageFiles:
     """A data set for `DataLoader`, which notices when one of its processes dies."""
 
-    def __init__(self, data: CocoData, rows: Sequence[int], config: DataConfig) -> None:
-        self.data, self.rows, self.config = data, rows, config
+    def __init__(self, data: CocoData, rows: Sequence[int], config: DataConfig, with_hashes: bool) -> None:
+        self.data, self.rows, self.config, self.with_hashes = data, rows, config, with_hashes
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, index: int) -> InspectedImage:
         row = self.rows[index]
-        return inspect_image(image_path(self.data, row), tuple(self.data.sizes[row].tolist()), self.config)
+        size = tuple(self.data.sizes[row].tolist())
+        return inspect_image(image_path(self.data, row), size, self.config, with_hash=self.with_hashes)
 
 
 def inspect_images(
     data: CocoData,
     *,
     config: DataConfig = DEFAULTS,
+    with_hashes: bool = False,
     on_images: Callable[[int], object] = lambda count: None,
 ) -> dict[int, InspectedImage]:
-    """Index of image -> `InspectedImage`, on all cores; a file that the json names twice is read once.
+    """Index of image -> `InspectedImage`, on all cores; a file that the json names twice with one size is read once.
 
     Args:
         config: of the data; its `bit_depth` and `max_pixels` count.
+        with_hashes: compute the hashes of `near_duplicates`, which takes up to half as long as decoding.
         on_images: called with the number of images in each chunk that is done.
 
     Raises `UserError` if a process dies.
     """
-    rows = sorted(np.unique(data.file_names, return_index=True)[1].tolist())
+    rows = distinct_files(data)
     workers = min(len(os.sched_getaffinity(0)), -(-len(rows) // CHUNK))
     loader = DataLoader(
-        _ImageFiles(data, rows, config),
+        _ImageFiles(data, rows, config, with_hashes),
         batch_size=CHUNK,
         num_workers=workers,
         collate_fn=list,
@@ -166,6 +175,19 @@ def inspect_images(
     return dict(zip(rows, inspected, strict=True))
 
 
+def distinct_files(data: CocoData) -> list[int]:
+    """The first image of each file and size; entries of one file may give it different sizes."""
+    first: dict[FileAndSize, int] = {}
+    for row in range(len(data)):
+        first.setdefault(file_and_size(data, row), row)
+    return list(first.values())
+
+
+def file_and_size(data: CocoData, row: int) -> FileAndSize:
+    """What decides whether image `row` can be read."""
+    return str(data.file_names[row]), *data.sizes[row].tolist()
+
+
 def _ignore_interrupts(worker: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the main process
 
@@ -179,7 +201,7 @@ def image_findings(data: CocoData, inspected: dict[int, InspectedImage], bit_dep
         names = [str(data.file_names[row]) for row in selected]
         return names, [image.reason or image.decoder_warning for image in selected.values()]
 
-    leave_out = leave_out_command(data.annotations, data.root)
+    leave_out = write_clean_command(data.annotations, data.root)
     unreadable = []
     codes = {image.code for image in inspected.values() if image.problem == "unreadable"}
     for code in sorted(codes - {"pixel_type"}):  # which is a finding on depth

@@ -1,30 +1,30 @@
 """Entries of a json that training refuses, as findings: one per kind of fault."""
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from gfl.common.errors import UserError
 from gfl.common.findings import Finding, finding_if_any
 from gfl.data.coco_json import entry_name
 
-LEAVE_OUT = "correct them, or --leave-out OUT.json"
+WRITE_CLEAN = "correct them, or --write-clean OUT.json"
 FIX_NAMES = "correct the names"
 
 # What is wrong with a refused entry, by the code of the error, and what to do; "" for all others of that list.
 FAULTS = {
-    "categories": {"": ("categories of unusable id or name", LEAVE_OUT)},
+    "categories": {"": ("categories of unusable id or name", WRITE_CLEAN)},
     "images": {
-        "": ("image entries of unusable id, file_name or size", LEAVE_OUT),
+        "": ("image entries of unusable id, file_name or size", WRITE_CLEAN),
         "unsafe_file_name": ("images whose file_name leads out of the folder", FIX_NAMES),
         "coco_url": ("images with a coco_url but no file_name, as in LVIS", FIX_NAMES),
     },
     "annotations": {
-        "not_a_mapping": ("annotations that are no mapping", LEAVE_OUT),
-        "image_id": ("annotations with unknown image_id", LEAVE_OUT),
-        "category_id": ("annotations with unknown category_id", LEAVE_OUT),
+        "not_a_mapping": ("annotations that are no mapping", WRITE_CLEAN),
+        "image_id": ("annotations with unknown image_id", WRITE_CLEAN),
+        "category_id": ("annotations with unknown category_id", WRITE_CLEAN),
         "other_task": ("annotations without a box, of another task", "use a json with boxes"),
         "rotated": ("annotations with rotated boxes", "replace each by the upright box around it"),
-        "bbox": ("annotations whose bbox is not four numbers", LEAVE_OUT),
+        "bbox": ("annotations whose bbox is not four numbers", WRITE_CLEAN),
         "iscrowd": ("annotations with a wrong iscrowd", "it is 0 or 1"),
     },
 }
@@ -44,14 +44,18 @@ def refused_entries(entries: list[Any], check: Callable[[Any, int], object]) -> 
 
 
 def refusal_findings(
-    kind: str, entries: list[Any], refused: Refused, known_categories: Collection[int] = (), fix_names: str = ""
+    kind: str,
+    entries: list[Any],
+    refused: Refused,
+    commands: Mapping[str, str],
+    known_categories: Collection[int] = (),
 ) -> list[Finding]:
     """One finding per kind of fault.
 
     Args:
         kind: the json's list of these entries, a key of `FAULTS`.
+        commands: advice -> the command that follows it, where there is one.
         known_categories: ids that annotations may have.
-        fix_names: the command that corrects names.
     """
     faults, groups = FAULTS[kind], {}
     for position, error in refused.items():
@@ -63,8 +67,7 @@ def refusal_findings(
             advice = _off_by_one_advice(entries, known_categories) or advice
         names = [entry_name(entries[position], position) for position in positions]
         reasons = [str(refused[position]) for position in positions]
-        command = fix_names if advice == FIX_NAMES else ""
-        findings += finding_if_any("error", what, advice, names, reasons, command)
+        findings += finding_if_any("error", what, advice, names, reasons, commands.get(advice, ""))
     return findings
 
 

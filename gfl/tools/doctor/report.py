@@ -17,8 +17,15 @@ from gfl.data.coco_json import read_coco_json
 from gfl.data.image_files import check_image_folder
 from gfl.evaluation.coco_eval import crowded_findings
 from gfl.tools.doctor.annotations import check_annotations, compare_categories
-from gfl.tools.doctor.copies import copy_findings, shared_image_findings
-from gfl.tools.doctor.images import InspectedImage, image_findings, inspect_images, unlisted_image_findings
+from gfl.tools.doctor.copies import copy_findings, near_duplicate_findings, shared_image_findings
+from gfl.tools.doctor.images import (
+    InspectedImage,
+    distinct_files,
+    file_and_size,
+    image_findings,
+    inspect_images,
+    unlisted_image_findings,
+)
 from gfl.training.data_fit import MAX_OBJECTS, WARN_SHARE, class_counts, class_findings, fit_findings, fit_statistics
 
 MAX_CLASSES = 12  # in the terminal; the rarest ones if there are more
@@ -28,12 +35,18 @@ Split = tuple[CocoData | None, dict[int, InspectedImage]]
 
 
 def check_dataset(
-    train: Sequence[str], val: Sequence[str] | None, config: Config, *, progress: bool = False
+    train: Sequence[str],
+    val: Sequence[str] | None,
+    config: Config,
+    *,
+    near_duplicates: bool = False,
+    progress: bool = False,
 ) -> dict[str, Any]:
     """Check one or two splits against the rules of training and against the config.
 
     Args:
         train, val: path of the json and folder of the images.
+        near_duplicates: also look for images that are in both splits but for compression, scale or brightness.
         progress: show a bar while images are decoded, on a terminal only.
 
     Returns what `format_report` takes, as plain values that json can hold.
@@ -51,7 +64,7 @@ def check_dataset(
     listed = {split: len(tree["images"]) for split, tree in trees.items()}
     for split, (path, root) in paths.items():
         findings[split], data = check_annotations(trees.pop(split), path, root, split, config.data.ignore_classes)
-        images = _inspect(data, split, config.data, progress) if data else {}
+        images = _inspect(data, split, config.data, near_duplicates, progress) if data else {}
         if data:
             findings[split] += class_findings(data, split) if len(data.labels) else []
             findings[split] += image_findings(data, images, config.data.bit_depth) + copy_findings(data, images)
@@ -71,16 +84,18 @@ def check_dataset(
     }
 
 
-def _inspect(data: CocoData, split: str, config: DataConfig, progress: bool) -> dict[int, InspectedImage]:
-    files = len(np.unique(data.file_names))
-    with progress_bar(total=files, desc=split, unit="image", enabled=progress) as bar:
-        return inspect_images(data, config=config, on_images=bar.update)
+def _inspect(
+    data: CocoData, split: str, config: DataConfig, with_hashes: bool, progress: bool
+) -> dict[int, InspectedImage]:
+    with progress_bar(total=len(distinct_files(data)), desc=split, unit="image", enabled=progress) as bar:
+        return inspect_images(data, config=config, with_hashes=with_hashes, on_images=bar.update)
 
 
 def _compare(train: Split, val: Split) -> list[Finding]:
     if not train[0] or not val[0]:
         return []
-    return compare_categories(train[0], val[0]) + shared_image_findings(*train, *val)
+    near = near_duplicate_findings(*train, *val)  # none where hashes were not asked for
+    return compare_categories(train[0], val[0]) + near + shared_image_findings(*train, *val)
 
 
 def _summary(
@@ -100,8 +115,8 @@ def _summary(
 
 def _usable(data: CocoData, images: dict[int, InspectedImage]) -> np.ndarray:
     """(I,) whether training can read the image's file, which the json may name more than once."""
-    unusable = [data.file_names[row] for row, image in images.items() if image.problem]
-    return ~np.isin(data.file_names, unusable)
+    unusable = {file_and_size(data, row) for row, image in images.items() if image.problem}
+    return np.array([file_and_size(data, row) not in unusable for row in range(len(data))], bool)
 
 
 def format_report(result: dict[str, Any], width: int | None = None, *, hint: bool = True) -> str:

@@ -92,6 +92,13 @@ def _list_names(folder: Path) -> frozenset[str]:
         return frozenset()
 
 
+def existing_end(name: str, root: Path) -> str:
+    """The longest end of a path that exists below `root`; "" if there is none."""
+    parts = name.replace("\\", "/").split("/")
+    ends = ("/".join(parts[start:]) for start in range(1, len(parts)))
+    return next((end for end in ends if end and (root / end).exists()), "")
+
+
 def walk(folder: Path) -> Iterator[Path]:
     """Files of a folder and its sub-folders, in order; follows links and leaves out hidden files."""
     for path, folders, names in os.walk(folder, followlinks=True):

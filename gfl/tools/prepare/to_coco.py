@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import re
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from gfl.common.errors import UserError
-from gfl.common.files import write_json
+from gfl.common.files import write_text
 from gfl.common.text import decode_text
 from gfl.data.annotation_marks import clip_corners
 
@@ -124,17 +125,25 @@ def coco_tree(split: Split, categories: Mapping[Hashable, str]) -> dict[str, Any
     return {"images": images, "annotations": annotations, "categories": categories}
 
 
-def write_split(path: Path, tree: dict[str, Any]) -> None:
-    """Write the json unless the file has the same content; raises `UserError` rather than replace other content."""
-    if path.exists():
-        try:
-            same = json.loads(path.read_text(encoding="utf-8")) == tree
-        except (OSError, ValueError):
-            same = False
-        if not same:
+def write_jsons(trees: Mapping[Path, Any]) -> None:
+    """Write each json unless its file has the same content; raises `UserError` rather than replace other content.
+
+    Then none of them is written.
+    """
+    texts = {path: json.dumps(tree) for path, tree in trees.items()}
+    existing = {path: _content(path) for path in texts if os.path.lexists(path)}
+    for path, content in existing.items():
+        if content != texts[path]:
             raise UserError(f"{path} exists with other content; delete it, or choose another --out", code="file_exists")
-        return
-    write_json(path, tree)
+    for path in texts.keys() - existing.keys():
+        write_text(path, texts[path])
+
+
+def _content(path: Path) -> str | None:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        return None
 
 
 def read_lines(path: Path) -> list[tuple[int, str]]:

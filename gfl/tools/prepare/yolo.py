@@ -20,7 +20,7 @@ from gfl.data.image_errors import url_error
 from gfl.data.image_files import find_images, image_sizes
 from gfl.tools.prepare.darknet import FOLDER, is_darknet, read_darknet
 from gfl.tools.prepare.faults import Faults
-from gfl.tools.prepare.find_files import Folders, count_note, unknown_files, walk
+from gfl.tools.prepare.find_files import Folders, count_note, existing_end, unknown_files, walk
 from gfl.tools.prepare.to_coco import BoxAdjustments, ImageRecord, Progress, Split, clip_box, read_lines
 from gfl.tools.prepare.yolo_labels import BOX, LabelLine, LineFormat, decide, keypoint_numbers, parse_line
 
@@ -63,7 +63,8 @@ def read_yolo(
     names = _class_names(tree, path)
     root = _root(tree, path) if root is None else root
     if missing := [name for name in splits if not tree.get(name)]:
-        raise UserError(f"{path}: it has no {missing[0]}; name the keys to convert with --splits")
+        has = ", ".join(yolo_splits(path)) or "no split"
+        raise UserError(f"{path}: it has no {missing[0]} but {has}; name the keys to convert with --splits")
     faults, folders = Faults(), Folders()
     sources = [_source(name, tree[name], root, path, folders, faults) for name in splits]
     faults.raise_if_any()
@@ -73,6 +74,12 @@ def read_yolo(
     found = [_split(*pair, line_format, folders, faults) for pair in zip(sources, images, strict=True)]
     faults.raise_if_any()
     return found, names
+
+
+def yolo_splits(path: Path) -> dict[str, Any]:
+    """The splits that a data.yaml names, and what it says of each; raises `UserError` if it cannot be read."""
+    tree = _read_description(path)
+    return {name: tree[name] for name in ("train", "val", "test") if tree.get(name)}
 
 
 def _read_description(path: Path) -> dict[str, Any]:
@@ -152,7 +159,7 @@ def _resolve(entry: str, root: Path, where: str, folders: Folders) -> Path:
         return found
     if is_url(entry):
         raise url_error(entry)
-    if rest := _existing_end(entry, root):
+    if rest := existing_end(entry, root):
         raise UserError(f"{where}: there is no {entry}, but {root / rest}; write {rest} there", code="elsewhere")
     raise UserError(
         f"{where}: there is no {root / entry}; correct it, or give the data set's folder with --root", code="no_folder"
@@ -176,19 +183,12 @@ def _listed_images(source: Path, root: Path, folders: Folders, faults: Faults) -
 
 def _advice(name: str, source: Path, root: Path) -> str:
     """What to do about a line: lists made elsewhere begin with folders of that machine."""
-    rest = _existing_end(name, root) or _existing_end(name, source.parent)
+    rest = existing_end(name, root) or existing_end(name, source.parent)
     if not rest:
         return "add it or remove the line"
     prefix = re.sub(r"[][\\.*^$|]", r"\\\g<0>", name[: len(name) - len(rest)])
     command = shell_command("sed", "-i", f"s|^{prefix}||", source)
     return f"there is {rest!r:.80}; remove the folders before it from the lines: {command}"
-
-
-def _existing_end(name: str, root: Path) -> str:
-    """The longest end of a path that exists below `root`; "" if there is none."""
-    parts = name.replace("\\", "/").split("/")
-    ends = ("/".join(parts[start:]) for start in range(1, len(parts)))
-    return next((end for end in ends if end and (root / end).exists()), "")
 
 
 def _label_file(image: Path) -> Path:

@@ -96,7 +96,7 @@ def test_the_commands_it_names_leave_no_error(clean, script, monkeypatch):
             doctor.main(doctor.parse_args())
         options.append(words[-2])
         made.annotations = words[-1]
-    assert options == ["--fix-names", "--leave-out"]
+    assert options == ["--fix-names", "--write-clean"]
     assert result["splits"]["train"]["images"] == 2
 
 
@@ -141,8 +141,9 @@ def test_the_command_exits_with_the_code_of_the_worst_finding(clean, script, tmp
     made = clean()
     args = Namespace(
         fix_names=None,
-        leave_out=None,
+        write_clean=None,
         no_copies=None,
+        near_duplicates=False,
         annotations=made.annotations,
         images=made.images,
         val=None,

@@ -4,7 +4,8 @@ from PIL import Image
 
 from gfl.data.orientation import ORIENTATION
 from gfl.tools.prepare.to_coco import coco_tree
-from gfl.tools.prepare.voc import VocFolders, class_names, listed_splits, read_voc
+from gfl.tools.prepare.voc import class_names, read_voc
+from gfl.tools.prepare.voc_layout import find_splits
 from gfl.tools.prepare.yolo import read_yolo
 
 
@@ -52,8 +53,8 @@ def write_yolo(root):
 
 def read_voc_split(root, name="train", **settings):
     """One of the splits that ImageSets/Main lists."""
-    voc = VocFolders(root)
-    (split,) = read_voc(voc, listed_splits(voc, [name]), **settings)
+    parts, _ = find_splits(root, None, None, [name])
+    (split,) = read_voc(parts, **settings)
     return split
 
 

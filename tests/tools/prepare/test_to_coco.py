@@ -4,6 +4,7 @@ import json
 import shlex
 import sys
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -23,7 +24,7 @@ from gfl.config_file import load_config
 from gfl.data.coco import image_path, load_coco
 from gfl.data.image_files import read_image
 from gfl.data.loader import load_training_data
-from gfl.tools.prepare.to_coco import write_split
+from gfl.tools.prepare.to_coco import write_jsons
 
 
 @pytest.fixture
@@ -60,7 +61,7 @@ def assert_equal(tree, original, folder, path):
         assert ours["bbox"] == pytest.approx(theirs["bbox"], abs=2e-3)
         assert ours["area"] == pytest.approx(theirs["area"], rel=1e-3)
         assert {**ours, "bbox": 0, "area": 0} == {**theirs, "bbox": 0, "area": 0}
-    write_split(path, tree)
+    write_jsons({path: tree})
     data = load_coco(str(path), str(folder))
     assert len(data.labels) == len(original["annotations"])
     assert data.notes == ()
@@ -137,7 +138,8 @@ def test_the_command_writes_all_splits_or_none(command, refusal, tmp_path):
     voc, yolo = write_voc(tmp_path / "VOC"), write_yolo(tmp_path / "YOLO")
     file, out = write(tmp_path / "taken", "a file"), tmp_path / "out"
     assert str(file) in refusal(command, "yolo", yolo, "--out", file)
-    assert "val.txt" in refusal(command, "voc", voc, "--out", out)  # although train can be read
+    lists = ("--splits", "train", "val")
+    assert "val.txt" in refusal(command, "voc", voc, *lists, "--out", out)  # although train can be read
     assert "none.yaml" in refusal(command, "yolo", tmp_path / "none.yaml", "--out", out)
     assert not out.exists()
 
@@ -153,26 +155,66 @@ def test_the_printed_commands_run_as_they_are_printed(command, tmp_path, monkeyp
     assert (len(data.train), len(data.val)) == (2, 1)
 
 
-def test_the_command_divides_a_set_without_splits(command, refusal, tmp_path):
-    root = tmp_path / "wild"
+def write_photographs(root):
+    """Ten pairs in photos/day and notes/day, whose suffixes differ in case, and one file of each kind alone."""
     for number in range(10):
         write_image(root / "photos" / "day" / f"{number:02}a.jpg", 20, 10)
         write(root / "notes" / "day" / f"{number:02}A.XML", voc_xml(20, 10, voc_object("cat", 1, 1, 5, 5)))
     write_image(root / "photos" / "alone.jpg", 20, 10)
     write(root / "notes" / "orphan.xml", voc_xml(20, 10))
-    message = refusal(command, "voc", root)
-    assert message.code == "no_splits"
-    flags = ["--images", "photos/day", "--annotations", "notes/day", "--val-share", "0.2", "--seed", "0"]
-    assert " ".join(flags) in message
-    assert refusal(command, "voc", root, "--val-share", "0.2").code == "no_folder"
-    words = ["voc", root, "--images", "photos", "--annotations", "notes", "--val-share", "0.2"]
-    printed = command(*words, "--seed", "3")
+    return root
+
+
+def names_of(folder, splits=("train", "val")):
+    trees = [json.loads((folder / f"instances_{split}.json").read_text()) for split in splits]
+    return [[image["file_name"] for image in tree["images"]] for tree in trees]
+
+
+def test_the_command_divides_a_set_without_splits(command, refusal, tmp_path):
+    root = write_photographs(tmp_path / "wild")
+    printed = command("voc", root)
     assert all(str(root / name) in printed for name in ("photos/alone.jpg", "notes/orphan.xml"))
-    jsons = [json.loads((root / "coco" / f"instances_{split}.json").read_text()) for split in ("train", "val")]
-    names = [[image["file_name"] for image in tree["images"]] for tree in jsons]
+    names = names_of(root / "coco")
     assert [len(files) for files in names] == [8, 2]
     assert sorted(names[0] + names[1]) == [f"day/{number:02}a.jpg" for number in range(10)]
-    assert command(*words, "--seed", "3") == printed
-    assert refusal(command, *words, "--seed", "4").code == "file_exists"
-    assert "10 images" in command("voc", root, *words[2:6], "--val-share", "0", "--splits", "all")
-    assert "--splits" in refusal(command, *words, "--splits", "all")
+    words = ["voc", root, "--images", "photos", "--annotations", "notes", "--val-share"]
+    command(*words, "0.2")  # writes the same
+    assert refusal(command, *words, "0.2", "--seed", "4").code == "file_exists"
+    command(*words, "0.4", "--out", root / "other", "--splits", "a", "b")
+    assert [len(files) for files in names_of(root / "other", ("a", "b"))] == [6, 4]
+    assert "10 images" in command(*words, "0", "--splits", "all")
+    assert refusal(command, *words, "0.2", "--splits", "all").code == "names"
+    assert refusal(command, *words, "0.01", "--out", root / "none").code == "empty_split"
+    assert not (root / "none").exists()
+
+
+def test_the_command_divides_a_yolo_set_that_has_only_train(command, refusal, tmp_path):
+    source = write_yolo(tmp_path)
+    for number in range(8):
+        write_image(tmp_path / "images" / "train" / f"{number}.png", 20, 10)
+        write(tmp_path / "labels" / "train" / f"{number}.txt", f"{number % 2} 0.5 0.5 0.5 0.4\n")
+    source.write_text("names: [cat, dog]\ntrain: images/train\n")
+    command("yolo", source)
+    assert [len(files) for files in names_of(tmp_path / "coco")] == [8, 2]
+    source.write_text("names: [cat, dog]\ntrain: images/train\nval: images\n")
+    words = ["yolo", source, "--val-share", "0.3", "--out", tmp_path / "b"]
+    assert refusal(command, *words).code == "has_val"
+    command(*words, "--splits", "train", "holdout")
+    assert [len(files) for files in names_of(tmp_path / "b", ("train", "holdout"))] == [7, 3]
+
+
+def test_near_duplicates_stay_in_one_split(command, refusal, tmp_path):
+    """Five scenes with three copies each; to divide splits that exist is refused."""
+    for scene in range(5):
+        pixels = cv2.resize(np.random.default_rng(scene).integers(0, 255, (12, 16, 3), np.uint8), (160, 120))
+        for copy in range(3):
+            size = (160 // (copy + 1), 120)
+            cv2.imwrite(str(tmp_path / f"{scene}{copy}.png"), cv2.resize(pixels, size))
+            write(tmp_path / f"{scene}{copy}.xml", voc_xml(*size, voc_object("cat", 1, 1, 5, 5)))
+    command("voc", tmp_path, "--near-duplicates", "--val-share", "0.4")
+    train, val = ({name[0] for name in files} for files in names_of(tmp_path / "coco"))
+    assert (len(train), len(val)) == (3, 2)
+    assert not train & val
+    assert refusal(command, "voc", write_voc(tmp_path / "VOC"), "--splits", "train", "--near-duplicates").code == (
+        "not_divided"
+    )

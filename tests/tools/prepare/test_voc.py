@@ -5,8 +5,8 @@ from layouts import bboxes, read_voc_split, voc_object, voc_tree, voc_xml, write
 
 from gfl.data.coco import load_coco
 from gfl.data.image_files import read_image
-from gfl.tools.prepare.to_coco import coco_tree, write_split
-from gfl.tools.prepare.voc import VocFolders, class_names, random_splits
+from gfl.tools.prepare.to_coco import coco_tree, write_jsons
+from gfl.tools.prepare.voc import class_names
 
 
 @pytest.fixture
@@ -38,7 +38,7 @@ def test_zero_based_corners_are_edges(voc):
 def test_difficult_objects_become_crowd_boxes(voc, tmp_path):
     tree = voc_tree(voc)
     assert [entry["iscrowd"] for entry in tree["annotations"]] == [1, 0]
-    write_split(tmp_path / "out.json", tree)
+    write_jsons({tmp_path / "out.json": tree})
     assert load_coco(str(tmp_path / "out.json"), str(voc / "JPEGImages")).boxes_xyxy.tolist() == [[0, 0, 20, 10]]
 
 
@@ -250,21 +250,3 @@ def test_an_object_of_several_boxes_is_refused(voc, refusal):
     box = "<bndbox><xmin>1</xmin><ymin>1</ymin><xmax>4</xmax><ymax>4</ymax></bndbox>"
     write(voc / "Annotations" / "a.xml", voc_xml(20, 10, voc_object("cat", 3, 4, 7, 9, extra=box)))
     assert refusal(read_voc_split, voc).code == "several_boxes"
-
-
-def test_the_error_without_splits_says_where_the_data_set_is(tmp_path, refusal):
-    write_voc(tmp_path / "devkit" / "VOC2007")
-    assert str(tmp_path / "devkit" / "VOC2007") in refusal(read_voc_split, tmp_path)
-    for name in ("train", "valid"):
-        write_image(tmp_path / "export" / name / "a.jpg", 20, 10)
-        write(tmp_path / "export" / name / "a.xml", voc_xml(20, 10))
-    words = "--images train --annotations train --val-share 0 --splits train"
-    assert words in refusal(read_voc_split, tmp_path / "export")
-
-
-def test_an_image_is_not_paired_with_the_xml_of_another_letter_case(voc):
-    write_image(voc / "JPEGImages" / "A.png", 20, 10)
-    splits, notes = random_splits(VocFolders(voc), ["all"], 0.0, 0)
-    assert splits == {"all": ["a", "b"]}
-    (note,) = notes
-    assert "A.png" in note
