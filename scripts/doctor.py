@@ -9,7 +9,7 @@ from gfl.common.output import protect_output
 from gfl.common.progress import announce
 
 EXAMPLE = """exit code: 0 no problems, 1 warnings, 2 training would refuse the data or stop
-example: python scripts/doctor.py train.json images/train --val val.json images/val --config configs/finetune.yaml
+example: python scripts/doctor.py train.json images/train --val val.json images/val --config configs/own_data.yaml
 with other settings: python scripts/doctor.py train.json images/train data.short_side=640 model.head.reg_max=24"""
 
 
@@ -85,7 +85,7 @@ def main(args: argparse.Namespace) -> None:
     from gfl.config_file import config_from_dict, load_config, parse_overrides
     from gfl.tools.doctor.report import check_dataset, format_report
     from gfl.tools.doctor.write_clean import write_clean
-    from gfl.tools.next_command import training_command
+    from gfl.tools.next_command import config_for_new_data, training_command
 
     if (args.fix_names or args.write_clean) and args.val:
         raise UserError("--fix-names and --write-clean take one json; run them for each, without --val")
@@ -115,7 +115,7 @@ def main(args: argparse.Namespace) -> None:
         print_line(f"complete result: {args.json}")
     if args.val and result["exit_code"] < 2:
         splits = {"train": (Path(args.annotations), Path(args.images)), "val": tuple(map(Path, args.val))}
-        print_line(f"next: {training_command(args.config or 'configs/finetune.yaml', splits, args.overrides)}")
+        print_line(f"next: {training_command(args.config or config_for_new_data(), splits, args.overrides)}")
     sys.exit(result["exit_code"])
 
 

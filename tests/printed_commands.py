@@ -18,13 +18,13 @@ XML = (
 
 
 def write_checkout(folder: Path) -> None:
-    """The commands, a tiny configs/finetune.yaml, and three images with xml files in FOLDER, without splits."""
+    """The commands, a tiny config for own data, and three images with xml files in FOLDER, without splits."""
     for name in ("scripts", "gfl", "train.py"):
         (folder / name).symlink_to(ROOT / name)
     for name in ("configs", "bin", f"{FOLDER}/images", f"{FOLDER}/annots"):
         (folder / name).mkdir(parents=True)
     tiny = CONFIG.replace("EPOCHS", "1").replace("DATA", "none")
-    (folder / "configs" / "finetune.yaml").write_text(f"{tiny}run_dir: run\n")
+    (folder / "configs" / "own_data.yaml").write_text(f"{tiny}run_dir: run\n")
     (folder / "bin" / "python").write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} "$@"\n')
     (folder / "bin" / "python").chmod(0o755)
     for name in ("a", "b", "c"):

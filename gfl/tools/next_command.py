@@ -9,8 +9,8 @@ from gfl.common.yaml_file import text_in_yaml
 from gfl.model.published import FOLDER, download_advice
 
 DOCTOR = ("python", "scripts/doctor.py")
-CONFIG = "configs/finetune.yaml"
-START = FOLDER / "gfl_r50_fpn_1x_coco.pt"  # its model.weights
+FINETUNE, OWN_DATA = "configs/finetune.yaml", "configs/own_data.yaml"
+START = FOLDER / "gfl_r50_fpn_1x_coco.pt"  # model.weights of the first
 
 
 def training_command(config: str, splits: Mapping[str, Sequence[Path]], overrides: Sequence[str] = ()) -> str:
@@ -29,6 +29,11 @@ def relative(path: Path) -> Path:
     return path if below.startswith("..") else Path(below)
 
 
+def config_for_new_data() -> str:
+    """The config to train on new data with: from the published detector where it has been downloaded."""
+    return FINETUNE if START.is_file() else OWN_DATA
+
+
 def data_commands(written: Mapping[str, tuple[Path, Path]]) -> list[str]:
     """Lines with the commands that check and train on jsons, split -> json and image folder."""
     train = next((name for name in ("train", "trainval") if name in written), None)
@@ -36,11 +41,10 @@ def data_commands(written: Mapping[str, tuple[Path, Path]]) -> list[str]:
     if not (train and val):
         return [f"next: {shell_command(*DOCTOR, *map(relative, paths))}" for paths in written.values()]
     first, second = (map(relative, written[name]) for name in (train, val))
-    lines = [f"next: {shell_command(*DOCTOR, *first, '--val', *second, '--config', CONFIG)}"]
-    overrides = []
-    if not START.is_file():
-        overrides.append("model.weights=none")
-        advice = f"this starts from an ImageNet backbone; {download_advice(START)}, a better start"
-        lines.append(f"note      no {START}: {advice}")
-    splits = {"train": written[train], "val": written[val]}
-    return [*lines, f"then: {training_command(CONFIG, splits, overrides)}"]
+    config, splits = config_for_new_data(), {"train": written[train], "val": written[val]}
+    lines = [f"next: {shell_command(*DOCTOR, *first, '--val', *second, '--config', config)}"]
+    if config == OWN_DATA:
+        lines.append(
+            f"note      {FINETUNE} starts from a published detector, which is better: {download_advice(START)}"
+        )
+    return [*lines, f"then: {training_command(config, splits)}"]

@@ -115,7 +115,7 @@ def test_the_command_writes_the_splits_and_prints_the_next_commands(command, ref
     images = yolo.parent / "images" / "train"
     printed = command("yolo", yolo, "--out", out)
     assert f"python scripts/doctor.py {out}/instances_train.json {images}" in printed
-    assert f"configs/finetune.yaml data.train.annotations={out}/instances_train.json" in printed
+    assert f"configs/own_data.yaml data.train.annotations={out}/instances_train.json" in printed
     assert f"data.val.images={images}" in printed
     assert load_coco(f"{out}/instances_val.json", str(images)).class_names == ("cat", "dog")
     assert command("yolo", yolo, "--out", out) == printed  # the same again is no error
