@@ -15,6 +15,7 @@ def parse_args() -> argparse.Namespace:
         description="Evaluate a checkpoint on a COCO-format split: the twelve COCO metrics and AP per class.",
         epilog="example: python eval.py runs/gfl_r18_shapes\n"
         "another split: python eval.py runs/mine/last.pt --data data/mine/test.json data/mine/test --out runs/test\n"
+        "test-time augmentation: python eval.py runs/mine eval.tta_flip=true 'eval.tta_scales=[0.8,1,1.25]'\n"
         "several GPUs: torchrun --nproc_per_node=8 eval.py runs/gfl_r50_fpn_1x_coco",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
