@@ -9,7 +9,7 @@
 Boxes are corners ``x1, y1, x2, y2`` in pixels; distances are from a point to the four sides, in strides of its level.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -75,6 +75,11 @@ class HeadOutput(NamedTuple):
     reg_pred: Tensor  # (B, P, 4, K)
     quality_logits: Tensor | None  # (B, P) of a quality branch or predictor; None without one
     grid: PointGrid
+
+    def images(self) -> Iterator["HeadOutput"]:
+        """The output of each image as a batch of its own, without copies."""
+        for row in range(len(self.cls_logits)):
+            yield HeadOutput(*(None if column is None else column[row : row + 1] for column in self[:3]), self.grid)
 
 
 class Assignment(NamedTuple):

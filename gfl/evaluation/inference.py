@@ -102,7 +102,7 @@ def detect(
     if not (output.cls_logits.sum(dtype=torch.float32) + output.reg_pred.sum(dtype=torch.float32)).isfinite():
         _warn_not_finite(dtype)
     found = find_candidates(
-        model.quality.scores(output),
+        (model.quality.scores(of_image)[0] for of_image in output.images()),
         output.grid.level_sizes,
         inside=torch.cat(inside, dim=1),
         rank_factor=model.quality.rank_factor(output),
