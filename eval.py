@@ -4,6 +4,7 @@ import argparse
 import hashlib
 import re
 import signal
+import time
 
 from gfl.common.output import protect_output
 from gfl.common.progress import announce, print_line, print_lines, progress_bar
@@ -14,6 +15,7 @@ def parse_args() -> argparse.Namespace:
         description="Evaluate a checkpoint on a COCO-format split: the twelve COCO metrics and AP per class.",
         epilog="example: python eval.py runs/gfl_r18_shapes\n"
         "another split: python eval.py runs/mine/last.pt --data data/mine/test.json data/mine/test --out runs/test\n"
+        "test-time augmentation: python eval.py runs/mine eval.tta_flip=true 'eval.tta_scales=[0.8,1,1.25]'\n"
         "several GPUs: torchrun --nproc_per_node=8 eval.py runs/gfl_r50_fpn_1x_coco",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -61,6 +63,7 @@ from gfl.evaluation.coco_eval import (
     run_detector,
 )
 from gfl.evaluation.inference import Detector
+from gfl.evaluation.views import in_views
 from gfl.model.precision import eval_dtype, memory_format, precision_name, set_backends
 
 
@@ -79,9 +82,12 @@ def main(args: argparse.Namespace) -> None:
     with distributed.process_group() as device:
         ignore_classes = detector.config.data.ignore_classes
         data = load_coco(annotations, images, detector.class_names, ignore_classes=ignore_classes)
+        start = time.monotonic()
         results = detect_split(detector, data, device)
         if results is None:
             return
+        seconds = time.monotonic() - start
+        print(f"detected in {seconds:.1f} s, {seconds / len(data) * 1000:.0f} ms per image{in_views(settings)}")
         write_json(out / "detections.json", results)
         print_line(f"{len(results)} detections: {out / 'detections.json'}")
         if not data.has_annotations:
@@ -116,13 +122,12 @@ def detect_split(detector: Detector, data: CocoData, device: torch.device) -> li
     """Detections of all processes in COCO's results format on the main process; None on the others."""
     config = detector.config
     rank, world = distributed.rank(), distributed.world_size()
-    loader = build_eval_loader(
-        data, config.data, batch=config.eval.batch, rank=rank, world=world, pin_memory=device.type == "cuda"
-    )
+    loader = build_eval_loader(data, config.data, config.eval, rank=rank, world=world, pin_memory=device.type == "cuda")
     dtype = eval_dtype(config, device)
     if rank == 0:
         print_line(
-            f"{detector.checkpoint} on {data.annotations}: {len(data)} images, {len(data.labels)} boxes, "
+            f"{detector.checkpoint} on {data.annotations}: {len(data)} images{in_views(config.eval)}, "
+            f"{len(data.labels)} boxes, "
             f"{world} x {device.type}, {precision_name(dtype)}"
         )
         crowded = crowded_findings(data, config.eval)

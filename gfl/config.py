@@ -36,6 +36,10 @@ def _is_size_or_range(side: int | tuple[int, ...]) -> bool:
     return len(sides) in (1, 2) and 0 < sides[0] <= sides[-1] <= 2**15
 
 
+def _are_scales(scales: tuple[float, ...]) -> bool:
+    return len(scales) > 0 and len(set(scales)) == len(scales) and all(0.1 <= scale <= 4 for scale in scales)
+
+
 def _is_depth_or_range(depth: int | tuple[float, ...]) -> bool:
     if isinstance(depth, int):
         return depth == 0 or 8 <= depth <= 16
@@ -222,7 +226,16 @@ class EvalConfig:
     max_detections: Count = 100
     amp: Literal["run", "none", "auto", "bf16", "fp16"] = "run"  # of the network, as optim.amp; run: what that says
     decode: Literal["expectation", "peak"] = "expectation"  # peak: a side lies at its distribution's highest mode
+    # Test-time augmentation: candidates are found in several views of each image, then go through one NMS. The views
+    # have these multiples of the size in evaluation (of both its limits); with tta_flip each is there mirrored as well.
+    tta_scales: Annotated[tuple[float, ...], Check("factors from 0.1 to 4, each once", _are_scales)] = (1.0,)
+    tta_flip: bool = False
     backend: Literal["auto", "pycocotools", "hotcoco"] = "auto"  # of the metrics; auto: hotcoco if it is installed
+
+    @property
+    def num_views(self) -> int:
+        """How often the network sees each image."""
+        return len(self.tta_scales) * (1 + self.tta_flip)
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@
 Boxes are corners ``x1, y1, x2, y2`` in pixels; distances are from a point to the four sides, in strides of its level.
 """
 
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -34,6 +35,8 @@ class Batch(NamedTuple):
     targets: Targets
     image_ids: Tensor  # (B,) int64, the ids of the json
     orig_sizes: Tensor  # (B, 2) int64 height, width of the file
+    mirrored: bool = False  # left to right, by test-time augmentation
+    views: Sequence["Batch"] = ()  # the same images at other sizes or mirrored, by test-time augmentation
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch on `device`."""
@@ -41,8 +44,15 @@ class Batch(NamedTuple):
         def move(tensor: Tensor | None) -> Tensor | None:
             return None if tensor is None else tensor.to(device, non_blocking=device.type != "cpu")
 
-        images, image_sizes, targets, image_ids, orig_sizes = self
-        return Batch(move(images), move(image_sizes), Targets(*map(move, targets)), move(image_ids), move(orig_sizes))
+        return Batch(
+            images=move(self.images),
+            image_sizes=move(self.image_sizes),
+            targets=Targets(*map(move, self.targets)),
+            image_ids=move(self.image_ids),
+            orig_sizes=move(self.orig_sizes),
+            mirrored=self.mirrored,
+            views=[view.to(device) for view in self.views],
+        )
 
 
 class PointGrid(NamedTuple):
@@ -65,6 +75,11 @@ class HeadOutput(NamedTuple):
     reg_pred: Tensor  # (B, P, 4, K)
     quality_logits: Tensor | None  # (B, P) of a quality branch or predictor; None without one
     grid: PointGrid
+
+    def images(self) -> Iterator["HeadOutput"]:
+        """The output of each image as a batch of its own, without copies."""
+        for row in range(len(self.cls_logits)):
+            yield HeadOutput(*(None if column is None else column[row : row + 1] for column in self[:3]), self.grid)
 
 
 class Assignment(NamedTuple):

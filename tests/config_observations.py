@@ -136,7 +136,7 @@ def loaded(config: Config) -> Any:
         data = load_training_data(config, torch.device("cpu"))
         found = [data.train_loader.num_workers, data.train_loader.persistent_workers]
         for loader in (data.train_loader, data.val_loader) if not config.data.workers else ():
-            for batch in batches(loader):
+            for batch in (view for loaded in batches(loader) for view in (loaded, *loaded.views)):
                 boxes = batch.targets.boxes_xyxy.sum().item()
                 found.append(
                     [batch.image_ids.tolist(), tuple(batch.images.shape), boxes, int(batch.images.long().sum())]

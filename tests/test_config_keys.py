@@ -140,6 +140,8 @@ ROWS: dict[str, tuple] = {
     "eval.max_detections": (detections, "7", MANY),
     "eval.amp": (detections, "bf16", MANY),
     "eval.decode": (detections, "peak", MANY),
+    "eval.tta_scales": (loaded, "[1.0, 0.5]"),
+    "eval.tta_flip": (loaded, "true"),
     "eval.backend": (metrics_library, "hotcoco"),
     "log.interval": (run, "2"),
     "log.images": (run, "0"),

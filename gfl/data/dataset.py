@@ -12,7 +12,7 @@ import torch
 from torch.utils.data import Dataset
 
 from gfl.common.errors import UserError
-from gfl.config import DataConfig
+from gfl.config import DataConfig, EvalConfig
 from gfl.data.coco import CocoData, image_path
 from gfl.data.image_files import BadImage, read_image
 from gfl.data.sampler import Key
@@ -21,6 +21,7 @@ from gfl.structures import SIZE_DIVISOR, Batch, Targets
 
 IGNORED = -1  # the label of a region whose points learn nothing
 WRITE_CLEAN = "; or write a json without such images: scripts/doctor.py with --write-clean OUT.json"
+ONE_VIEW = EvalConfig()  # evaluation without test-time augmentation
 MAX_REPLACEMENTS = 100  # images tried in place of a bad one before giving up
 
 
@@ -32,16 +33,45 @@ class Sample(NamedTuple):
     labels: np.ndarray  # (n,) int64, `IGNORED` for a region
     image_id: int
     orig_size: tuple[int, int]  # height, width of the file
+    mirrored: bool = False  # by test-time augmentation
+    views: Sequence["Sample"] = ()  # the other views of test-time augmentation
+
+
+def size_in_eval(height: int, width: int, config: DataConfig, scale: float = 1.0) -> tuple[int, int]:
+    """(height, width) to which an image is resized in evaluation, or with a `scale` of its test-time augmentation."""
+    short_side, long_side = scale * config.short_side_in_eval, scale * config.long_side
+    return keep_ratio_size(height, width, short_side=short_side, long_side=long_side)
+
+
+def as_in_eval(sample: Sample, config: DataConfig, evaluation: EvalConfig) -> Sample:
+    """`sample`, which has the pixels of its file, resized as in evaluation, with the other views if there are any.
+
+    The first view is not mirrored; it is the one in whose pixels the detections of all views are compared.
+    """
+    views = []
+    for scale in evaluation.tta_scales:
+        image, boxes_xyxy = resize(sample.image, sample.boxes_xyxy, size_in_eval(*sample.orig_size, config, scale))
+        views.append(sample._replace(image=image, boxes_xyxy=boxes_xyxy))
+        if evaluation.tta_flip:
+            image, boxes_xyxy = flip(image, boxes_xyxy)
+            views.append(sample._replace(image=image, boxes_xyxy=boxes_xyxy, mirrored=True))
+    return views[0]._replace(views=views[1:])
 
 
 class CocoDataset(Dataset):
     """Images of a split by (epoch, index). Training draws scale, augmentation and flip; evaluation draws nothing."""
 
-    def __init__(self, data: CocoData, config: DataConfig, *, training: bool, seed: int = 0) -> None:
-        self.data, self.training, self.seed = data, training, seed
-        self.short_sides, self.long_side, self.flip = config.short_sides, config.long_side, config.flip
-        self.eval_short_side = config.short_side_in_eval
-        self.bit_depth, self.max_pixels = config.bit_depth, config.max_pixels
+    def __init__(
+        self,
+        data: CocoData,
+        config: DataConfig,
+        *,
+        training: bool,
+        seed: int = 0,
+        evaluation: EvalConfig = ONE_VIEW,
+    ) -> None:
+        self.data, self.config, self.evaluation = data, config, evaluation
+        self.training, self.seed = training, seed
         self.mask_ignored = training and config.ignored == "mask"
         self.augmentation = Augmentation(config.augment) if training and config.augment else None
 
@@ -53,17 +83,23 @@ class CocoDataset(Dataset):
         boxes_xyxy, labels = self._boxes_of(index)
         orig_size = tuple(self.data.sizes[index].tolist())
         path = image_path(self.data, index)
-        image = read_image(path, orig_size, bit_depth=self.bit_depth, max_pixels=self.max_pixels)
-        rng = np.random.default_rng((self.seed, epoch, index)) if self.training else None
-        low, high = self.short_sides
-        short_side = int(rng.integers(low, high + 1)) if rng else self.eval_short_side
-        size = keep_ratio_size(*orig_size, short_side=short_side, long_side=self.long_side)
-        image, boxes_xyxy = resize(image, boxes_xyxy, size)
+        image = read_image(path, orig_size, bit_depth=self.config.bit_depth, max_pixels=self.config.max_pixels)
+        sample = Sample(image, boxes_xyxy, labels, int(self.data.image_ids[index]), orig_size)
+        if not self.training:
+            return as_in_eval(sample, self.config, self.evaluation)
+        return self._as_in_training(sample, np.random.default_rng((self.seed, epoch, index)))
+
+    def _as_in_training(self, sample: Sample, rng: np.random.Generator) -> Sample:
+        low, high = self.config.short_sides
+        short_side = int(rng.integers(low, high + 1))
+        size = keep_ratio_size(*sample.orig_size, short_side=short_side, long_side=self.config.long_side)
+        image, boxes_xyxy = resize(sample.image, sample.boxes_xyxy, size)
+        labels = sample.labels
         if self.augmentation:
             image, boxes_xyxy, labels = self.augmentation(image, boxes_xyxy, labels, rng)
-        if rng and rng.random() < self.flip:
+        if rng.random() < self.config.flip:
             image, boxes_xyxy = flip(image, boxes_xyxy)
-        return Sample(image, boxes_xyxy, labels, int(self.data.image_ids[index]), orig_size)
+        return sample._replace(image=image, boxes_xyxy=boxes_xyxy, labels=labels)
 
     def _boxes_of(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """Boxes (n, 4) and labels (n,), with the regions to ignore where they are masked."""
@@ -96,6 +132,8 @@ def collate(samples: Sequence[Sample]) -> Batch:
         targets=Targets(boxes_xyxy, labels.clamp(min=0), valid & ~ignored, ignored if ignored.any() else None),
         image_ids=torch.tensor([sample.image_id for sample in samples]),
         orig_sizes=torch.tensor([sample.orig_size for sample in samples]),
+        mirrored=samples[0].mirrored,
+        views=[collate(view) for view in zip(*(sample.views for sample in samples), strict=True)],
     )
 
 

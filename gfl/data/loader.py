@@ -3,7 +3,7 @@
 import os
 import signal
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
 from typing import NamedTuple
 
@@ -15,11 +15,10 @@ from tqdm import tqdm
 from gfl.common import distributed
 from gfl.common.errors import UserError
 from gfl.common.text import printable
-from gfl.config import Config, DataConfig
+from gfl.config import Config, DataConfig, EvalConfig
 from gfl.data.coco import CocoData, check_ignore_classes, load_coco
-from gfl.data.dataset import CocoDataset, PatchedBatch, SafeDataset
+from gfl.data.dataset import ONE_VIEW, CocoDataset, PatchedBatch, SafeDataset, size_in_eval
 from gfl.data.sampler import EvalSampler, TrainSampler, train_candidates
-from gfl.data.transforms import keep_ratio_size
 from gfl.structures import SIZE_DIVISOR, Batch
 
 
@@ -56,7 +55,7 @@ def load_training_data(config: Config, device: torch.device) -> TrainingData:
         **shard,
     )
     train_loader = build_train_loader(train, data, sampler, seed=config.seed, pin_memory=pin_memory)
-    val_loader = build_eval_loader(val, data, batch=config.eval.batch, pin_memory=pin_memory, **shard)
+    val_loader = build_eval_loader(val, data, config.eval, pin_memory=pin_memory, **shard)
     return TrainingData(train, val, sampler, train_loader, val_loader)
 
 
@@ -72,23 +71,31 @@ def build_train_loader(
 
 
 def build_eval_loader(
-    data: CocoData, config: DataConfig, *, batch: int = 1, rank: int = 0, world: int = 1, pin_memory: bool = False
+    data: CocoData,
+    config: DataConfig,
+    evaluation: EvalConfig = ONE_VIEW,
+    *,
+    rank: int = 0,
+    world: int = 1,
+    pin_memory: bool = False,
 ) -> DataLoader:
-    """Every image of `data` exactly once over all processes, in the batches of `EvalSampler`.
+    """Every image of `data` exactly once over all processes, in the batches of `EvalSampler`, in all its views.
 
     A bad image is an error even with ``on_bad_image: skip``: metrics without it would not be those of the split.
     """
-    sampler = EvalSampler(padded_sizes_in_eval(data, config), batch=batch, rank=rank, world=world)
+    sizes = padded_sizes_in_eval(data, config, evaluation.tta_scales)
+    sampler = EvalSampler(sizes, batch=evaluation.batch, rank=rank, world=world)
     hint = "; data.on_bad_image=skip applies to training only" if config.on_bad_image == "skip" else ""
-    dataset = SafeDataset(CocoDataset(data, config, training=False), hint=hint)
+    dataset = SafeDataset(CocoDataset(data, config, training=False, evaluation=evaluation), hint=hint)
     return _build_loader(dataset, sampler, config.workers, pin_memory)
 
 
-def padded_sizes_in_eval(data: CocoData, config: DataConfig) -> np.ndarray:
-    """(I, 2) heights and widths of the network's inputs, each image resized as in evaluation and padded by itself."""
+def padded_sizes_in_eval(data: CocoData, config: DataConfig, scales: Sequence[float] = (1.0,)) -> np.ndarray:
+    """(I, 2 S) heights and widths of the network's inputs at S scales, each image padded by itself."""
     sizes, index = np.unique(data.sizes, axis=0, return_inverse=True)
-    sides = {"short_side": config.short_side_in_eval, "long_side": config.long_side}
-    resized = np.array([keep_ratio_size(*size, **sides) for size in sizes.tolist()])
+    resized = np.array(
+        [[side for scale in scales for side in size_in_eval(*size, config, scale)] for size in sizes.tolist()]
+    )
     return (-(-resized // SIZE_DIVISOR) * SIZE_DIVISOR)[index.reshape(-1)]
 
 

@@ -80,13 +80,13 @@ class TrainSampler:
 
 
 class EvalSampler:
-    """Every image once over all processes; a batch has images of one padded size only.
+    """Every image once over all processes; a batch has images of one padded size only, in each of their views.
 
     So nothing is padded for the sake of another image, and an image's detections do not depend on its batch. Batches
     of one image are the images in their order, every `world`-th for each process.
 
     Args:
-        padded_sizes: (I, 2) heights and widths of the network's inputs.
+        padded_sizes: (I, 2 S) heights and widths of the network's inputs at all scales.
         batch: images per batch at most; fewer where processes would be left without one.
     """
 

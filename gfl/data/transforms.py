@@ -14,7 +14,7 @@ from gfl.common.errors import UserError
 from gfl.common.text import format_value, one_line, short_repr
 
 
-def keep_ratio_size(height: int, width: int, *, short_side: int, long_side: int) -> tuple[int, int]:
+def keep_ratio_size(height: int, width: int, *, short_side: float, long_side: float) -> tuple[int, int]:
     """(height, width) scaled until the short side is `short_side` or the long side `long_side`, as mmcv rounds it."""
     scale = min(long_side / max(height, width), short_side / min(height, width))
     return max(int(height * scale + 0.5), 1), max(int(width * scale + 0.5), 1)

@@ -4,6 +4,7 @@ numpy arrays of one image: n detections, N bins per side, sides in the order lef
 Pixels are those of the image file.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
@@ -18,12 +19,12 @@ from tqdm import tqdm
 from gfl.common.file_kinds import is_url
 from gfl.common.text import one_line
 from gfl.config import Config, DataConfig, EvalConfig
-from gfl.data.dataset import Sample, collate
+from gfl.data.dataset import Sample, as_in_eval, collate
 from gfl.data.image_errors import BadImage, check_pixel_count, url_error
 from gfl.data.image_files import read_image
 from gfl.data.orientation import pil_orientation, turn_upright
-from gfl.data.transforms import keep_ratio_size, resize
-from gfl.method.box_representation import GaussianBox, GeneralBox
+from gfl.evaluation.views import Origins, join_outputs
+from gfl.method.box_representation import BoxRepresentation, GaussianBox, GeneralBox
 from gfl.method.boxes import clip_boxes
 from gfl.method.points import points_in_images
 from gfl.method.postprocess import find_candidates, suppress
@@ -69,7 +70,7 @@ class RawDetections(NamedTuple):
     labels: np.ndarray  # (n,)
     points: np.ndarray  # (n, 2) the predicting points, pixels
     strides: np.ndarray  # (n,) of their levels, in pixels of the network's input
-    scale: np.ndarray  # (2,) pixels of the file per pixel of the input, x and y
+    scales: np.ndarray  # (n, 2) pixels of the file per pixel of the input, x and y
     distances: np.ndarray  # (n, 4) expectations, in strides
     deviations: np.ndarray | None  # (n, 4) in strides, of Gaussian sides
     probabilities: np.ndarray | None  # (n, 4, N) of distributions
@@ -78,7 +79,7 @@ class RawDetections(NamedTuple):
     @property
     def stride_pixels(self) -> np.ndarray:
         """(n, 4) pixels of the file per stride, along each side's axis."""
-        return self.strides[:, None] * np.tile(self.scale, 2)
+        return self.strides[:, None] * np.tile(self.scales, 2)
 
 
 @torch.inference_mode()
@@ -88,22 +89,31 @@ def detect(
     """Detections of a batch on the model's device, in pixels of the original images, and the output they come from.
 
     Points in the padding that an image has only for the sake of the others detect nothing. The network is computed
-    under autocast to `dtype`, or in float32; scores, boxes and NMS are in float32 in any case.
+    under autocast to `dtype`, or in float32; scores, boxes and NMS are in float32 in any case. With test-time
+    augmentation the candidates of all views go through one NMS, and the output is that of all views.
     """
-    images, sizes = normalize_images(batch.images, batch.image_sizes), batch.image_sizes
-    with torch.autocast(images.device.type, dtype, enabled=dtype is not None):
-        output = model(images)
+    outputs, inside, sizes = [], [], batch.image_sizes
+    for view in (batch, *batch.views):
+        images = normalize_images(view.images, view.image_sizes)
+        with torch.autocast(images.device.type, dtype, enabled=dtype is not None):
+            outputs.append(model(images))
+        inside.append(points_in_images(outputs[-1].grid, view.image_sizes))
+    output = join_outputs(outputs)
     if not (output.cls_logits.sum(dtype=torch.float32) + output.reg_pred.sum(dtype=torch.float32)).isfinite():
         _warn_not_finite(dtype)
     found = find_candidates(
-        model.quality.scores(output),
+        (model.quality.scores(of_image)[0] for of_image in output.images()),
         output.grid.level_sizes,
-        inside=points_in_images(output.grid, sizes),
+        inside=torch.cat(inside, dim=1),
         rank_factor=model.quality.rank_factor(output),
         score_thresh=config.score_thresh,
         pre_nms_topk=config.pre_nms_topk,
     )
-    boxes = clip_boxes(model.decode_at(output, found.image, found.point)[:, None], sizes[found.image])[:, 0]
+    boxes = model.decode_at(output, found.image, found.point)
+    if batch.views:
+        origins = Origins.of(batch, output.grid, found.image, found.point)
+        boxes = origins.to_view(boxes, sizes[found.image])
+    boxes = clip_boxes(boxes[:, None], sizes[found.image])[:, 0]
     detections = suppress(boxes, found, len(sizes), nms_iou=config.nms_iou, max_detections=config.max_detections)
     scale = (batch.orig_sizes / batch.image_sizes).flip(-1).repeat(1, 2)  # x, y, x, y
     return detections._replace(boxes_xyxy=detections.boxes_xyxy * scale[:, None].to(detections.boxes_xyxy)), output
@@ -121,28 +131,32 @@ def detect_with_sides(
 ) -> list[RawDetections]:
     """`detect`, then per image the outputs behind each detection's sides. `batch` is on the model's device."""
     detections, output = detect(model, batch, config, dtype=dtype)
-    scales = (batch.orig_sizes / batch.image_sizes).flip(1).cpu().numpy()
-    box_repr = model.box_repr
-    found = []
-    for row, scale in enumerate(scales):
-        kept = detections.labels[row] >= 0
-        index = detections.point_index[row][kept]
-        reg_pred = output.reg_pred[row, index]
-        found.append(
-            RawDetections(
-                boxes_xyxy=_numpy(detections.boxes_xyxy[row][kept]).astype(np.float64),
-                scores=_numpy(detections.scores[row][kept]),
-                labels=_numpy(detections.labels[row][kept]),
-                points=_numpy(output.grid.points[index]) * scale,
-                strides=_numpy(output.grid.strides[index]),
-                scale=scale,
-                distances=_numpy(box_repr.distances(reg_pred)),
-                deviations=_numpy(box_repr.deviations(reg_pred)) if isinstance(box_repr, GaussianBox) else None,
-                probabilities=_numpy(box_repr.probabilities(reg_pred)) if isinstance(box_repr, GeneralBox) else None,
-                delta=box_repr.delta if isinstance(box_repr, GeneralBox) else 1.0,
-            )
-        )
-    return found
+    return [_raw_detections(model.box_repr, batch, detections, output, row) for row in range(len(batch.images))]
+
+
+def _raw_detections(
+    box_repr: BoxRepresentation, batch: Batch, detections: Detections, output: HeadOutput, row: int
+) -> RawDetections:
+    """Those of the image `row` of the batch, as they are where no view is mirrored."""
+    boxes, scores, labels, index = (column[row, detections.labels[row] >= 0] for column in detections)
+    origins = Origins.of(batch, output.grid, torch.full_like(index, row), index)
+    scales, reg_pred = (batch.orig_sizes[row] / origins.sizes).flip(1), output.reg_pred[row, index]
+
+    def by_side(values: Callable[[torch.Tensor], torch.Tensor]) -> np.ndarray:
+        return _numpy(origins.by_side(values(reg_pred)))
+
+    return RawDetections(
+        boxes_xyxy=_numpy(boxes).astype(np.float64),
+        scores=_numpy(scores),
+        labels=_numpy(labels),
+        points=_numpy(origins.points(output.grid.points[index]) * scales),
+        strides=_numpy(output.grid.strides[index]),
+        scales=_numpy(scales),
+        distances=by_side(box_repr.distances),
+        deviations=by_side(box_repr.deviations) if isinstance(box_repr, GaussianBox) else None,
+        probabilities=by_side(box_repr.probabilities) if isinstance(box_repr, GeneralBox) else None,
+        delta=box_repr.delta if isinstance(box_repr, GeneralBox) else 1.0,
+    )
 
 
 def _numpy(tensor: torch.Tensor) -> np.ndarray:
@@ -241,11 +255,9 @@ class Detector:
 
     def _batch(self, pixels: np.ndarray) -> Batch:
         """(H, W, 3) resized as in evaluation."""
-        height, width = pixels.shape[:2]
-        data = self.config.data
-        size = keep_ratio_size(height, width, short_side=data.short_side_in_eval, long_side=data.long_side)
-        resized, no_boxes = resize(pixels, np.zeros((0, 4), np.float32), size)
-        return collate([Sample(resized, no_boxes, np.zeros(0, np.int64), image_id=0, orig_size=(height, width))])
+        no_boxes, no_labels = np.zeros((0, 4), np.float32), np.zeros(0, np.int64)
+        sample = Sample(pixels, no_boxes, no_labels, image_id=0, orig_size=pixels.shape[:2])
+        return collate([as_in_eval(sample, self.config.data, self.config.eval)])
 
 
 def _as_rgb(image: str | Path | Image.Image | np.ndarray, config: DataConfig) -> np.ndarray:

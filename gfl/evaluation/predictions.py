@@ -109,7 +109,7 @@ def collect_predictions(
                     scores=found.scores,
                     points=found.points,
                     strides=found.strides,
-                    scales=np.tile(found.scale, (len(found.scores), 1)),
+                    scales=found.scales,
                     probabilities=found.probabilities,
                     spreads=_spreads(found),
                     iou=iou,

@@ -99,7 +99,7 @@ def plot_comparison(reports: Sequence[Report], out: Path) -> None:
 
 def _detect(detector: Detector, data: CocoData) -> Predictions:
     config = detector.config
-    loader = build_eval_loader(data, config.data, batch=config.eval.batch)
+    loader = build_eval_loader(data, config.data, config.eval)
     with progress_bar(total=len(loader), unit="batch") as bar:
         found = collect_predictions(detector.model, loader, data, config, on_batch=bar.update)
     if not len(found.scores):

@@ -10,7 +10,7 @@ from torch.nn.utils.rnn import pad_sequence
 from gfl.build import Assigner, build_assigner, build_point_layout
 from gfl.config import Config
 from gfl.data.coco import CocoData
-from gfl.data.transforms import keep_ratio_size
+from gfl.data.dataset import size_in_eval
 from gfl.method.boxes import boxes_to_distances
 from gfl.method.points import make_point_grid, points_in_images
 from gfl.structures import SIZE_DIVISOR, PointGrid, Targets
@@ -36,7 +36,7 @@ def regression_targets(data: CocoData, config: Config, *, max_boxes: int | None 
     """
     chosen = _choose_images(np.flatnonzero(np.diff(data.offsets)), len(data.labels), max_boxes)
     assigner, layout = build_assigner(config.assign, config.model.head), build_point_layout(config.model.points)
-    sizes = np.array([size_in_eval(*size, config) for size in data.sizes[chosen].tolist()]).reshape(-1, 2)
+    sizes = np.array([size_in_eval(*size, config.data) for size in data.sizes[chosen].tolist()]).reshape(-1, 2)
     padded = -(-sizes // SIZE_DIVISOR) * SIZE_DIVISOR
     parts = [(np.zeros((0, 4), np.float32), np.zeros(0, np.int64), np.zeros(0, np.int64))]
     for shape in np.unique(padded, axis=0):
@@ -74,11 +74,6 @@ def _choose_images(images: np.ndarray, boxes: int, max_boxes: int | None) -> np.
     # At least 20 images, since a few crowded ones say little about a split; at most one per 5 boxes, for the time.
     count = min(len(images), max(20, round(len(images) * max_boxes / boxes)), max_boxes // 5)
     return images[np.linspace(0, len(images) - 1, count).round().astype(np.int64)]
-
-
-def size_in_eval(height: int, width: int, config: Config) -> tuple[int, int]:
-    """(height, width) to which an image is resized in evaluation."""
-    return keep_ratio_size(height, width, short_side=config.data.short_side_in_eval, long_side=config.data.long_side)
 
 
 def target_statistics(targets: RegressionTargets, config: Config) -> dict[str, Any]:

@@ -10,8 +10,9 @@ from gfl.common.yaml_file import list_in_yaml
 from gfl.config import MAX_REG_MAX, Config
 from gfl.data.annotation_marks import looks_like_region
 from gfl.data.coco import CocoData
+from gfl.data.dataset import size_in_eval
 from gfl.evaluation.coco_eval import crowded_findings
-from gfl.evaluation.targets import regression_targets, size_in_eval, target_statistics
+from gfl.evaluation.targets import regression_targets, target_statistics
 
 WARN_SHARE = 0.01  # of sides beyond reg_max, or of objects without a point, above which it is a warning
 WARN_SHARE_SMALL = 0.05  # the same for objects below the finest stride
@@ -22,7 +23,7 @@ MAX_OBJECTS = 2_000  # whose points are assigned; the same for the doctor and th
 def object_sizes(data: CocoData, config: Config) -> tuple[np.ndarray, np.ndarray]:
     """(A,) square roots of the boxes' areas: in pixels of the file, and of the network's input in evaluation."""
     sizes, index = np.unique(data.sizes, axis=0, return_inverse=True)
-    resized = np.array([size_in_eval(*size, config) for size in sizes.tolist()])
+    resized = np.array([size_in_eval(*size, config.data) for size in sizes.tolist()])
     scale = np.sqrt((resized / sizes).prod(axis=1))[index.reshape(-1)]
     width, height = (data.boxes_xyxy[:, 2:] - data.boxes_xyxy[:, :2]).T
     in_file = np.sqrt(width * height)

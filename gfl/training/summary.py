@@ -13,6 +13,7 @@ from gfl.common import distributed
 from gfl.common.text import format_differences, printable, shell_command
 from gfl.config import Config
 from gfl.data.loader import TrainingData
+from gfl.evaluation.views import in_views
 from gfl.model.precision import autocast_dtype, memory_format, precision_name
 from gfl.training.acceleration import compile_problem
 from gfl.training.data_fit import fit_notes
@@ -49,7 +50,7 @@ def run_summary(config: Config, device: torch.device, model: nn.Module, data: Tr
     lines = {
         "device": f"{processes} x {kind}, {precision_name(dtype)}{layout}{compiled}",
         "train": f"{len(sampler.candidates)} of {len(train)} images, {len(train.labels)} boxes  {train.annotations}",
-        "val": f"{len(val)} images, {len(val.labels)} boxes  {val.annotations}",
+        "val": f"{len(val)} images{in_views(config.eval)}, {len(val.labels)} boxes  {val.annotations}",
         "classes": f"{len(classes)}: {', '.join(classes[:MAX_CLASSES])}{more}",
         "model": f"{config.model.backbone.name}, {total:.2f} M parameters ({trained:.2f} M trained)",
         "batch": f"{optim.batch} = {processes} process(es) x {optim.accumulate} pass(es) x "

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from gfl.config import DataConfig
+from gfl.config import DataConfig, EvalConfig
 from gfl.data.dataset import CocoDataset, Sample, collate
 from gfl.data.orientation import turn_upright
 from gfl.data.transforms import flip
@@ -49,7 +49,7 @@ def test_boxes_of_a_sample_are_where_their_pixels_are(data):
     samples = dataset(data, short_side=(32, 64), flip=0.5)
     flipped = set()
     for epoch in range(20):
-        image, boxes_xyxy, labels, image_id, orig_size = samples[epoch, 1]
+        image, boxes_xyxy, labels, image_id, orig_size, *_ = samples[epoch, 1]
         rows, columns = (np.flatnonzero((image[..., 0] > 125).any(axis=axis)) for axis in (1, 0))
         assert boxes_xyxy[0] == pytest.approx([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1], abs=1)
         assert (labels.tolist(), image_id, orig_size) == ([0], 893, (60, 40))
@@ -76,6 +76,22 @@ def test_the_short_side_of_evaluation_is_limited_by_the_long_side_only(data):
     config = {"short_side": 48, "eval_short_side": 80}
     assert short_sides(dataset(data, training=False, long_side=1000, **config), 1) == {80}
     assert dataset(data, training=False, long_side=96, **config)[0, 0].image.shape == (64, 96, 3)
+
+
+def test_views_have_their_sizes_and_their_boxes_where_the_pixels_are(data):
+    """Twice the size in evaluation, which both sides limit, and half of it, each also mirrored."""
+    config, views = DataConfig(short_side=36, long_side=48), EvalConfig(tta_scales=(2.0, 0.5), tta_flip=True)
+    sample = CocoDataset(data, config, training=False, evaluation=views)[0, 1]
+    seen = [sample, *sample.views]
+    assert [view.image.shape[:2] for view in seen] == [(96, 64)] * 2 + [(24, 16)] * 2
+    assert [view.mirrored for view in seen] == [False, True] * 2
+    for view in seen:
+        rows, columns = (np.flatnonzero((view.image[..., 0] > 125).any(axis=axis)) for axis in (1, 0))
+        assert view.boxes_xyxy[0] == pytest.approx([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1], abs=1)
+    assert seen[1].boxes_xyxy[0] == pytest.approx([16, 8, 56, 72])
+    batch = collate([sample, sample])
+    assert [view.images.shape for view in (batch, *batch.views)] == [(2, 3, 96, 64)] * 2 + [(2, 3, 32, 32)] * 2
+    assert [view.mirrored for view in (batch, *batch.views)] == [False, True] * 2
 
 
 def test_training_samples_do_not_depend_on_the_short_side_of_evaluation(data):

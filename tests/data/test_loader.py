@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from gfl.config import Config, DataConfig, SplitConfig
+from gfl.config import Config, DataConfig, EvalConfig, SplitConfig
 from gfl.data.dataset import CocoDataset
 from gfl.data.loader import batches, build_eval_loader, build_train_loader, load_training_data, worker_died
 from gfl.data.sampler import TrainSampler
@@ -45,7 +45,8 @@ def train_loader(data, *, seed=3, first_step=0, epoch=1, candidates=range(5), sh
 def tensors(loader):
     return [
         tensor
-        for batch in batches(loader)
+        for loaded in batches(loader)
+        for batch in (loaded, *loaded.views)
         for tensor in (batch.images, batch.image_sizes, *batch.targets[:3], batch.image_ids, batch.orig_sizes)
     ]
 
@@ -64,7 +65,10 @@ def test_batches_do_not_depend_on_the_number_of_workers(data):
         runs = [tensors(train_loader(data, epoch=epoch, augment=AUGMENT, workers=workers)) for workers in (0, 2)]
         assert len(runs[0]) == 3 * 7
         assert_same(*runs)
-    assert_same(*[tensors(build_eval_loader(data, config(workers=workers), batch=2)) for workers in (0, 2)])
+    views = EvalConfig(batch=2, tta_scales=(1.0, 0.5), tta_flip=True)
+    runs = [tensors(build_eval_loader(data, config(workers=workers), views)) for workers in (0, 2)]
+    assert len(runs[0]) == 4 * 7 * len(build_eval_loader(data, config(), views))
+    assert_same(*runs)
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 7])
@@ -72,7 +76,7 @@ def test_batches_do_not_depend_on_the_number_of_workers(data):
 def test_evaluation_has_every_image_exactly_once(data, world, batch):
     found = []
     for rank in range(world):
-        loader = build_eval_loader(data, config(), batch=batch, rank=rank, world=world)
+        loader = build_eval_loader(data, config(), EvalConfig(batch=batch), rank=rank, world=world)
         parts = ids(loader)
         assert len(loader) == len(parts)
         assert all(len(part) <= batch for part in parts)

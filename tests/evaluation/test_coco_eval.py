@@ -215,7 +215,7 @@ def drawn(coco_set):
 
 def detect_drawn(data, **changes):
     settings = DataConfig(**{"short_side": 80, "long_side": 160, "workers": 0} | changes)
-    loader = build_eval_loader(data, settings, batch=2)
+    loader = build_eval_loader(data, settings, EvalConfig(batch=2))
     return run_detector(ColourDetector().train(), loader, data, EvalConfig(), torch.device("cpu"))
 
 
@@ -282,7 +282,7 @@ def test_an_image_that_is_evaluated_twice_or_never_is_an_error(drawn):
 
 def test_the_model_is_in_evaluation_mode_and_every_batch_is_reported(drawn):
     data, model, modes = drawn.load(["nine", "five", "two"]), ColourDetector().train(), []
-    loader = build_eval_loader(data, DataConfig(short_side=40, workers=0), batch=3)
+    loader = build_eval_loader(data, DataConfig(short_side=40, workers=0), EvalConfig(batch=3))
     run_detector(model, loader, data, EvalConfig(), torch.device("cpu"), on_batch=lambda: modes.append(model.training))
     assert modes == [False, False]
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from tiny_detector import make_config, make_detector
 
+from gfl.config import EvalConfig
 from gfl.data.loader import build_eval_loader
 from gfl.evaluation.predictions import GroundTruth, collect_predictions, match, read_ground_truth, side_spread
 
@@ -78,7 +79,7 @@ def test_an_impossible_blur_is_unknown(coco_set):
 def test_collected_sides_are_in_pixels_of_the_files(head, coco_set):
     drawn = coco_set([(128, 128), (64, 192)], [(0, 7, [10, 10, 90, 60]), (1, 7, [8, 16, 40, 20])]).load()
     config = make_config(**head)
-    loader = build_eval_loader(drawn, config.data, batch=2)
+    loader = build_eval_loader(drawn, config.data, EvalConfig(batch=2))
     found = collect_predictions(make_detector(config).model, loader, drawn, config)
     assert {int(image) for image in found.images} == {0, 1}
     assert all(column is None or len(column) == len(found.scores) for column in found)

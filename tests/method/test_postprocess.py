@@ -156,3 +156,9 @@ def test_points_that_are_not_inside_are_no_candidates():
     found = find_candidates(scores, (1, 1), inside=inside, score_thresh=0.5, pre_nms_topk=1)
     assert [column.tolist() for column in found[:3]] == [[0, 1, 1], [1, 0, 1], [0, 1, 1]]
     torch.testing.assert_close(found.score, torch.tensor([0.8, 0.6, 0.9]))
+
+
+def test_a_score_that_is_not_a_number_hides_no_other_of_its_point():
+    scores = torch.tensor([[0.9, torch.nan], [torch.nan, torch.nan], [0.5, 0.7]])
+    found = find_candidates([scores], (3,), score_thresh=0.5, pre_nms_topk=9)
+    assert [column.tolist() for column in found[1:3]] == [[0, 2], [0, 1]]  # 0.5 is not above the threshold

@@ -111,7 +111,7 @@ def build_from(config: Config, data: CocoData) -> None:
         seed=config.seed,
     )
     train = build_train_loader(data, config.data, sampler, seed=config.seed)
-    build_eval_loader(data, config.data, batch=config.eval.batch)
+    build_eval_loader(data, config.data, config.eval)
     sampler.epoch_batches(0)
     torch.manual_seed(config.seed)
     with torch.device("meta"):

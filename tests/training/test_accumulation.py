@@ -45,7 +45,7 @@ def split(batch, passes):
         return [tensor if tensor is None else tensor[chosen] for tensor in tensors]
 
     for chosen in torch.arange(IMAGES).chunk(passes):
-        images, sizes, targets, ids, orig_sizes = batch
+        images, sizes, targets, ids, orig_sizes, *_ = batch
         yield Batch(*part((images, sizes), chosen), Targets(*part(targets, chosen)), *part((ids, orig_sizes), chosen))
 
 
