@@ -111,7 +111,7 @@ def test_fine_tuning_keeps_classes_by_name_and_resumes_without_its_initial_weigh
     data = [rename_classes(project, tmp_path / f"{split}.json", split, {"ring": "donut"}) for split in ("train", "val")]
     common = ["train.py", "configs/finetune.yaml", project.config, *data, f"model.weights={start}"]
     # With a rate of almost 0, the initial weights are still there afterwards.
-    common += ["optim.lr=1.0e-12", "optim.weight_decay=0.0", "model.backbone.weights=torchvision"]
+    common += ["optim.lr=1.0e-12", "optim.weight_decay=0.0", "model.backbone.weights=torchvision", "optim.min_steps=0"]
     common += [f"run_dir={tmp_path / 'run'}"]
     printed = succeed(*common, "optim.epochs=1")
     (line,) = (line for line in printed.splitlines() if line.startswith("weights  "))
