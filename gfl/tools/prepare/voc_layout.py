@@ -49,7 +49,7 @@ def find_splits(
 
     Raises `UserError` that says what was found and ends with a command.
     """
-    if lists := _list_names(root):
+    if lists := _list_names(root, wanted):
         names = wanted or (("train", "val") if len(lists) > 1 else lists)  # one list, whatever its name, is no division
         parts = listed_parts(find_folders(root, images, annotations), names, lists)
         return parts, bool(wanted) or len(lists) > 1
@@ -74,10 +74,11 @@ def _lists_folder(root: Path) -> Path:
     return root / "ImageSets" / "Main"
 
 
-def _list_names(root: Path) -> list[str]:
-    """The lists of images, those for training first."""
-    stems = [path.stem for path in _lists_folder(root).glob("*.txt") if not CLASS_LIST.fullmatch(path.stem)]
-    return sorted(stems, key=lambda stem: ("train" not in stem, stem))
+def _list_names(root: Path, wanted: Sequence[str] | None) -> list[str]:
+    """The lists of images, those for training first; those of one class only if they are wanted, or no others exist."""
+    stems = [path.stem for path in _lists_folder(root).glob("*.txt")]
+    chosen = [stem for stem in stems if stem in (wanted or ()) or not CLASS_LIST.fullmatch(stem)]
+    return sorted(chosen or stems, key=lambda stem: ("train" not in stem, stem))
 
 
 def listed_parts(folders: VocFolders, names: Sequence[str], lists: Sequence[str]) -> list[Part]:

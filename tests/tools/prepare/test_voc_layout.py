@@ -146,6 +146,19 @@ def test_lists_are_splits_unless_there_is_only_one(tmp_path, refusal):
     assert both == {"trainval": ["JPEGImages/02.jpg"], "default": ["JPEGImages/00.jpg", "JPEGImages/01.jpg"]}
 
 
+def test_lists_that_are_named_like_those_of_one_class_are_splits_when_they_are_wanted(tmp_path, refusal):
+    put(tmp_path, "JPEGImages", "Annotations")
+    for name, line in (("fold1_train", "00\n"), ("fold1_val", "01\n")):
+        write(tmp_path / "ImageSets" / "Main" / f"{name}.txt", line)
+    folds = {"fold1_train": ["JPEGImages/00.jpg"], "fold1_val": ["JPEGImages/01.jpg"]}
+    assert found(tmp_path, wanted=["fold1_train", "fold1_val"]) == folds
+    words = command_words(refusal(find_splits, tmp_path, None, None, None))  # rather than not used
+    assert words == [str(tmp_path), "--splits", *folds]
+    write(tmp_path / "ImageSets" / "Main" / "train.txt", "02\n")
+    assert found(tmp_path, wanted=["fold1_train", "fold1_val"]) == folds
+    assert found(tmp_path) == ["JPEGImages/02.jpg"]
+
+
 def test_an_image_is_not_paired_with_the_xml_of_another_letter_case(tmp_path):
     write_voc(tmp_path)
     write_image(tmp_path / "JPEGImages" / "A.png", 20, 10)
