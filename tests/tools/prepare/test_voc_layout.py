@@ -76,6 +76,8 @@ def test_the_same_names_in_two_sub_folders_are_not_mixed_up(tmp_path, xml_folder
         (("train/images", "train/xml"), ("validation/images", "validation/xml"), "validation"),
         (("images/train", "annotations/train"), ("images/val", "annotations/val"), "val"),
         (("train", "annotations/train"), ("test", "annotations/test"), "test"),
+        (("Train", "Train"), ("Valid", "Valid"), "valid"),
+        (("images/Train", "annotations/Train"), ("images/TEST", "annotations/TEST"), "test"),
     ],
 )
 def test_folders_that_are_named_like_splits_are_splits(tmp_path, refusal, train, val, name):
