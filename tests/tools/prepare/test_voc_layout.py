@@ -115,6 +115,9 @@ def test_what_can_be_read_in_two_ways_is_refused_with_a_command(tmp_path, refusa
         assert message.code == "several_folders"
         assert command_words(message) == [str(tmp_path / name), "--images", images, "--annotations", xml]
         assert found(tmp_path / name, images, xml) == paths(images)
+    put(tmp_path / "mixed", "more", "more")
+    put(tmp_path / "mixed", "images", "xml", names=("03", "04"))
+    assert "images with xml (2 pairs)" in refusal(find_splits, tmp_path / "mixed", None, None, None)
     default = tmp_path / "default"
     put(default, "JPEGImages", "Annotations")
     put(default, "SegmentationClass", "elsewhere")
