@@ -124,6 +124,16 @@ def test_what_can_be_read_in_two_ways_is_refused_with_a_command(tmp_path, refusa
     assert found(default) == paths("JPEGImages")  # these names are the devkit's
 
 
+def test_links_to_a_folder_around_them_are_left_out_and_others_are_followed(tmp_path):
+    put(tmp_path / "elsewhere", "linked", "linked")
+    root = tmp_path / "set"
+    put(root, "own", "own")
+    (root / "linked").symlink_to(tmp_path / "elsewhere" / "linked")
+    for name in ("again", "own/again"):  # with two of them, each folder would be there 2^40 times
+        (root / name).symlink_to(root)
+    assert found(root) == paths("linked", "own")
+
+
 def test_an_error_says_what_the_folder_has(tmp_path, refusal):
     write_voc(tmp_path / "kit" / "VOC2007")
     message = refusal(find_splits, tmp_path / "kit", None, None, None)
