@@ -157,14 +157,15 @@ def train(config: Config, device: torch.device, stop: StopRequest, keep_lock: Ca
                     save(LAST)
             del iterator  # ends its loader processes, unless they persist, before those of the evaluation start
 
+            best = state.progress.best
             if (epoch + 1) % config.eval.interval == 0 or epoch + 1 == optim.epochs:
                 save(LAST)  # whatever happens while evaluating, --resume evaluates again
                 metrics = evaluate(state.detector, data, config, device, log, stop_if_requested)
-                best, evaluated = state.progress.best, after_evaluation(state.progress, metrics)
-                state.progress = distributed.share_from_main(evaluated)
-                if state.progress.best > best:
-                    save(BEST)
+                state.progress = distributed.share_from_main(after_evaluation(state.progress, metrics))
             state.progress = state.progress._replace(epoch=epoch + 1, step=0, steps_per_epoch=steps_per_epoch)
+            # After the epoch has ended: a run resumed from best.pt would evaluate it once more, and count that.
+            if state.progress.best > best:
+                save(BEST)
             save(LAST)
     finally:
         log.close()

@@ -41,6 +41,15 @@ def test_a_run_stopped_by_ctrl_c_and_resumed_equals_an_uninterrupted_one_to_the_
     assert [record["epoch"] for record in records(tmp_path, "val/AP")] == [1, 2]
 
 
+def test_a_run_resumed_from_its_best_checkpoint_does_not_evaluate_it_again(project, tmp_path):
+    run = shutil.copytree(project.trained, tmp_path / "run")
+    best = torch.load(run / "best.pt", weights_only=True)["progress"]
+    assert (1 <= best["epoch"] <= 2, best["step"]) == (True, 0)
+    printed = succeed("train.py", project.config, f"run_dir={run}", "--resume-from", "best")
+    assert [line.split()[1] for line in printed.splitlines() if "  val  AP" in line] == ["2"][best["epoch"] - 1 :]
+    assert [record["epoch"] for record in records(run, "val/AP")] == [1, 2]
+
+
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_two_processes_train_like_one(accumulate, project, tmp_path):
     common = ["train.py", project.config, "optim.epochs=1", f"optim.accumulate={accumulate}"]

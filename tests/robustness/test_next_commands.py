@@ -13,7 +13,9 @@ from command_line import ENVIRONMENT, ROOT, Project, call, refuse, succeed
 from PIL import Image
 
 pytestmark = pytest.mark.robustness
-SMALL = "optim.epochs=1 optim.min_steps=0 optim.batch=4 optim.amp=none data.workers=0 data.short_side=64 data.long_side=64"
+SMALL = (
+    "optim.epochs=1 optim.min_steps=0 optim.batch=4 optim.amp=none data.workers=0 data.short_side=64 data.long_side=64"
+)
 
 
 def next_commands(printed):

@@ -29,7 +29,7 @@ OnImages = Callable[[int], object]  # called with the number of images that were
 
 
 class Unit(NamedTuple):
-    """Images that stay together: one, or near duplicates."""
+    """Images that stay together: one, entries of the same file, or near duplicates."""
 
     rows: tuple[int, ...]
     images_of: Counter[int]  # label -> how many of the images have it
@@ -68,11 +68,12 @@ def divide(
             f"{data.annotations}: --val-share {share:g} of {count} images leaves {side} empty; {advice}",
             code="empty_split",
         )
-    units = _units(data, _groups(data, on_images) if near_duplicates else range(count))
+    # A file that a json names twice is one image.
+    units = _units(data, _groups(data, on_images) if near_duplicates else data.file_names.tolist())
     if len(units) == 1:
         raise UserError(
-            f"{data.annotations}: all {count} images are near duplicates of each other; add others, or divide without "
-            "--near-duplicates",
+            f"{data.annotations}: all {count} images are the same file or near duplicates of each other; add others, "
+            "or divide without --near-duplicates",
             code="empty_split",
         )
     train, val = (sorted(row for unit in side for row in unit.rows) for side in stratify(units, share, seed))
@@ -103,10 +104,11 @@ def _groups(data: CocoData, on_images: OnImages) -> list[int]:
     """The group of near duplicates of each image, those that cannot be read in groups of their own."""
     inspected = inspect_images(data, with_hashes=True, on_images=on_images)
     hash_of = {str(data.file_names[row]): inspected[row].hash for row in distinct_files(data)}
-    return group_near_duplicates([hash_of[name] for name in data.file_names.tolist()])
+    group_of = dict(zip(hash_of, group_near_duplicates(list(hash_of.values())), strict=True))
+    return [group_of[name] for name in data.file_names.tolist()]
 
 
-def _units(data: CocoData, groups: Sequence[int]) -> list[Unit]:
+def _units(data: CocoData, groups: Sequence[Hashable]) -> list[Unit]:
     rows_of = defaultdict(list)
     for row, group in enumerate(groups):
         rows_of[group].append(row)
@@ -201,9 +203,10 @@ def _notes(data: CocoData, units: Sequence[Unit], sides: Sequence[Sequence[int]]
     copies = [len(unit.rows) for unit in units if len(unit.rows) > 1]
     notes = []
     if copies:
-        notes.append(f"groups of near duplicates: {len(copies)}, with {sum(copies)} images; each is on one side")
+        what = "groups of the same file or near duplicates"
+        notes.append(f"{what}: {len(copies)}, with {sum(copies)} images; each is on one side")
     if abs(len(sides[VAL]) - wanted) > max(1, wanted // 10):
-        reason = "rare classes are on both sides" + ", near duplicates on one" * bool(copies)
+        reason = "rare classes are on both sides" + ", groups of duplicates on one" * bool(copies)
         notes.append(f"validation has {len(sides[VAL])} images instead of {wanted}: {reason}")
     images = [_images_per_class(data, rows) for rows in sides]
     for side, name in zip(SIDES, ("training", "validation"), strict=True):

@@ -100,9 +100,16 @@ def existing_end(name: str, root: Path) -> str:
 
 
 def walk(folder: Path) -> Iterator[Path]:
-    """Files of a folder and its sub-folders, in order; follows links and leaves out hidden files."""
+    """Files of a folder and its sub-folders, in order; leaves out hidden files, and links to a folder around them."""
+    around = {os.fspath(folder): {os.path.realpath(folder)}}  # path of a folder -> where it and those above it are
     for path, folders, names in os.walk(folder, followlinks=True):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        above, below = around.pop(path), {}
+        for name in sorted(name for name in folders if not name.startswith(".")):
+            place = os.path.realpath(os.path.join(path, name))
+            if place not in above:  # else it has itself as a sub-folder
+                below[name] = above | {place}
+        around |= {os.path.join(path, name): places for name, places in below.items()}
+        folders[:] = below
         yield from (Path(path, name) for name in sorted(names) if not name.startswith("."))
 
 

@@ -66,14 +66,15 @@ def find_folders(root: Path, images: str | None, annotations: str | None) -> Voc
         raise UserError(f"no xml has the name of an image; {overview(root)}", code="no_pairs")
     best = min(pairs, key=lambda found: (-len(pairs[found]), sum(len(folder.parts) for folder in found), found))
     # Files of one name in several sub-folders of these folders make other pairs as well, which are none.
-    others = [found for found in pairs if not all(map(PurePosixPath.is_relative_to, found, best))]
+    within = {found for found in pairs if all(map(PurePosixPath.is_relative_to, found, best))}
     rivals = [
         found
-        for found in others
-        if 2 * len(pairs[found]) > len(pairs[best]) or not all(file.is_relative_to(best[1]) for file in pairs[found])
+        for found in pairs.keys() - {best}
+        if 2 * len(pairs[found] - (pairs[best] if found in within else set())) > len(pairs[best])
+        or not all(file.is_relative_to(best[1]) for file in pairs[found])
     ]
     if rivals:
-        raise _several(root, {found: len(pairs[found]) for found in (best, *rivals)})
+        raise _several(root, {found: len(pairs[found]) for found in (best, *sorted(rivals))})
     return VocFolders(root, *map(str, best))
 
 

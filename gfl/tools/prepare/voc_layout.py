@@ -14,7 +14,7 @@ from gfl.common.errors import UserError
 from gfl.common.text import list_some
 from gfl.data.image_files import check_file_name, is_image
 from gfl.tools.prepare.faults import Faults
-from gfl.tools.prepare.find_files import count_note, spelling_key, unknown_files, walk
+from gfl.tools.prepare.find_files import Folders, count_note, spelling_key, unknown_files, walk
 from gfl.tools.prepare.to_coco import read_lines
 from gfl.tools.prepare.voc_folders import (
     VocFolders,
@@ -49,7 +49,7 @@ def find_splits(
 
     Raises `UserError` that says what was found and ends with a command.
     """
-    if lists := _list_names(root):
+    if lists := _list_names(root, wanted):
         names = wanted or (("train", "val") if len(lists) > 1 else lists)  # one list, whatever its name, is no division
         parts = listed_parts(find_folders(root, images, annotations), names, lists)
         return parts, bool(wanted) or len(lists) > 1
@@ -74,10 +74,11 @@ def _lists_folder(root: Path) -> Path:
     return root / "ImageSets" / "Main"
 
 
-def _list_names(root: Path) -> list[str]:
-    """The lists of images, those for training first."""
-    stems = [path.stem for path in _lists_folder(root).glob("*.txt") if not CLASS_LIST.fullmatch(path.stem)]
-    return sorted(stems, key=lambda stem: ("train" not in stem, stem))
+def _list_names(root: Path, wanted: Sequence[str] | None) -> list[str]:
+    """The lists of images, those for training first; those of one class only if they are wanted, or no others exist."""
+    stems = [path.stem for path in _lists_folder(root).glob("*.txt")]
+    chosen = [stem for stem in stems if stem in (wanted or ()) or not CLASS_LIST.fullmatch(stem)]
+    return sorted(chosen or stems, key=lambda stem: ("train" not in stem, stem))
 
 
 def listed_parts(folders: VocFolders, names: Sequence[str], lists: Sequence[str]) -> list[Part]:
@@ -168,14 +169,26 @@ def _split_folders(root: Path, images: str | None, annotations: str | None) -> d
     Empty unless train and another split have images with xml files.
     """
     found: dict[str, VocFolders] = {}
+    listings = Folders()
     if images is None and annotations is None:
-        found = {name: find_folders(root / name, None, None) for name in SPLIT_NAMES if pairs_below(root / name)}
+        trees = {name: root / _as_on_disk(root, name, listings) for name in SPLIT_NAMES}
+        found = {name: find_folders(tree, None, None) for name, tree in trees.items() if pairs_below(tree)}
     if "train" not in found or len(found) == 1:
         with contextlib.suppress(UserError):  # which the search for one part raises again
             folders = find_folders(root, images, annotations)
             below = {
-                name: VocFolders(root, f"{folders.images}/{name}", f"{folders.annotations}/{name}")
+                name: VocFolders(
+                    root,
+                    f"{folders.images}/{_as_on_disk(folders.image_folder, name, listings)}",
+                    f"{folders.annotations}/{_as_on_disk(folders.xml_folder, name, listings)}",
+                )
                 for name in SPLIT_NAMES
             }
             found = {name: part for name, part in below.items() if _stems(part.xml_folder, is_xml)}
     return found if "train" in found and len(found) > 1 else {}
+
+
+def _as_on_disk(folder: Path, name: str, listings: Folders) -> str:
+    """The name in the letter case in which the folder has it."""
+    found = listings.same_name(folder / name)
+    return found.name if found else name

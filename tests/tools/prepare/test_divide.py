@@ -115,6 +115,21 @@ def test_images_that_are_all_near_duplicates_are_refused(coco_set, refusal):
     assert all(divide(made.load(), 0.3, 0).sides)
 
 
+@pytest.mark.parametrize("near_duplicates", [False, True])
+def test_a_file_that_a_json_names_twice_is_on_one_side(coco_set, near_duplicates):
+    made = coco_set([(60 + 9 * n, 40) for n in range(8)], [(number, 7, [5, 5, 20, 20]) for number in range(8)])
+    made.tree["images"] += [entry | {"id": 1000 + entry["id"]} for entry in made.tree["images"]]
+    made.tree["annotations"] += [
+        entry | {"id": 1000 + entry["id"], "image_id": 1000 + entry["image_id"]} for entry in made.tree["annotations"]
+    ]
+    data = made.save().load()
+    for seed in range(4):
+        (train, val), (note,), _ = divide(data, 0.25, seed, near_duplicates=near_duplicates)
+        assert not {*data.file_names[train]} & {*data.file_names[val]}
+        assert (len(train), len(val)) == (12, 4)
+        assert "8, with 16 images" in note
+
+
 def test_classes_without_images_for_both_sides_are_named(coco_set):
     boxes = [(number, 7, [5, 5, 20, 20]) for number in range(4)] + [(1, 3, [5, 5, 9, 9])]
     made = coco_set([(60, 40)] * 4, boxes, categories={7: "disc", 3: "rarity", 5: "unused"})

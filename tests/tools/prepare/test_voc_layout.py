@@ -76,6 +76,8 @@ def test_the_same_names_in_two_sub_folders_are_not_mixed_up(tmp_path, xml_folder
         (("train/images", "train/xml"), ("validation/images", "validation/xml"), "validation"),
         (("images/train", "annotations/train"), ("images/val", "annotations/val"), "val"),
         (("train", "annotations/train"), ("test", "annotations/test"), "test"),
+        (("Train", "Train"), ("Valid", "Valid"), "valid"),
+        (("images/Train", "annotations/Train"), ("images/TEST", "annotations/TEST"), "test"),
     ],
 )
 def test_folders_that_are_named_like_splits_are_splits(tmp_path, refusal, train, val, name):
@@ -113,10 +115,23 @@ def test_what_can_be_read_in_two_ways_is_refused_with_a_command(tmp_path, refusa
         assert message.code == "several_folders"
         assert command_words(message) == [str(tmp_path / name), "--images", images, "--annotations", xml]
         assert found(tmp_path / name, images, xml) == paths(images)
+    put(tmp_path / "mixed", "more", "more")
+    put(tmp_path / "mixed", "images", "xml", names=("03", "04"))
+    assert "images with xml (2 pairs)" in refusal(find_splits, tmp_path / "mixed", None, None, None)
     default = tmp_path / "default"
     put(default, "JPEGImages", "Annotations")
     put(default, "SegmentationClass", "elsewhere")
     assert found(default) == paths("JPEGImages")  # these names are the devkit's
+
+
+def test_links_to_a_folder_around_them_are_left_out_and_others_are_followed(tmp_path):
+    put(tmp_path / "elsewhere", "linked", "linked")
+    root = tmp_path / "set"
+    put(root, "own", "own")
+    (root / "linked").symlink_to(tmp_path / "elsewhere" / "linked")
+    for name in ("again", "own/again"):  # with two of them, each folder would be there 2^40 times
+        (root / name).symlink_to(root)
+    assert found(root) == paths("linked", "own")
 
 
 def test_an_error_says_what_the_folder_has(tmp_path, refusal):
@@ -144,6 +159,19 @@ def test_lists_are_splits_unless_there_is_only_one(tmp_path, refusal):
     assert command_words(message) == [str(tmp_path), "--splits", "trainval", "default"]
     both = found(tmp_path, wanted=["trainval", "default"])
     assert both == {"trainval": ["JPEGImages/02.jpg"], "default": ["JPEGImages/00.jpg", "JPEGImages/01.jpg"]}
+
+
+def test_lists_that_are_named_like_those_of_one_class_are_splits_when_they_are_wanted(tmp_path, refusal):
+    put(tmp_path, "JPEGImages", "Annotations")
+    for name, line in (("fold1_train", "00\n"), ("fold1_val", "01\n")):
+        write(tmp_path / "ImageSets" / "Main" / f"{name}.txt", line)
+    folds = {"fold1_train": ["JPEGImages/00.jpg"], "fold1_val": ["JPEGImages/01.jpg"]}
+    assert found(tmp_path, wanted=["fold1_train", "fold1_val"]) == folds
+    words = command_words(refusal(find_splits, tmp_path, None, None, None))  # rather than not used
+    assert words == [str(tmp_path), "--splits", *folds]
+    write(tmp_path / "ImageSets" / "Main" / "train.txt", "02\n")
+    assert found(tmp_path, wanted=["fold1_train", "fold1_val"]) == folds
+    assert found(tmp_path) == ["JPEGImages/02.jpg"]
 
 
 def test_an_image_is_not_paired_with_the_xml_of_another_letter_case(tmp_path):
