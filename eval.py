@@ -87,7 +87,7 @@ def main(args: argparse.Namespace) -> None:
         if results is None:
             return
         seconds = time.monotonic() - start
-        print(f"detected in {seconds:.1f} s, {seconds / len(data) * 1000:.0f} ms per image{in_views(settings)}")
+        print_line(f"detected in {seconds:.1f} s, {seconds / len(data) * 1000:.0f} ms per image{in_views(settings)}")
         write_json(out / "detections.json", results)
         print_line(f"{len(results)} detections: {out / 'detections.json'}")
         if not data.has_annotations:

@@ -41,9 +41,10 @@ def can_resample(old: HeadConfig, new: HeadConfig) -> bool:
 def resample_sides(state: Mapping[str, Any], old: Config, new: HeadConfig, path: Path) -> dict[str, Tensor]:
     """The `SIDE_TENSORS` of a checkpoint with config `old` for the bins of `new`, where `can_resample`.
 
-    No expectation moves by more than `TOLERANCE` strides for the bins that are added; of a side that has probability
-    beyond a shorter new range, that part is lost. Raises `UserError` naming `path` where the weights are not those of
-    `old`, or where a level's scale is not positive, so that no bias lowers a logit on all levels.
+    No expectation moves by more than `TOLERANCE` strides for the bins that are added. Of a side that has probability
+    beyond a shorter new range, that part is lost, and added bins at the new edge may have some of it. Raises
+    `UserError` naming `path` where the weights are not those of `old`, or where a level's scale is not positive, so
+    that no bias lowers a logit on all levels.
     """
     with torch.device("meta"):
         check_model_state(build_detector(old, len(state["class_names"])), dict(state), path)

@@ -148,7 +148,7 @@ def end_summary(config: Config, progress: Progress) -> list[str]:
     if stops_early(progress, config):
         lines.append(
             f"note     ended after {progress.epoch} of {config.optim.epochs} epochs: the best AP is "
-            f"{progress.since_best} evaluations old (eval.patience)"
+            f"{progress.since_best} evaluation{'s' * (progress.since_best > 1)} old (eval.patience)"
         )
     if best < 0:
         lines.append("warning  no AP: the validation split has no box to find; set data.val to a split that has")

@@ -201,16 +201,16 @@ def image_findings(data: CocoData, inspected: dict[int, InspectedImage], bit_dep
         names = [str(data.file_names[row]) for row in selected]
         return names, [image.reason or image.decoder_warning for image in selected.values()]
 
-    leave_out = write_clean_command(data.annotations, data.root)
+    write_clean = write_clean_command(data.annotations, data.root)
     unreadable = []
     codes = {image.code for image in inspected.values() if image.problem == "unreadable"}
     for code in sorted(codes - {"pixel_type"}):  # which is a finding on depth
         what, advice = UNREADABLE.get(code, DAMAGED)
-        command = leave_out if advice == RESTORE else ""
+        command = write_clean if advice == RESTORE else ""
         unreadable += finding_if_any("error", what, advice, *select(lambda image, c=code: image.code == c), command)
     other_size = select(lambda image: image.problem == "size")
     what = "images of another size than the json's"
-    wrong_size = finding_if_any("error", what, "correct or leave out", *other_size, leave_out)
+    wrong_size = finding_if_any("error", what, "correct or leave out", *other_size, write_clean)
     corrupt = select(lambda image: image.decoder_warning)
     unrotated, _ = select(lambda image: image.rotation == "unrotated")
     ambiguous, _ = select(lambda image: image.rotation == "ambiguous")

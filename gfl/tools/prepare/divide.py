@@ -63,7 +63,7 @@ def divide(
     count, wanted = len(data), round(share * len(data))
     if not 0 < wanted < count:
         side = "train" if wanted else "val"
-        advice = f"give a share from {1 / count:.2g} to {1 - 1 / count:.2g}" if count > 1 else "add images"
+        advice = f"give a share of at least {1 / count:.2g} of either" if count > 1 else "add images"
         raise UserError(
             f"{data.annotations}: --val-share {share:g} of {count} images leaves {side} empty; {advice}",
             code="empty_split",

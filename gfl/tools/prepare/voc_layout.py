@@ -7,7 +7,7 @@ or from before the files were renamed. A set without lists and without folders t
 import contextlib
 import re
 from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from gfl.common.errors import UserError
@@ -26,6 +26,7 @@ from gfl.tools.prepare.voc_folders import (
 )
 
 SPLIT_NAMES = ("train", "val", "valid", "validation", "test")  # of folders that are splits
+LIKE_SPLITS = {*SPLIT_NAMES, "training", "testing"}
 CLASS_LIST = re.compile(r".+_(train|val|trainval|test)")  # a list of the images that have one class
 
 
@@ -67,7 +68,16 @@ def find_splits(
         others = [file for file in walk(root) if is_xml(file) and not any(map(file.is_relative_to, trees))]
         note = count_note(others, "xml files are in no folder of a split and were left out")
         return [parts[0]._replace(notes=parts[0].notes + note), *parts[1:]], True
-    return [paired_part("all", find_folders(root, images, annotations))], False
+    part = paired_part("all", find_folders(root, images, annotations))
+    return [part._replace(notes=part.notes + _mixed_folders_note(part.names))], False
+
+
+def _mixed_folders_note(names: Sequence[str]) -> tuple[str, ...]:
+    """A sentence on folders that are named like splits, where images of all of them are one part."""
+    folders = {folder.as_posix(): folder.name for name in names for folder in PurePosixPath(name).parents}
+    found = sorted(folder for folder, name in folders.items() if name.casefold() in LIKE_SPLITS)
+    advice = "are not at one level and were not used as splits; convert each by itself if they are"
+    return (f"the folders {list_some(found)} {advice}",) if found else ()
 
 
 def _lists_folder(root: Path) -> Path:

@@ -181,3 +181,13 @@ def test_an_image_is_not_paired_with_the_xml_of_another_letter_case(tmp_path):
     assert part.names == ["a", "b"]
     (note,) = part.notes
     assert "A.png" in note
+
+
+def test_folders_like_splits_that_are_not_at_one_level_are_named(tmp_path):
+    for folder in ("train_zip/train", "test_zip/Testing"):
+        put(tmp_path, folder, folder)
+    (part,), divided = find_splits(tmp_path, None, None, None)
+    assert not divided
+    assert any("test_zip/Testing" in note and "train_zip/train" in note for note in part.notes)
+    put(tmp_path / "other", "images", "xml")
+    assert find_splits(tmp_path / "other", None, None, None)[0][0].notes == ()
