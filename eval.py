@@ -97,7 +97,8 @@ def main(args: argparse.Namespace) -> None:
         write_json(out / "metrics.json", metrics)
         print(f"\n{format_metrics(metrics)}\n")
         print_line(f"metrics: {out / 'metrics.json'}")
-        words = (Path(args.checkpoint), Path(data.root), "-o", out / "pictures")
+        words = [Path(args.checkpoint), Path(data.root), "-o", out / "pictures"]
+        words += ["--override", *args.overrides] if args.overrides else []
         print_line(f"next: {shell_command('python', 'scripts/predict.py', *words)}")
 
 

@@ -54,6 +54,10 @@ def check_file_name(name: str, where: str) -> None:
 
 def check_image_folder(root: str, path: str) -> None:
     """Raises `UserError` if the image folder of the json `path` does not exist."""
+    if not root:
+        raise UserError(f"no image folder given for {path}: set data.train.images and data.val.images")
+    if os.path.isfile(root):
+        raise UserError(f"image folder {root!r} (for {path}) is a file; give the json first, then its image folder")
     if not os.path.isdir(root):
         raise UserError(f"no image folder {root!r} (for {path}); see data/README.md for where data sets go")
 

@@ -43,6 +43,8 @@ def read_json(path: str, *, outlines: bool = True) -> Any:
                     return orjson.loads(short)
             data = Path(path).read_bytes()
             return _parse(data)
+    except IsADirectoryError:
+        raise UserError(f"cannot read annotations {path}: it is a folder; give a json file, then its images") from None
     except OSError as error:
         raise UserError(
             f"cannot read annotations {path}: {error.strerror}; see data/README.md for where they go"

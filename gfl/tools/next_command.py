@@ -43,8 +43,9 @@ def data_commands(written: Mapping[str, tuple[Path, Path]]) -> list[str]:
     first, second = (map(relative, written[name]) for name in (train, val))
     config, splits = config_for_new_data(), {"train": written[train], "val": written[val]}
     lines = [f"next: {shell_command(*DOCTOR, *first, '--val', *second, '--config', config)}"]
+    lines.append(f"then: {training_command(config, splits)}")
     if config == OWN_DATA:
         lines.append(
             f"note      {FINETUNE} starts from a published detector, which is better: {download_advice(START)}"
         )
-    return [*lines, f"then: {training_command(config, splits)}"]
+    return lines
