@@ -87,7 +87,7 @@ def test_a_bug_in_a_loader_process_is_no_dead_process(data, kind, monkeypatch):
 
 
 def test_a_process_of_the_doctor_that_dies_is_one_line(coco_set, monkeypatch, refusal):
-    monkeypatch.setattr(images, "inspect_image", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+    monkeypatch.setattr(images, "inspect_image", lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL))
     made = coco_set()
     message = refusal(images.inspect_images, made.load())
     assert str(made.file(0)) in message
