@@ -128,8 +128,7 @@ def detect_split(detector: Detector, data: CocoData, device: torch.device) -> li
     if rank == 0:
         print_line(
             f"{detector.checkpoint} on {data.annotations}: {len(data)} images{in_views(config.eval)}, "
-            f"{len(data.labels)} boxes, "
-            f"{world} x {device.type}, {precision_name(dtype)}"
+            f"{len(data.labels)} boxes, {world} x {device.type}, {precision_name(dtype)}"
         )
         crowded = crowded_findings(data, config.eval)
         notes = [*data.notes, *data.eval_notes, *(finding.note() for finding in crowded)]

@@ -22,7 +22,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("annotations", metavar="JSON", help="which is written as JSON_train.json and JSON_val.json")
     parser.add_argument("images", metavar="IMAGES", help="the folder its file names are relative to")
     parser.add_argument(
-        "--val-share", metavar="SHARE", type=share, default=0.2, help="of the images, for validation (%(default)s)"
+        "--val-share", metavar="SHARE", type=fraction, default=0.2, help="of the images, for validation (%(default)s)"
     )
     parser.add_argument("--seed", type=whole_number(), default=0, help="the same seed gives the same division (0)")
     parser.add_argument(
@@ -36,13 +36,6 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument("--out", metavar="FOLDER", type=Path, help="where to write (default: beside the json)")
     return parser.parse_args()
-
-
-def share(text: str) -> float:
-    """The argument of --val-share."""
-    if (value := fraction(text)) in (0, 1):
-        raise argparse.ArgumentTypeError(f"{text} leaves one split empty")
-    return value
 
 
 def main(args: argparse.Namespace) -> None:

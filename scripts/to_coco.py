@@ -29,7 +29,7 @@ def parse_args() -> argparse.Namespace:
         layout.add_argument(
             "--val-share",
             metavar="SHARE",
-            type=share,
+            type=fraction,
             help="divide all images (of a data.yaml: its train) at random, so that both splits have their share of "
             "each class, and put this share into the second; default: the splits of the data set, or 0.2 where it "
             "has none; 0: all into one",
@@ -91,13 +91,6 @@ def add_yolo(layouts: argparse._SubParsersAction, style: dict) -> argparse.Argum
         "polygons: lines of 7, 9, 11 ... numbers; obb: four corners each; default: decide by the lines",
     )
     return yolo
-
-
-def share(text: str) -> float:
-    """The argument of --val-share."""
-    if (value := fraction(text)) == 1:
-        raise argparse.ArgumentTypeError("1 leaves nothing to train on")
-    return value
 
 
 if __name__ == "__main__":  # before the heavy imports, so that --help answers at once

@@ -17,6 +17,7 @@ SIDE = 64  # pixels of the small grey image
 FREQUENCIES = 16  # along each axis
 BITS = FREQUENCIES**2 - 1  # without the mean
 MAX_DISTANCE = BITS // 5  # 51 bits by which near duplicates may differ
+MIN_PRODUCT = BITS - 2 * MAX_DISTANCE  # of their signs
 CHUNK = 256  # images that are compared with all others at once
 
 
@@ -36,7 +37,7 @@ def group_near_duplicates(hashes: Sequence[bytes]) -> list[int]:
     """
     signs, groups = _signs(hashes), np.arange(len(hashes))
     for start in range(0, len(hashes), CHUNK):
-        near = _are_near(signs[start : start + CHUNK], signs)
+        near = signs[start : start + CHUNK] @ signs.T >= MIN_PRODUCT
         for row in np.flatnonzero(near.sum(axis=1) > 1):
             joined = np.unique(groups[near[row]])
             groups[np.isin(groups, joined)] = joined[0]
@@ -51,7 +52,7 @@ def nearest_duplicates(hashes: Sequence[bytes], others: Sequence[bytes]) -> list
         best = agreement.argmax(axis=1)
         found += [
             int(column) if near else None
-            for column, near in zip(best, agreement.max(axis=1) >= BITS - 2 * MAX_DISTANCE, strict=True)
+            for column, near in zip(best, agreement.max(axis=1) >= MIN_PRODUCT, strict=True)
         ]
     return found or [None] * len(hashes)
 
@@ -64,8 +65,3 @@ def _signs(hashes: Sequence[bytes]) -> np.ndarray:
         packed = np.frombuffer(b"".join(hashes[row] for row in known), np.uint8).reshape(len(known), -1)
         signs[known] = 2.0 * np.unpackbits(packed, axis=1, count=BITS) - 1.0
     return signs
-
-
-def _are_near(signs: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """(n, m) whether two images differ in at most `MAX_DISTANCE` bits."""
-    return signs @ others.T >= BITS - 2 * MAX_DISTANCE

@@ -45,7 +45,5 @@ def data_commands(written: Mapping[str, tuple[Path, Path]]) -> list[str]:
     lines = [f"next: {shell_command(*DOCTOR, *first, '--val', *second, '--config', config)}"]
     lines.append(f"then: {training_command(config, splits)}")
     if config == OWN_DATA:
-        lines.append(
-            f"note      {FINETUNE} starts from a published detector, which is better: {download_advice(START)}"
-        )
+        lines.append(f"note      {FINETUNE} starts from a published detector: {download_advice(START)}")
     return lines

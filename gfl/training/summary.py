@@ -163,7 +163,7 @@ def end_summary(config: Config, progress: Progress) -> list[str]:
             "the steps), start from trained weights (model.weights or model.backbone.weights), and check the boxes "
             "with scripts/doctor.py"
         )
-    elif 0 <= best < LOW_AP and steps < FEW_STEPS:
+    elif 0 <= best < LOW_AP and steps < FEW_STEPS and not stops_early(progress, config):
         lines.append(
             f"note     AP {best:.3f} after {steps} steps{losses}: too few, most likely; optim.min_steps={FEW_STEPS} in "
             f"another run_dir trains for {-(-FEW_STEPS // progress.steps_per_epoch)} epochs"

@@ -70,3 +70,9 @@ def test_of_many_notes_the_first_are_shown_and_the_doctor_reports_the_others():
     assert count == "and 9"
     expected = ["python", "scripts/doctor.py", "train.json", "my train", "--val", "val.json", "my val", "--config"]
     assert shlex.split(command) == [*expected, "runs/mine/config.yaml"]
+
+
+def test_a_run_that_was_stopped_early_is_not_called_too_short(tmp_path):
+    config = config_from_dict({"run_dir": str(tmp_path), "eval": {"patience": 2}}, "test")
+    (note,) = end_summary(config, Progress(4, best=0.1, steps_per_epoch=22, since_best=2))[1:-1]
+    assert "eval.patience" in note

@@ -72,7 +72,7 @@ def check_dataset(
         findings[split] += unlisted[split]
         splits[split] = data, images
     if val:
-        findings["val"] += _compare(splits["train"], splits["val"])
+        findings["val"] += _compare(splits["train"], splits["val"], near_duplicates)
     fit = fit_statistics(splits["train"][0], config, max_boxes=MAX_OBJECTS) if splits["train"][0] else None
     findings["fit"] = fit_findings(fit, config) if fit else []
     return {
@@ -91,10 +91,10 @@ def _inspect(
         return inspect_images(data, config=config, with_hashes=with_hashes, on_images=bar.update)
 
 
-def _compare(train: Split, val: Split) -> list[Finding]:
+def _compare(train: Split, val: Split, near_duplicates: bool) -> list[Finding]:
     if not train[0] or not val[0]:
         return []
-    near = near_duplicate_findings(*train, *val)  # none where hashes were not asked for
+    near = near_duplicate_findings(*train, *val) if near_duplicates else []
     return compare_categories(train[0], val[0]) + near + shared_image_findings(*train, *val)
 
 

@@ -106,9 +106,7 @@ def fetch(
             code="hash",
         )
     kept = f"{_size(part)} bytes are kept in {part}; " if found else ""
-    raise UserError(
-        f"{url}: {problem}; {kept}run the same command again, where there is internet, to resume", code="interrupted"
-    )
+    raise UserError(f"{url}: {problem}; {kept}with internet the same command resumes it", code="interrupted")
 
 
 def _try_to_receive(url: str, part: Path, growth: float, timeout: float, on_progress: OnProgress) -> str:
