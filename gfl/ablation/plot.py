@@ -10,14 +10,14 @@ from gfl.evaluation.plots import COLOURS, new_figure, save_figure
 
 def plot_study(title: str, outcomes: Sequence[Outcome], path: Path) -> None:
     """Write a diagram of each row's difference from its baseline row, with its confidence interval, and the paper's."""
-    shown = [row for row in reversed(outcomes) if row.difference is not None]
+    shown = [each for each in reversed(outcomes) if each.difference is not None]
     page, (axes,) = new_figure(1, width=7.5, height=1.6 + 0.45 * max(1, len(shown)))
-    for place, row in enumerate(shown):
-        axes.errorbar(row.difference, place, xerr=row.margin, fmt="o", capsize=4, color=COLOURS[0], label="here")
-        if row.paper_difference is not None:
-            axes.plot(row.paper_difference, place - 0.22, "D", markersize=5, color=COLOURS[1], label="paper, on COCO")
+    for place, each in enumerate(shown):
+        axes.errorbar(each.difference, place, xerr=each.margin, fmt="o", capsize=4, color=COLOURS[0], label="here")
+        if each.paper_difference is not None:
+            axes.plot(each.paper_difference, place - 0.22, "D", markersize=5, color=COLOURS[1], label="paper, on COCO")
     axes.axvline(0, color="#404040", linewidth=1)
-    names = [f"{printable(row.name)}  ({row.seeds} seed{'s' * (row.seeds > 1)})" for row in shown]
+    names = [f"{printable(each.row.name)}  ({each.seeds} seed{'s' * (each.seeds > 1)})" for each in shown]
     axes.set_yticks(range(len(shown)), names)
     axes.set_ylim(-0.7, len(shown) - 0.3)
     axes.set_xlabel("difference of AP to the baseline row, in points")

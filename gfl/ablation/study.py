@@ -1,18 +1,18 @@
-"""A table of the paper as data: its rows as overrides of one config, the runs they need, and their metrics."""
+"""A table of the paper as data: its rows as overrides of one config, what they should show, and their runs."""
 
 import hashlib
 import json
 import math
 import os
 import re
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import yaml
 
-from gfl.common.dataclass_from_dict import dataclass_from_dict
+from gfl.common.dataclass_from_dict import between, dataclass_from_dict
 from gfl.common.errors import UserError, error_context
 from gfl.common.text import format_value
 from gfl.common.yaml_file import read_yaml
@@ -30,6 +30,19 @@ class Row:
     overrides: dict[str, Any] = field(default_factory=dict)  # section.key: value
     paper: dict[str, Any] = field(default_factory=dict)  # the paper's values, in percent
     against: str = ""  # the row it is compared with, if that is not the study's baseline
+    expect: Literal["none", "better", "worse", "equal"] = "none"  # the outcome that supports the paper's claim
+    within: Annotated[float, between(0, 100)] = 0.0  # points of AP, of `expect: equal`
+
+    @property
+    def expectation(self) -> str:
+        """The expectation as text, empty without one."""
+        return "" if self.expect == "none" else self.expect + (f" within {self.within:g}" if self.within else "")
+
+    @property
+    def supporting(self) -> tuple[float, float] | None:
+        """The true differences of AP, between two ends, that would support the paper's claim; None without one."""
+        ends = {"better": (0, math.inf), "worse": (-math.inf, 0), "equal": (-self.within, self.within)}
+        return ends.get(self.expect)
 
 
 @dataclass(frozen=True)
@@ -40,10 +53,30 @@ class Study:
     base: str = ""  # a config, relative to the study's file
     baseline: str = ""  # the row that the others are compared with
     rows: tuple[Row, ...] = ()
+    headline: str = ""  # the row that --quick compares, the last by default
 
-    def baseline_of(self, row: Row) -> str:
-        """The name of the row that `row` is compared with."""
-        return row.against or self.baseline
+    def baseline_of(self, row: Row) -> Row | None:
+        """The row that `row` is compared with; None for one that others are compared with only."""
+        name = row.against or self.baseline
+        return None if name == row.name else next(other for other in self.rows if other.name == name)
+
+    def paper_difference(self, row: Row) -> float | None:
+        """The paper's AP of `row` minus that of its baseline row, in points; None where the paper lacks one."""
+        baseline = self.baseline_of(row)
+        if baseline is None or not ("AP" in row.paper and "AP" in baseline.paper):
+            return None
+        return round(row.paper["AP"] - baseline.paper["AP"], 6)
+
+    def shortened(self) -> "Study":
+        """The headline and the row that it is compared with."""
+        headline = next((row for row in self.rows if row.name == self.headline), self.rows[-1])
+        baseline = self.baseline_of(headline)
+        if baseline is None:
+            raise UserError(
+                f"{self.title}: headline: {headline.name!r} is compared with no other row; name one that is",
+                code="headline",
+            )
+        return replace(self, baseline=baseline.name, rows=(baseline, headline))
 
 
 class Run(NamedTuple):
@@ -60,6 +93,37 @@ class Run(NamedTuple):
         return Path(self.config.run_dir)
 
 
+class StudyOptions(NamedTuple):
+    """What to run of a study, how and where."""
+
+    study: str  # path of its YAML file
+    scale: str | None = None  # path of a config laid over the study's
+    seeds: int = 1  # 0, 1, ... of every row
+    nproc: int = 1  # processes per run
+    jobs: int = 1  # runs at a time
+    rows: Sequence[str] = ()  # only these, all by default
+    out: Path = Path("runs/studies")  # folder of runs and reports
+    quick: bool = False  # the headline and its baseline row only
+    start: str = ""  # backbone weights in place of the scale's
+
+    @property
+    def root(self) -> Path:
+        """The folder of all runs."""
+        return self.out / "runs"
+
+    def load(self) -> Study:
+        """The study, or what --quick leaves of it."""
+        study = load_study(self.study)
+        return study.shortened() if self.quick else study
+
+    def plan(self, seeds: int, rows: Sequence[str] = ()) -> list[Run]:
+        """The runs of `seeds` seeds, of all rows by default."""
+        names = rows or [row.name for row in self.load().rows]
+        overlays = [self.scale] if self.scale else []
+        overlays += [f"model.backbone.weights={self.start}"] if self.start else []
+        return plan(self.study, root=self.root, overlays=overlays, seeds=seeds, only=names)
+
+
 def load_study(path: str | Path) -> Study:
     """Read a study; raises `UserError` naming the file and key for anything missing, misspelt or of the wrong type."""
     study = dataclass_from_dict(Study, read_yaml(Path(path)), str(path))
@@ -68,7 +132,7 @@ def load_study(path: str | Path) -> Study:
     names = [row.name for row in study.rows]
     if not all(names) or len(set(names)) < len(names):
         raise UserError(f"{path}: rows need names, all different")
-    for wanted in (study.baseline, *(row.against for row in study.rows if row.against)):
+    for wanted in filter(None, (study.baseline, study.headline, *(row.against for row in study.rows))):
         if wanted not in names:
             raise UserError(f"{path}: there is no row {wanted!r} to compare with; rows: {', '.join(names)}")
     for row in study.rows:
@@ -78,11 +142,31 @@ def load_study(path: str | Path) -> Study:
                     f"{path}: row {row.name!r}: paper: {format_value(name)}: {format_value(value)} is not one of "
                     f"{', '.join(METRICS)} with a number from 0 to 100"
                 )
+    for row in study.rows:
+        with error_context(f"{path}: row {row.name!r}"):
+            _check_expectation(row, study.baseline_of(row), study.paper_difference(row))
     return study
 
 
+def _check_expectation(row: Row, baseline: Row | None, paper_difference: float | None) -> None:
+    """Raises `UserError` where the row expects nothing that can be compared, or something else than the paper found."""
+    if (row.expect == "equal") != (row.within > 0):
+        raise UserError(
+            "expect: equal goes with within: POINTS, a difference of AP above 0 that is too small to matter, and no "
+            "other expectation does",
+            code="expect_within",
+        )
+    if row.expect != "none" and baseline is None:
+        raise UserError(f"expect: {row.expect}: it is compared with no other row", code="expect_baseline")
+    low, high = row.supporting or (-math.inf, math.inf)
+    if paper_difference is not None and not low <= paper_difference <= high:
+        raise UserError(
+            f"expect: {row.expectation}, but the paper's difference is {paper_difference:+g}", code="expect_paper"
+        )
+
+
 def plan(
-    path: str | Path, *, root: Path, scale: str | None = None, seeds: int = 1, only: Sequence[str] = ()
+    path: str | Path, *, root: Path, overlays: Sequence[str] = (), seeds: int = 1, only: Sequence[str] = ()
 ) -> list[Run]:
     """The runs of the study at `path`, seed by seed, so that an interrupted study has complete tables.
 
@@ -90,7 +174,7 @@ def plan(
         root: the folder of the run folders. Each is named after its row and a digest of its config: equal rows of
             several tables share a run, and a changed config never finds an old result. The digest does not cover the
             content of files that a config names.
-        scale: a config laid over the study's; the rows' overrides are laid over both.
+        overlays: configs and overrides laid over the study's; the rows' overrides are laid over all of them.
         seeds: 0, 1, ..., seeds - 1.
         only: names of rows, all by default.
 
@@ -101,7 +185,7 @@ def plan(
         raise UserError(
             f"{path}: no row {', '.join(sorted(unknown))}; rows: {', '.join(row.name for row in study.rows)}"
         )
-    configs = [os.path.relpath(Path(path).parent / study.base), *([scale] if scale else [])]
+    configs = [os.path.relpath(Path(path).parent / study.base), *overlays]
     with error_context(path):
         load_config(configs[0], configs[1:])  # before any row, so that an error there is not a row's
     groups = {found.name.rpartition("-")[2]: found for found in sorted(root.glob("*-*"))}  # by digest
@@ -132,31 +216,3 @@ def _digest(config: Config) -> str:
     """Of every key that affects the metrics, except the seed."""
     tree = {name: section for name, section in config_to_dict(config).items() if name not in ("run_dir", "seed", "log")}
     return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()[:8]
-
-
-def read_result(run: Run) -> dict[str, float] | None:
-    """The metrics of the last epoch in percent; None as long as the run is not finished."""
-    found = None
-    for record in _records(run.folder / "metrics.jsonl"):
-        if "val/AP" in record and record.get("epoch") == run.config.optim.epochs:
-            found = {name: 100 * record[f"val/{name}"] for name in METRICS if f"val/{name}" in record}
-    return found
-
-
-def started_epoch(run: Run) -> int:
-    """The epoch, from 1, of the last record of the run; 1 before there is any."""
-    return max((record.get("epoch", 1) for record in _records(run.folder / "metrics.jsonl")), default=1)
-
-
-def _records(path: Path) -> Iterable[dict[str, Any]]:
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return
-    for line in lines:
-        try:
-            record = json.loads(line)
-        except ValueError:  # the last line, while it is being written
-            continue
-        if isinstance(record, dict):
-            yield record

@@ -1,0 +1,82 @@
+"""What the runs of a study read and is not there, with the command that makes it."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path, PurePath
+from typing import NamedTuple
+
+from gfl.ablation.study import Run
+from gfl.checkpoint import BEST, LAST, find_checkpoint
+from gfl.common.errors import UserError
+from gfl.common.text import list_some
+from gfl.config import Config
+from gfl.model.published import download_advice
+
+DEMO = "python train.py configs/gfl_r18_shapes.yaml"
+# What the committed studies read, by file or folder, and what makes it; data come before what is trained on them.
+COMMANDS = {
+    "data/shapes": "python scripts/make_shapes.py",
+    "data/coco": "python scripts/download_coco.py data/coco",
+    "data/weights/resnext101_32x4d.pt": "python scripts/convert_checkpoint.py resnext101_32x4d-a5af3160.pth "
+    "data/weights/resnext101_32x4d.pt",
+    "runs/shapes_start": f"{DEMO} model.head.quality=none model.head.box=dirac run_dir=runs/shapes_start",
+    "runs/gfl_r18_shapes": DEMO,
+}
+START = "runs/shapes_start/best.pt"  # of configs/scales/shapes.yaml
+DEMOS = ("runs/gfl_r18_shapes/best.pt", "runs/demo/best.pt")  # the second of `make demo`
+UNKNOWN = "see data/README.md, and the comments at the top of the study and of its scale"
+
+
+class Missing(NamedTuple):
+    """Files or folders that rows read and that are not there."""
+
+    paths: tuple[str, ...]
+    rows: tuple[str, ...]
+    advice: str  # the command that makes them all, or where to read about them
+
+    def __str__(self) -> str:
+        return f"{list_some(self.paths)} (rows {list_some(self.rows)}): {self.advice}"
+
+
+def find_missing(runs: Sequence[Run]) -> list[Missing]:
+    """What `runs` will not find, in the order in which to make it."""
+    found: dict[str, list[tuple[str, str]]] = {advice: [] for advice in COMMANDS.values()}
+    for run in runs:
+        for path in _missing_paths(run.config):
+            found.setdefault(advice(path), []).append((path, run.row))
+    return [
+        Missing(tuple(dict.fromkeys(path for path, _ in pairs)), tuple(dict.fromkeys(row for _, row in pairs)), advice)
+        for advice, pairs in found.items()
+        if pairs
+    ]
+
+
+def check_missing(runs: Sequence[Run]) -> None:
+    """Before hours of training, raise `UserError` for what is missing."""
+    if missing := find_missing(runs):
+        more = f"; and {len(missing) - 1} more, which --dry-run lists" if len(missing) > 1 else ""
+        raise UserError(f"missing: {missing[0]}{more}", code="missing")
+
+
+def _missing_paths(config: Config) -> Iterator[str]:
+    data, model = config.data, config.model
+    for split in (data.train, data.val):
+        yield from (path for path in (split.annotations, split.images) if not Path(path).exists())
+    if model.weights != "none":
+        weights, names = model.weights, (BEST, LAST)  # of a run folder
+    else:
+        weights, names = model.backbone.weights, ()
+    if weights not in ("none", "torchvision") and not find_checkpoint(Path(weights), *names):
+        yield weights
+
+
+def advice(path: str) -> str:
+    """The command that makes `path`, or where to read about it."""
+    for made, command in COMMANDS.items():
+        if PurePath(path).is_relative_to(made):
+            return command
+    return download_advice(Path(path)) or UNKNOWN
+
+
+def start_of_demo() -> str:
+    """The weights that a newcomer has instead of `START`; empty where those are there, or none."""
+    return "" if Path(START).exists() else next((path for path in DEMOS if Path(path).exists()), "")

@@ -1,0 +1,94 @@
+"""The report of a study: its table and how it was made, every run's raw results, and a diagram."""
+
+import csv
+import io
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import date
+from pathlib import Path
+
+from gfl.ablation.missing import START
+from gfl.ablation.outcomes import format_csv, format_table, summarize
+from gfl.ablation.plot import plot_study
+from gfl.ablation.records import Session, read_result, read_sessions
+from gfl.ablation.study import METRICS, Run, StudyOptions
+from gfl.common.files import safe_file_name, write_text
+from gfl.common.text import csv_text, markdown_code, markdown_text, printable, shell_command
+
+READING = """\
+AP in percent, mean over the seeds ± standard deviation. Difference: of AP to the baseline row, mean over the seeds ±
+half of the 95 % confidence interval (Student's t on differences paired by seed); with one seed there is none.
+
+Expected: which true difference would support the paper's claim, as the study's file says before any run. Verdict:
+supported if the true difference is such a one, contradicted if it is not, open if these runs cannot tell. It needs a
+p-value of at most 0.05 after Holm's correction for all rows that expect something: the chance of any wrong verdict in
+the table is held to 5 %. So a row may be open although its own interval looks decided. Minutes: per run.
+"""
+
+
+def write_report(options: StudyOptions, failures: Sequence[str]) -> str:
+    """Write report.md, report.csv, runs.csv and report.png of all finished runs, also of earlier commands.
+
+    Returns a summary.
+    """
+    study, seeds = options.load(), options.seeds
+    # More seeds than requested, if all rows have them: rows with different seeds would not be comparable.
+    while all(read_result(run) for run in options.plan(seeds + 1) if run.seed == seeds):
+        seeds += 1
+    runs = options.plan(seeds)
+    results = {(run.row, run.seed): metrics for run in runs if (metrics := read_result(run))}
+    sessions = {(run.row, run.seed): read_sessions(run) for run in runs if (run.row, run.seed) in results}
+    outcomes = summarize(study, results, {key: _seconds(each) for key, each in sessions.items() if each})
+    scale = Path(options.scale).stem if options.scale else ""
+    names = dict.fromkeys(filter(None, [Path(options.study).stem, scale, "quick" * options.quick]))
+    folder = options.out / safe_file_name("-".join(names))
+    table = format_table(outcomes)
+    made = _how_made(options, runs, [session for each in sessions.values() for session in each])
+    failed = "\nFailed:\n\n" + "".join(f"- {markdown_text(line)}\n" for line in failures) if failures else ""
+    write_text(folder / "report.md", f"# {markdown_text(study.title)}\n\n{table}\n\n{READING}\n{made}{failed}")
+    write_text(folder / "report.csv", format_csv(outcomes))
+    write_text(folder / "runs.csv", format_runs(results, sessions))
+    plot_study(study.title, outcomes, folder / "report.png")
+    return f"{table}\n\nreport: {printable(str(folder / 'report.md'))}, report.csv, runs.csv, report.png"
+
+
+def format_runs(
+    results: Mapping[tuple[str, int], Mapping[str, float]], sessions: Mapping[tuple[str, int], Sequence[Session]]
+) -> str:
+    """Every run as CSV: all its metrics in percent, how long it took and on what."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    metrics = list(dict.fromkeys([*METRICS, *(name for each in results.values() for name in each)]))
+    writer.writerow(["row", "seed", *metrics, "seconds", "threads", "torch", "machine"])
+    for (row, seed), values in results.items():
+        numbers = [round(values[name], 10) if name in values else None for name in metrics]  # 100 x has added digits
+        own = sessions[row, seed]
+        conditions = [_distinct(own, field) for field in ("threads", "torch", "machine")]
+        writer.writerow([csv_text(row), seed, *numbers, _seconds(own) if own else None, *conditions])
+    return text.getvalue()
+
+
+def _seconds(sessions: Iterable[Session]) -> float:
+    return round(sum(session.seconds for session in sessions), 1)
+
+
+def _distinct(sessions: Iterable[Session], field: str) -> str:
+    return " + ".join(dict.fromkeys(str(getattr(session, field)) for session in sessions))
+
+
+def _how_made(options: StudyOptions, runs: Sequence[Run], sessions: Sequence[Session]) -> str:
+    """The command, the conditions of all runs, and their folders."""
+    command = ["python", "scripts/study.py", Path(options.study)]
+    command += ["--scale", Path(options.scale)] if options.scale else []
+    command += ["--quick"] if options.quick else ["--seeds", str(1 + max(run.seed for run in runs))]
+    for name, count in (("--nproc", options.nproc), ("--jobs", options.jobs)):
+        command += [name, str(count)] if count > 1 else []
+    conditions = [("", "machine"), ("threads per process: ", "threads"), ("torch ", "torch")]
+    made = [f"{label}{_distinct(sessions, field)}" for label, field in conditions if sessions]
+    lines = [", ".join([markdown_code(shell_command(*command)), *made, date.today().isoformat()]), ""]
+    if options.quick:
+        lines += ["Quick: one seed and a short training show how a study works, but cannot decide anything.", ""]
+    if options.start:
+        lines += [f"Rows start from the backbone of {markdown_code(options.start)}, since {START} is missing.", ""]
+    folders = {run.row: run.folder.parent for run in runs}
+    listed = [f"- {markdown_text(row)}: {markdown_code(folder)}" for row, folder in folders.items()]
+    return "\n".join([*lines, "Run folders, one per seed:", "", *listed, ""])
