@@ -27,7 +27,7 @@ class Session(NamedTuple):
 def add_session(run: Run, seconds: float, threads: int) -> None:
     """Note that this machine has trained `run`. Raises `UserError` if that cannot be written."""
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{os.cpu_count()} cores"
-    session = Session(round(seconds, 1), threads, torch.__version__, f"{platform.machine()}, {device}")
+    session = Session(round(seconds, 3), threads, torch.__version__, f"{platform.machine()}, {device}")
     append(run.folder / SESSIONS_FILE, json.dumps(session._asdict()).encode() + b"\n")
 
 

@@ -68,7 +68,7 @@ def format_runs(
 
 
 def _seconds(sessions: Iterable[Session]) -> float:
-    return round(sum(session.seconds for session in sessions), 1)
+    return round(sum(session.seconds for session in sessions), 3)
 
 
 def _distinct(sessions: Iterable[Session], field: str) -> str:
