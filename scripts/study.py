@@ -29,7 +29,9 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument("--nproc", type=whole_number(1, 9999), default=1, help="processes (GPUs) per run (default 1)")
     parser.add_argument(
-        "--jobs", type=whole_number(1, 9999), default=1, help="runs at a time, which share cores and GPUs (default 1)"
+        "--jobs",
+        type=whole_number(1, 9999),
+        help="runs at a time, each on its share of the cores and GPUs (default 1, with --quick 2)",
     )
     parser.add_argument("--rows", nargs="+", default=[], metavar="NAME", help="only these rows")
     parser.add_argument("--out", default="runs/studies", help="folder of runs and reports (default %(default)s)")
@@ -72,10 +74,9 @@ def main(args: argparse.Namespace) -> None:
     for signum in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(signum) != signal.SIG_IGN:  # as nohup leaves SIGHUP
             signal.signal(signum, signal.default_int_handler)  # stops all runs and the study as Ctrl-C does
-    scale, start = args.scale, ""
-    if args.quick and not scale:
-        scale, start = os.path.relpath(QUICK_SCALE), start_of_demo()
-    numbers = {"seeds": args.seeds, "nproc": args.nproc, "jobs": args.jobs}
+    scale = args.scale or (os.path.relpath(QUICK_SCALE) if args.quick else None)
+    start = start_of_demo(scale) if args.quick else ""
+    numbers = {"seeds": args.seeds, "nproc": args.nproc, "jobs": args.jobs or 1 + args.quick}
     options = StudyOptions(
         args.study, scale, **numbers, rows=args.rows, out=Path(args.out), quick=args.quick, start=start
     )

@@ -9,6 +9,7 @@ from gfl.checkpoint import BEST, LAST, find_checkpoint
 from gfl.common.errors import UserError
 from gfl.common.text import list_some
 from gfl.config import Config
+from gfl.config_file import load_config
 from gfl.model.published import download_advice
 
 DEMO = "python train.py configs/gfl_r18_shapes.yaml"
@@ -39,15 +40,12 @@ class Missing(NamedTuple):
 
 def find_missing(runs: Sequence[Run]) -> list[Missing]:
     """What `runs` will not find, in the order in which to make it."""
-    found: dict[str, list[tuple[str, str]]] = {advice: [] for advice in COMMANDS.values()}
+    found: dict[str, list[tuple[str, str]]] = {command: [] for command in COMMANDS.values()}
     for run in runs:
         for path in _missing_paths(run.config):
             found.setdefault(advice(path), []).append((path, run.row))
-    return [
-        Missing(tuple(dict.fromkeys(path for path, _ in pairs)), tuple(dict.fromkeys(row for _, row in pairs)), advice)
-        for advice, pairs in found.items()
-        if pairs
-    ]
+    each_once = [(command, *map(dict.fromkeys, zip(*pairs, strict=True))) for command, pairs in found.items() if pairs]
+    return [Missing(tuple(paths), tuple(rows), command) for command, paths, rows in each_once]
 
 
 def check_missing(runs: Sequence[Run]) -> None:
@@ -61,12 +59,10 @@ def _missing_paths(config: Config) -> Iterator[str]:
     data, model = config.data, config.model
     for split in (data.train, data.val):
         yield from (path for path in (split.annotations, split.images) if not Path(path).exists())
-    if model.weights != "none":
-        weights, names = model.weights, (BEST, LAST)  # of a run folder
-    else:
-        weights, names = model.backbone.weights, ()
-    if weights not in ("none", "torchvision") and not find_checkpoint(Path(weights), *names):
-        yield weights
+    backbone = model.backbone.weights if model.weights == "none" else "none"
+    for path, names in ((model.weights, (BEST, LAST)), (backbone, ())):  # names: of a run folder
+        if path not in ("none", "torchvision") and not find_checkpoint(Path(path), *names):
+            yield path
 
 
 def advice(path: str) -> str:
@@ -77,6 +73,8 @@ def advice(path: str) -> str:
     return download_advice(Path(path)) or UNKNOWN
 
 
-def start_of_demo() -> str:
-    """The weights that a newcomer has instead of `START`; empty where those are there, or none."""
-    return "" if Path(START).exists() else next((path for path in DEMOS if Path(path).exists()), "")
+def start_of_demo(scale: str) -> str:
+    """The demo's weights, if the config `scale` starts from `START`, which is missing, and they are there; else ""."""
+    if load_config(scale).model.backbone.weights != START or Path(START).exists():
+        return ""
+    return next((path for path in DEMOS if Path(path).exists()), "")

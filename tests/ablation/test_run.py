@@ -172,16 +172,19 @@ def test_what_is_missing_is_named_with_its_rows_and_the_command_that_makes_it(st
     ]
 
 
-def test_quick_starts_from_the_demo_where_the_start_is_missing(tmp_path, monkeypatch):
+def test_quick_starts_from_the_demo_where_the_start_of_its_scale_is_missing(tmp_path, monkeypatch):
+    scales = Path(__file__).resolve().parents[2] / "configs" / "scales"
     monkeypatch.chdir(tmp_path)
-    assert missing.start_of_demo() == ""
+    Path("own.yaml").write_text("model: {backbone: {weights: mine.pt}}")
+    assert missing.start_of_demo(str(scales / "quick.yaml")) == ""
     for path in reversed(missing.DEMOS):
         Path(path).parent.mkdir(parents=True)
         Path(path).touch()
-        assert missing.start_of_demo() == path
+        assert missing.start_of_demo(str(scales / "quick.yaml")) == path
+        assert missing.start_of_demo("own.yaml") == ""
     Path(missing.START).parent.mkdir()
     Path(missing.START).touch()
-    assert missing.start_of_demo() == ""
+    assert missing.start_of_demo(str(scales / "quick.yaml")) == ""
 
 
 def test_a_quick_report_has_two_rows_and_says_what_it_starts_from(study, tmp_path, monkeypatch):

@@ -73,6 +73,14 @@ def test_a_dry_run_prints_commands_that_run_and_runs_nothing(study, tmp_path):
     assert "broken.json" in refuse(*study)
 
 
+def test_quick_is_two_rows_at_a_time_and_takes_no_choice_of_its_own(study):
+    rows = [line for line in succeed(*study, "--dry-run", "--quick").splitlines() if line.startswith("#")]
+    assert rows == ["# plain, seed 0", "# peak, seed 0"]
+    assert call(*study, "--quick", "--seeds", 2).returncode == call(*study, "--quick", "--rows", "peak").returncode == 2
+    dry = succeed("scripts/study.py", "configs/studies/table3.yaml", "--dry-run", "--quick")
+    assert "configs/scales/quick.yaml" in dry
+
+
 def test_an_interrupted_study_continues_with_the_next_command(study, tmp_path):
     command = [sys.executable, *map(str, study), "--rows", "plain"]
     with subprocess.Popen(command, cwd=ROOT, env=ENVIRONMENT, start_new_session=True, stderr=subprocess.PIPE) as run:
