@@ -11,20 +11,20 @@ from torch import Tensor
 
 from gfl.common.errors import UserError
 from gfl.config import AssignConfig, Config, HeadConfig, PointsConfig
-from gfl.method.assign import assign_atss, assign_fcos, assign_fovea, assign_max_iou
+from gfl.method.assign import assign_atss, assign_fcos, assign_fovea, assign_max_iou, assign_tal
 from gfl.method.box_representation import AnchorDeltaBox, BoxRepresentation, DiracBox, GaussianBox, GeneralBox
 from gfl.method.criterion import Criterion
 from gfl.method.points import PointLayout
-from gfl.method.quality import DistributionGuidedQuality, JointQuality, Quality, SeparateQuality
+from gfl.method.quality import DistributionGuidedQuality, JointQuality, Quality, SeparateQuality, VarifocalQuality
 from gfl.model.backbone import Backbone
 from gfl.model.detector import DenseDetector
 from gfl.model.fpn import FPN
 from gfl.model.head import GFLHead
-from gfl.structures import Assignment, PointGrid, Targets
+from gfl.structures import Assignment, PointGrid, Predict, Targets
 
-Assigner = Callable[[PointGrid, Targets, Tensor], Assignment]
+Assigner = Callable[[PointGrid, Targets, Tensor, Predict | None], Assignment]
 
-# Axis 1, `model.head.quality`: the rows of table 1(a) in its order, then GFLv2's.
+# Axis 1, `model.head.quality`: the rows of table 1(a) in its order, then GFLv2's and others.
 QUALITIES: dict[str, Callable[[HeadConfig, float], Quality]] = {
     "none": lambda head, beta: SeparateQuality(),
     "centerness_branch": lambda head, beta: SeparateQuality(by="centerness"),
@@ -35,6 +35,8 @@ QUALITIES: dict[str, Callable[[HeadConfig, float], Quality]] = {
     "dgqp": lambda head, beta: DistributionGuidedQuality(
         beta=beta, topk=head.dgqp.topk, hidden=head.dgqp.hidden, add_mean=head.dgqp.add_mean
     ),
+    "varifocal": lambda head, beta: VarifocalQuality(),
+    "iou_branch_negatives": lambda head, beta: SeparateQuality(by="iou", negatives=True),
 }
 
 # Axis 2, `model.head.box`: the rows of table 2(a), and ATSS's anchor deltas. `general` is trained with DFL unless
@@ -52,6 +54,7 @@ ASSIGNERS: dict[str, Callable[[AssignConfig, float | None], Assigner]] = {
     "fcos": lambda config, reach: partial(assign_fcos, center_radius=config.center_radius),
     "fovea": lambda config, reach: assign_fovea,
     "max_iou": lambda config, reach: partial(assign_max_iou, anchor_scale=config.anchor_scale),
+    "tal": lambda config, reach: partial(assign_tal, topk=config.tal_topk),
 }
 
 
@@ -73,8 +76,13 @@ def build_box_representation(head: HeadConfig, *, decode: str = "expectation") -
     return BOX_REPRESENTATIONS[head.box](head, decode == "peak")
 
 
+def needs_predictions(config: AssignConfig) -> bool:
+    """Whether points are chosen by what they predict, so that nothing is known of them before a forward pass."""
+    return config.kind == "tal"
+
+
 def build_assigner(config: AssignConfig, head: HeadConfig) -> Assigner:
-    """``(grid, targets, inside) -> Assignment`` as the config names it.
+    """``(grid, targets, inside, predict) -> Assignment`` as the config names it (`gfl.method.assign`).
 
     Raises `UserError` for `assign.range_aware` where the assigner has no candidates or the boxes no range.
     """
@@ -98,7 +106,17 @@ def build_point_layout(points: PointsConfig) -> PointLayout:
 
 
 def build_criterion(config: Config, quality: Quality, box_repr: BoxRepresentation) -> Criterion:
-    """The criterion that `config` describes, around the quality and box representation of its detector."""
+    """The criterion that `config` describes, around the quality and box representation of its detector.
+
+    Raises `UserError` for accumulated passes with an assigner that needs predictions.
+    """
+    if needs_predictions(config.assign) and config.optim.accumulate > 1:
+        raise UserError(
+            f"optim.accumulate: {config.optim.accumulate} with assign.kind: {config.assign.kind}: the passes of a step "
+            "share its number of positives, which is not known before the last pass where points are chosen by what "
+            "they predict; set optim.accumulate=1, if need be with a smaller optim.batch",
+            code="accumulated_predictions",
+        )
     loss = config.loss
     return Criterion(
         build_assigner(config.assign, config.model.head),
@@ -134,6 +152,6 @@ def build_detector(config: Config, num_classes: int) -> DenseDetector:
         channels=model.head.channels,
         num_convs=model.head.num_convs,
         conv_bias=model.head.conv_bias,
-        quality_branch=quality.has_branch,
+        quality_prior=quality.branch_prior,
     )
     return DenseDetector(backbone, fpn, head, quality, box_repr)

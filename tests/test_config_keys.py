@@ -83,6 +83,7 @@ ROWS: dict[str, tuple] = {
     "model.points.offset": (losses, "0.5"),
     "assign.kind": (losses, "fovea"),
     "assign.topk": (losses, "3"),
+    "assign.tal_topk": (losses, "3", "assign.kind=tal"),
     "assign.range_aware": (losses, "true", "model.head.reg_max=2"),
     "assign.anchor_scale": (losses, "4"),
     "assign.center_radius": (losses, "0.6", FCOS),

@@ -20,7 +20,8 @@ class GFLHead(nn.Module):
         num_outputs: regression outputs per side (`box_repr.num_outputs`).
         layout: of the points, one entry per level of the pyramid.
         conv_bias: of the towers.
-        quality_branch: one more logit per point, from the regression tower (`quality.has_branch`).
+        quality_prior: initial probability of one more logit per point, from the regression tower
+            (`quality.branch_prior`); None without it.
     """
 
     def __init__(
@@ -33,7 +34,7 @@ class GFLHead(nn.Module):
         channels: int = 256,
         num_convs: int = 4,
         conv_bias: bool = False,
-        quality_branch: bool = False,
+        quality_prior: float | None = None,
     ) -> None:
         super().__init__()
         self.num_classes, self.num_outputs, self.layout = num_classes, num_outputs, layout
@@ -41,7 +42,7 @@ class GFLHead(nn.Module):
         self.reg_tower = _tower(in_channels, channels, num_convs, conv_bias)
         self.cls_out = nn.Conv2d(channels, num_classes, 3, padding=1)
         self.reg_out = nn.Conv2d(channels, 4 * num_outputs, 3, padding=1)
-        self.quality_out = nn.Conv2d(channels, 1, 3, padding=1) if quality_branch else None
+        self.quality_out = nn.Conv2d(channels, 1, 3, padding=1) if quality_prior is not None else None
         self.scales = nn.Parameter(torch.ones(len(layout.strides)))  # one per level, on the regression outputs
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
@@ -49,6 +50,8 @@ class GFLHead(nn.Module):
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
         nn.init.constant_(self.cls_out.bias, -math.log((1 - CLASS_PRIOR) / CLASS_PRIOR))
+        if self.quality_out:
+            nn.init.constant_(self.quality_out.bias, math.log(quality_prior / (1 - quality_prior)))
 
     def forward(self, pyramid: Sequence[Tensor]) -> HeadOutput:
         """Features (B, channels, H/s, W/s) from fine to coarse -> raw outputs over all points."""
