@@ -7,6 +7,7 @@ Each axis of the ablations is one table, whose keys are what the config names. A
 from collections.abc import Callable
 from functools import partial
 
+import torch
 from torch import Tensor
 
 from gfl.common.errors import UserError
@@ -42,9 +43,9 @@ QUALITIES: dict[str, Callable[[HeadConfig, float], Quality]] = {
 # Axis 2, `model.head.box`: the rows of table 2(a), and ATSS's anchor deltas. `general` is trained with DFL unless
 # `loss.dfl_weight` is 0.
 BOX_REPRESENTATIONS: dict[str, Callable[[HeadConfig, bool], BoxRepresentation]] = {
-    "dirac": lambda head, peak: DiracBox(),
+    "dirac": lambda head, peak: DiracBox(start=head.initial_distance),
     "anchor_delta": lambda head, peak: AnchorDeltaBox(),
-    "gaussian": lambda head, peak: GaussianBox(),
+    "gaussian": lambda head, peak: GaussianBox(start=head.initial_distance),
     "general": lambda head, peak: GeneralBox(reg_max=head.reg_max, delta=head.delta, peak=peak),
 }
 
@@ -70,9 +71,15 @@ def build_quality(head: HeadConfig, *, beta: float) -> Quality:
 
 
 def build_box_representation(head: HeadConfig, *, decode: str = "expectation") -> BoxRepresentation:
-    """The box representation that the config names; raises `UserError` where it has no such `decode`."""
+    """The box representation that the config names; raises `UserError` where it has no such `decode` or start."""
     if decode == "peak" and head.box != "general":
         raise UserError(f"eval.decode: peak needs the distributions of box: general; box: {head.box} predicts none")
+    if head.initial_distance and head.box not in ("dirac", "gaussian"):
+        raise UserError(
+            f"model.head.initial_distance: box: {head.box} has a start of its own, half its range for general and 4 "
+            "strides for anchor_delta; set it to 0",
+            code="initial_distance",
+        )
     return BOX_REPRESENTATIONS[head.box](head, decode == "peak")
 
 
@@ -133,7 +140,9 @@ def build_detector(config: Config, num_classes: int) -> DenseDetector:
     """A detector as `config` describes it, with random weights; raises `UserError` for parts that do not fit."""
     model = config.model
     layout = build_point_layout(model.points)
-    quality = build_quality(model.head, beta=config.loss.qfl_beta)
+    # What some rows of a table add is drawn apart, so that all rows start with the same weights in what they share.
+    with torch.random.fork_rng(devices=()):
+        quality = build_quality(model.head, beta=config.loss.qfl_beta)
     box_repr = build_box_representation(model.head, decode=config.eval.decode)
     backbone = Backbone(
         model.backbone.name,
@@ -146,7 +155,7 @@ def build_detector(config: Config, num_classes: int) -> DenseDetector:
     fpn = FPN(backbone.out_channels, model.fpn.channels, num_extra=num_extra, extra_relu=model.fpn.extra_relu)
     head = GFLHead(
         num_classes,
-        box_repr.num_outputs,
+        box_repr.initial,
         layout,
         in_channels=model.fpn.channels,
         channels=model.head.channels,

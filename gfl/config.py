@@ -104,6 +104,7 @@ class HeadConfig:
     box: Literal["dirac", "anchor_delta", "gaussian", "general"] = "general"  # gfl/method/box_representation.py
     reg_max: Annotated[int, between(1, MAX_REG_MAX)] = 16
     delta: Annotated[float, above(0)] = 1.0
+    initial_distance: NotNegative = 0.0  # from a point to its box's sides, in strides, for dirac and gaussian
 
 
 @dataclass(frozen=True)

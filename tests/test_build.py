@@ -20,6 +20,7 @@ from gfl.build import (
     build_point_layout,
     build_quality,
 )
+from gfl.common.errors import UserError
 from gfl.config import AssignConfig, Config, DGQPConfig, HeadConfig, PointsConfig
 from gfl.config_file import config_from_dict
 from gfl.method.assign import assign_atss, assign_fcos, assign_fovea, assign_max_iou, assign_tal
@@ -111,6 +112,35 @@ def test_the_head_has_the_outputs_that_quality_and_box_need(quality, box):
     assert (output.quality_logits is not None) == ("_branch" in quality or quality == "dgqp")
 
 
+def test_detectors_that_differ_in_a_row_start_with_the_same_weights_in_what_they_share():
+    """Pairs of rows with one seed: their difference is not one of initial weights."""
+    models = {}
+    for quality, box in LEGAL:
+        torch.manual_seed(3)
+        models[quality, box] = build_detector(make_config(head={"quality": quality, "box": box}), 3).state_dict()
+    first, shapes = models["joint", "general"], set()
+    for weights in models.values():
+        shared = {name for name in weights.keys() & first.keys() if weights[name].shape == first[name].shape}
+        assert [name for name in shared if not weights[name].equal(first[name])] == []
+        shapes |= weights.keys() - shared
+    assert shapes == {
+        "head.reg_out.weight",
+        "head.reg_out.bias",
+        "head.quality_out.weight",
+        "head.quality_out.bias",
+    } | {f"quality.{layer}.{kind}" for layer in ("hidden", "out") for kind in ("weight", "bias")}
+    branches = [weights for (quality, _), weights in models.items() if "_branch" in quality]
+    assert all(weights["head.quality_out.weight"].equal(branches[0]["head.quality_out.weight"]) for weights in branches)
+
+
+@pytest.mark.parametrize(("box", "set_to", "start"), [("dirac", 3, 3), ("gaussian", 3, 3), ("dirac", 0, 0)])
+def test_sides_start_where_the_config_says(box, set_to, start):
+    model = build_detector(make_config(head={"box": box, "initial_distance": set_to}), 3)
+    output = model(torch.zeros(1, 3, 64, 64))
+    distances = model.box_repr.distances(output.reg_pred)
+    torch.testing.assert_close(distances, torch.full_like(distances, start), rtol=0, atol=0.2)
+
+
 # --- refusals ---------------------------------------------------------------------------------------------------------
 
 
@@ -122,6 +152,13 @@ def test_what_needs_distributions_is_refused_without_them(refusal, box):
     config = make_config(head={"box": box})
     peak = dataclasses.replace(config, eval=dataclasses.replace(config.eval, decode="peak"))
     assert refusal(build_detector, peak, 3).startswith("eval.decode")
+
+
+@pytest.mark.parametrize("box", ["general", "anchor_delta"])
+def test_boxes_with_a_start_of_their_own_take_no_other(box):
+    with pytest.raises(UserError) as caught:
+        build_detector(make_config(head={"box": box, "initial_distance": 8.0}), 3)
+    assert caught.value.code == "initial_distance"
 
 
 def test_the_predictor_reads_at_most_as_many_probabilities_as_there_are_bins(refusal):

@@ -79,6 +79,7 @@ ROWS: dict[str, tuple] = {
     "model.head.box": (structure, "dirac"),
     "model.head.reg_max": (structure, "12"),
     "model.head.delta": (losses, "0.5"),
+    "model.head.initial_distance": (losses, "3", "model.head.box=dirac"),
     "model.points.strides": (structure, "[8, 16, 32]"),
     "model.points.offset": (losses, "0.5"),
     "assign.kind": (losses, "fovea"),

@@ -265,7 +265,7 @@ def test_tal_equals_its_slow_oracle(topk):
     for image in range(len(boxes)):
         of_image = boxes[image], labels[image], scores[image], predicted[image]
         assert index[image].tolist() == batch_oracles.tal(grid, inside[image].tolist(), *of_image, topk=topk)
-    assert (index >= 0).sum() > 10
+    assert (index >= 0).sum() >= topk
 
 
 def test_of_points_that_predict_a_box_equally_well_tal_takes_the_first():

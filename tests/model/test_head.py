@@ -17,7 +17,7 @@ def pyramid(height, width, channels=32):
 def make_head(num_classes=3, num_outputs=17, offset=0.0, **options):
     torch.manual_seed(0)
     options = {"in_channels": 32, "channels": 32, "num_convs": 1} | options
-    return GFLHead(num_classes, num_outputs, PointLayout(oracles.STRIDES, offset), **options)
+    return GFLHead(num_classes, [0.0] * num_outputs, PointLayout(oracles.STRIDES, offset), **options)
 
 
 @pytest.mark.parametrize("size", [(96, 160), (64, 64)])
