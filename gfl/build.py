@@ -7,24 +7,25 @@ Each axis of the ablations is one table, whose keys are what the config names. A
 from collections.abc import Callable
 from functools import partial
 
+import torch
 from torch import Tensor
 
 from gfl.common.errors import UserError
 from gfl.config import AssignConfig, Config, HeadConfig, PointsConfig
-from gfl.method.assign import assign_atss, assign_fcos, assign_fovea, assign_max_iou
+from gfl.method.assign import assign_atss, assign_fcos, assign_fovea, assign_max_iou, assign_tal
 from gfl.method.box_representation import AnchorDeltaBox, BoxRepresentation, DiracBox, GaussianBox, GeneralBox
 from gfl.method.criterion import Criterion
 from gfl.method.points import PointLayout
-from gfl.method.quality import DistributionGuidedQuality, JointQuality, Quality, SeparateQuality
+from gfl.method.quality import DistributionGuidedQuality, JointQuality, Quality, SeparateQuality, VarifocalQuality
 from gfl.model.backbone import Backbone
 from gfl.model.detector import DenseDetector
 from gfl.model.fpn import FPN
 from gfl.model.head import GFLHead
-from gfl.structures import Assignment, PointGrid, Targets
+from gfl.structures import Assignment, PointGrid, Predict, Targets
 
-Assigner = Callable[[PointGrid, Targets, Tensor], Assignment]
+Assigner = Callable[[PointGrid, Targets, Tensor, Predict | None], Assignment]
 
-# Axis 1, `model.head.quality`: the rows of table 1(a) in its order, then GFLv2's.
+# Axis 1, `model.head.quality`: the rows of table 1(a) in its order, then GFLv2's and others.
 QUALITIES: dict[str, Callable[[HeadConfig, float], Quality]] = {
     "none": lambda head, beta: SeparateQuality(),
     "centerness_branch": lambda head, beta: SeparateQuality(by="centerness"),
@@ -35,14 +36,16 @@ QUALITIES: dict[str, Callable[[HeadConfig, float], Quality]] = {
     "dgqp": lambda head, beta: DistributionGuidedQuality(
         beta=beta, topk=head.dgqp.topk, hidden=head.dgqp.hidden, add_mean=head.dgqp.add_mean
     ),
+    "varifocal": lambda head, beta: VarifocalQuality(),
+    "iou_branch_negatives": lambda head, beta: SeparateQuality(by="iou", negatives=True),
 }
 
 # Axis 2, `model.head.box`: the rows of table 2(a), and ATSS's anchor deltas. `general` is trained with DFL unless
 # `loss.dfl_weight` is 0.
 BOX_REPRESENTATIONS: dict[str, Callable[[HeadConfig, bool], BoxRepresentation]] = {
-    "dirac": lambda head, peak: DiracBox(),
+    "dirac": lambda head, peak: DiracBox(start=head.initial_distance),
     "anchor_delta": lambda head, peak: AnchorDeltaBox(),
-    "gaussian": lambda head, peak: GaussianBox(),
+    "gaussian": lambda head, peak: GaussianBox(start=head.initial_distance),
     "general": lambda head, peak: GeneralBox(reg_max=head.reg_max, delta=head.delta, peak=peak),
 }
 
@@ -52,6 +55,7 @@ ASSIGNERS: dict[str, Callable[[AssignConfig, float | None], Assigner]] = {
     "fcos": lambda config, reach: partial(assign_fcos, center_radius=config.center_radius),
     "fovea": lambda config, reach: assign_fovea,
     "max_iou": lambda config, reach: partial(assign_max_iou, anchor_scale=config.anchor_scale),
+    "tal": lambda config, reach: partial(assign_tal, topk=config.tal_topk),
 }
 
 
@@ -67,14 +71,25 @@ def build_quality(head: HeadConfig, *, beta: float) -> Quality:
 
 
 def build_box_representation(head: HeadConfig, *, decode: str = "expectation") -> BoxRepresentation:
-    """The box representation that the config names; raises `UserError` where it has no such `decode`."""
+    """The box representation that the config names; raises `UserError` where it has no such `decode` or start."""
     if decode == "peak" and head.box != "general":
         raise UserError(f"eval.decode: peak needs the distributions of box: general; box: {head.box} predicts none")
+    if head.initial_distance and head.box not in ("dirac", "gaussian"):
+        raise UserError(
+            f"model.head.initial_distance: box: {head.box} has a start of its own, half its range for general and 4 "
+            "strides for anchor_delta; set it to 0",
+            code="initial_distance",
+        )
     return BOX_REPRESENTATIONS[head.box](head, decode == "peak")
 
 
+def needs_predictions(config: AssignConfig) -> bool:
+    """Whether points are chosen by what they predict, so that nothing is known of them before a forward pass."""
+    return config.kind == "tal"
+
+
 def build_assigner(config: AssignConfig, head: HeadConfig) -> Assigner:
-    """``(grid, targets, inside) -> Assignment`` as the config names it.
+    """``(grid, targets, inside, predict) -> Assignment`` as the config names it (`gfl.method.assign`).
 
     Raises `UserError` for `assign.range_aware` where the assigner has no candidates or the boxes no range.
     """
@@ -98,7 +113,17 @@ def build_point_layout(points: PointsConfig) -> PointLayout:
 
 
 def build_criterion(config: Config, quality: Quality, box_repr: BoxRepresentation) -> Criterion:
-    """The criterion that `config` describes, around the quality and box representation of its detector."""
+    """The criterion that `config` describes, around the quality and box representation of its detector.
+
+    Raises `UserError` for accumulated passes with an assigner that needs predictions.
+    """
+    if needs_predictions(config.assign) and config.optim.accumulate > 1:
+        raise UserError(
+            f"optim.accumulate: {config.optim.accumulate} with assign.kind: {config.assign.kind}: the passes of a step "
+            "share its number of positives, which is not known before the last pass where points are chosen by what "
+            "they predict; set optim.accumulate=1, if need be with a smaller optim.batch",
+            code="accumulated_predictions",
+        )
     loss = config.loss
     return Criterion(
         build_assigner(config.assign, config.model.head),
@@ -115,7 +140,9 @@ def build_detector(config: Config, num_classes: int) -> DenseDetector:
     """A detector as `config` describes it, with random weights; raises `UserError` for parts that do not fit."""
     model = config.model
     layout = build_point_layout(model.points)
-    quality = build_quality(model.head, beta=config.loss.qfl_beta)
+    # What some rows of a table add is drawn apart, so that all rows start with the same weights in what they share.
+    with torch.random.fork_rng(devices=()):
+        quality = build_quality(model.head, beta=config.loss.qfl_beta)
     box_repr = build_box_representation(model.head, decode=config.eval.decode)
     backbone = Backbone(
         model.backbone.name,
@@ -128,12 +155,12 @@ def build_detector(config: Config, num_classes: int) -> DenseDetector:
     fpn = FPN(backbone.out_channels, model.fpn.channels, num_extra=num_extra, extra_relu=model.fpn.extra_relu)
     head = GFLHead(
         num_classes,
-        box_repr.num_outputs,
+        box_repr.initial,
         layout,
         in_channels=model.fpn.channels,
         channels=model.head.channels,
         num_convs=model.head.num_convs,
         conv_bias=model.head.conv_bias,
-        quality_branch=quality.has_branch,
+        quality_prior=quality.branch_prior,
     )
     return DenseDetector(backbone, fpn, head, quality, box_repr)

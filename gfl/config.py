@@ -89,13 +89,22 @@ class HeadConfig:
     num_convs: Annotated[int, between(1, 100)] = 4
     conv_bias: bool = False  # of the towers' convolutions, as in FCOS
     # How quality is estimated (gfl/method/quality.py).
-    quality: Literal["none", "centerness_branch", "iou_branch", "centerness_guided", "iou_guided", "joint", "dgqp"] = (
-        "joint"
-    )
+    quality: Literal[
+        "none",
+        "centerness_branch",
+        "iou_branch",
+        "centerness_guided",
+        "iou_guided",
+        "joint",
+        "dgqp",
+        "varifocal",
+        "iou_branch_negatives",
+    ] = "joint"
     dgqp: DGQPConfig = field(default_factory=DGQPConfig)
     box: Literal["dirac", "anchor_delta", "gaussian", "general"] = "general"  # gfl/method/box_representation.py
     reg_max: Annotated[int, between(1, MAX_REG_MAX)] = 16
     delta: Annotated[float, above(0)] = 1.0
+    initial_distance: NotNegative = 0.0  # from a point to its box's sides, in strides, for dirac and gaussian
 
 
 @dataclass(frozen=True)
@@ -116,8 +125,9 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class AssignConfig:
-    kind: Literal["atss", "fcos", "fovea", "max_iou"] = "atss"  # gfl/method/assign.py
-    topk: Count = 9  # atss
+    kind: Literal["atss", "fcos", "fovea", "max_iou", "tal"] = "atss"  # gfl/method/assign.py
+    topk: Count = 9  # atss: candidates of a box per level
+    tal_topk: Count = 13  # tal: candidates of a box over all levels
     range_aware: bool = False  # atss with box: general: large boxes go to levels whose bins reach their sides
     anchor_scale: Annotated[float, above(0)] = 8.0  # atss, max_iou: side of the square around a point, in strides
     center_radius: Annotated[float, above(0)] = 1.5  # fcos, in strides

@@ -9,7 +9,7 @@
 Boxes are corners ``x1, y1, x2, y2`` in pixels; distances are from a point to the four sides, in strides of its level.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -80,6 +80,16 @@ class HeadOutput(NamedTuple):
         """The output of each image as a batch of its own, without copies."""
         for row in range(len(self.cls_logits)):
             yield HeadOutput(*(None if column is None else column[row : row + 1] for column in self[:3]), self.grid)
+
+
+class PointPredictions(NamedTuple):
+    """What a head predicts at its points, for assigners that choose by it. No gradient flows back."""
+
+    scores: Tensor  # (B, P, C) class probabilities, without a quality branch
+    boxes_xyxy: Tensor  # (B, P, 4) pixels
+
+
+Predict = Callable[[], PointPredictions]  # called by those assigners only, so that the others cost nothing more
 
 
 class Assignment(NamedTuple):

@@ -8,6 +8,7 @@ from pathlib import Path
 from gfl.common.output import protect_output
 from gfl.common.progress import announce
 
+ROOT = Path(__file__).resolve().parent.parent  # of the configs
 EXAMPLE = """exit code: 0 no problems, 1 warnings, 2 training would refuse the data or stop
 example: python scripts/doctor.py train.json images/train --val val.json images/val --config configs/own_data.yaml
 with other settings: python scripts/doctor.py train.json images/train data.short_side=640 model.head.reg_max=24"""
@@ -21,7 +22,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("images", metavar="IMAGES", help="the folder its file names are relative to")
     parser.add_argument("overrides", nargs="*", default=[], metavar="section.key=value", help="override the config")
     parser.add_argument("--val", nargs=2, metavar=("JSON", "IMAGES"), help="the validation split")
-    parser.add_argument("--config", metavar="YAML", help="the training config (default: the values in gfl/config.py)")
+    parser.add_argument(
+        "--config", metavar="YAML", help="the training config (default: that of the command in the last line)"
+    )
     parser.add_argument("--json", metavar="FILE", help="write the complete result there, with all ids and names")
     parser.add_argument(
         "--near-duplicates",
@@ -82,7 +85,7 @@ def main(args: argparse.Namespace) -> None:
     from gfl.common.errors import UserError
     from gfl.common.files import write_json
     from gfl.common.progress import print_line
-    from gfl.config_file import config_from_dict, load_config, parse_overrides
+    from gfl.config_file import load_config
     from gfl.tools.doctor.report import check_dataset, format_report
     from gfl.tools.doctor.write_clean import write_clean
     from gfl.tools.next_command import config_for_new_data, training_command
@@ -96,10 +99,7 @@ def main(args: argparse.Namespace) -> None:
         raise UserError(
             "--no-copies belongs to --write-clean; it takes nothing, or another split's json and image folder"
         )
-    if args.config:
-        config = load_config(args.config, args.overrides)
-    else:
-        config = config_from_dict(parse_overrides(args.overrides), "command line")
+    config = load_config(args.config or str(ROOT / config_for_new_data()), args.overrides)
     if args.fix_names:
         sys.exit(fix_names(args.annotations, args.images, args.fix_names))
     if args.write_clean:

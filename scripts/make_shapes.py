@@ -14,7 +14,9 @@ from gfl.common.output import protect_output
 EXAMPLE = """example:
   python scripts/make_shapes.py --out data/shapes --train 800 --val 200 --seed 0
 large objects, up to the whole image:
-  python scripts/make_shapes.py --out data/shapes_large --size 0.5 1"""
+  python scripts/make_shapes.py --out data/shapes_large --size 0.5 1
+sides half as blurred, and annotated more precisely:
+  python scripts/make_shapes.py --out data/shapes_sharp --softness 0.5"""
 DEFAULT_OUT = "data/shapes"  # where configs/gfl_r18_shapes.yaml expects it
 
 
@@ -30,6 +32,13 @@ def parse_args() -> argparse.Namespace:
     )
     shares = "width and height of objects, as shares of the image side from 0.05 to 1 (default 0.175 0.6875)"
     parser.add_argument("--size", nargs=2, type=fraction, metavar=("LOW", "HIGH"), help=shares)
+    parser.add_argument(
+        "--softness",
+        type=float,
+        default=1.0,
+        metavar="FACTOR",
+        help="on the blur of every side, and on how far annotations deviate from it; at most 2 (default %(default)s)",
+    )
     return parser.parse_args()
 
 
@@ -39,13 +48,14 @@ def main(args: argparse.Namespace) -> None:
     from gfl.common.errors import UserError
     from gfl.common.progress import print_line
     from gfl.common.text import shell_command
-    from gfl.data.shapes import EXTENTS, write_shapes
+    from gfl.data.shapes import EXTENTS, Scene, write_shapes
 
     cv2.setNumThreads(0)
     print(f"soft shapes, seed {args.seed}: {args.train} training and {args.val} validation images", flush=True)
     start = time.perf_counter()
     try:
-        written = write_shapes(args.out, args.train, args.val, args.seed, tuple(args.size or EXTENTS))
+        scene = Scene(tuple(args.size or EXTENTS), args.softness)
+        written = write_shapes(args.out, args.train, args.val, args.seed, scene)
     except OSError as error:
         raise UserError(f"cannot write to {args.out} ({error}); make room or choose another --out") from error
     if written:

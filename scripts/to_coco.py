@@ -110,8 +110,7 @@ from gfl.tools.next_command import data_commands
 from gfl.tools.prepare.divide import DEFAULT_SHARE, divide, divide_split
 from gfl.tools.prepare.to_coco import Split, coco_tree, write_jsons
 from gfl.tools.prepare.voc import class_names, read_voc
-from gfl.tools.prepare.voc_folders import find_folders
-from gfl.tools.prepare.voc_layout import find_splits, paired_part
+from gfl.tools.prepare.voc_layout import find_splits, whole_set
 from gfl.tools.prepare.yolo import read_yolo, yolo_splits
 
 
@@ -145,8 +144,7 @@ def read_voc_set(args: argparse.Namespace) -> tuple[list[Split], dict, bool]:
     if args.val_share is None:
         parts, divided = find_splits(args.source, args.images, args.annotations, args.splits)
     else:
-        parts = [paired_part("all", find_folders(args.source, args.images, args.annotations))]
-        divided = False
+        parts, divided = [whole_set(args.source, args.images, args.annotations)], False
     splits = read_voc(parts, zero_based=args.zero_based, progress=progress)
     return splits, class_names(splits, args.classes), divided
 

@@ -5,7 +5,7 @@ import statistics
 from functools import partial
 from typing import NamedTuple
 
-from oracles import area, centerness, cross_entropy, decode, focal, giou, iou, own_loss, qfl, sigmoid
+from oracles import area, centerness, cross_entropy, decode, focal, giou, iou, own_loss, qfl, sigmoid, varifocal
 
 from gfl.structures import PointGrid
 
@@ -106,6 +106,19 @@ def max_iou(grid: PointGrid, inside, boxes, *, scale=8.0, positive=0.5, negative
     return assigned
 
 
+def tal(grid: PointGrid, inside, boxes, labels, scores, predicted, *, topk=13):
+    """Task-aligned assignment (arXiv 2108.07755) for one image: the box of each point, -1 for background."""
+    points, predicted = grid.points.tolist(), predicted.tolist()
+    best = [(-1.0, -1)] * len(points)  # IoU and slot
+    for slot, (box, label) in enumerate(zip(boxes.tolist(), labels.tolist(), strict=True)):
+        overlap = [iou(one, box) for one in predicted]
+        metric = [scores[p, label].item() * overlap[p] ** 6 if inside[p] else 0.0 for p in range(len(points))]
+        for p in sorted(range(len(points)), key=lambda p: -metric[p])[:topk]:
+            if metric[p] > 0 and min(_sides(points[p], box)) > 0.01 and overlap[p] > best[p][0]:
+                best[p] = overlap[p], slot
+    return [slot for _, slot in best]
+
+
 # --- losses -----------------------------------------------------------------------------------------------------------
 
 
@@ -121,10 +134,10 @@ class Positive(NamedTuple):
 
 
 def batch_losses(output, boxes, labels, image_sizes, *, quality, box, delta=1.0, beta=2.0):
-    """The weighted losses of a batch under ATSS, for any row of table 1(a) and any box representation."""
+    """The weighted losses of a batch under ATSS, for any row but GFLv2's and any box representation."""
     points, strides = output.grid.points.tolist(), output.grid.strides.tolist()
-    class_loss = partial(qfl, beta=beta) if quality == "joint" else focal
-    background, num_positive, positives = 0.0, 0, []
+    class_loss = {"joint": partial(qfl, beta=beta), "varifocal": varifocal}.get(quality, focal)
+    background, branch_background, num_positive, positives = 0.0, 0.0, 0, []
     for image, image_size in enumerate(image_sizes):
         inside = [inside_image(point, stride, image_size) for point, stride in zip(points, strides, strict=True)]
         assigned = atss(output.grid, inside, boxes[image])
@@ -134,9 +147,11 @@ def batch_losses(output, boxes, labels, image_sizes, *, quality, box, delta=1.0,
             if inside[p]:
                 logits = enumerate(output.cls_logits[image, p].tolist())
                 background += sum(class_loss(logit, 0) for other, logit in logits if other != label)
+            if inside[p] and slot < 0 and quality.endswith("negatives"):
+                branch_background += qfl(output.quality_logits[image, p].item(), 0)
             if slot >= 0:
                 true_box = boxes[image][slot].tolist()
-                positives.append(_positive(output, (image, p), true_box, label, quality, box, delta, beta))
+                positives.append(_positive(output, (image, p), true_box, label, quality, box, delta, class_loss))
     sum_weight = max(sum(positive.weight for positive in positives), 1)
     losses = {
         "cls": (background + _class_loss_of_positives(positives, quality)) / num_positive,
@@ -145,12 +160,12 @@ def batch_losses(output, boxes, labels, image_sizes, *, quality, box, delta=1.0,
     if box in ("general", "gaussian"):
         own = sum(positive.weight * positive.own for positive in positives)
         losses["dfl" if box == "general" else "nll"] = 0.25 * own / sum_weight
-    if quality.endswith("branch"):
-        losses["quality"] = sum(positive.branch for positive in positives) / num_positive
+    if "branch" in quality:
+        losses["quality"] = (sum(positive.branch for positive in positives) + branch_background) / num_positive
     return losses
 
 
-def _positive(output, index, true_box, label, quality, box, delta, beta):
+def _positive(output, index, true_box, label, quality, box, delta, class_loss):
     (x, y), stride = output.grid.points[index[1]].tolist(), output.grid.strides[index[1]].item()
     logits, sides = output.cls_logits[index].tolist(), output.reg_pred[index].tolist()
     x1, y1, x2, y2 = true_box = [value / stride for value in true_box]
@@ -160,14 +175,14 @@ def _positive(output, index, true_box, label, quality, box, delta, beta):
     distances = [x - x1, y - y1, x2 - x, y2 - y]
     by = quality.partition("_")[0]
     target = {"none": 1.0, "centerness": centerness(*distances)}.get(by, iou(predicted, true_box))
-    joint = quality == "joint"
+    joint = quality in ("joint", "varifocal")
     return Positive(
-        at_label=qfl(logits[label], target, beta) if joint else focal(logits[label], 1),
+        at_label=class_loss(logits[label], target if joint else 1),
         quality=target,
         weight=max(map(sigmoid, logits)) if joint else target,
         giou=1 - giou(predicted, true_box),
         own=own_loss(box, sides, distances, delta),
-        branch=cross_entropy(output.quality_logits[index].item(), target) if quality.endswith("branch") else 0.0,
+        branch=cross_entropy(output.quality_logits[index].item(), target) if "branch" in quality else 0.0,
     )
 
 

@@ -115,6 +115,11 @@ def focal(logit, label):
     return -0.75 * score**2 * math.log(1 - score)
 
 
+def varifocal(logit, target):
+    """Equation 2 of arXiv 2008.13367 with alpha 0.75 and gamma 2."""
+    return (target if target > 0 else 0.75 * sigmoid(logit) ** 2) * cross_entropy(logit, target)
+
+
 def cross_entropy(logit, target):
     """Binary cross entropy."""
     return -target * math.log(sigmoid(logit)) - (1 - target) * math.log(1 - sigmoid(logit))

@@ -20,11 +20,12 @@ from gfl.build import (
     build_point_layout,
     build_quality,
 )
+from gfl.common.errors import UserError
 from gfl.config import AssignConfig, Config, DGQPConfig, HeadConfig, PointsConfig
 from gfl.config_file import config_from_dict
-from gfl.method.assign import assign_atss, assign_fcos, assign_fovea, assign_max_iou
+from gfl.method.assign import assign_atss, assign_fcos, assign_fovea, assign_max_iou, assign_tal
 from gfl.method.box_representation import AnchorDeltaBox, DiracBox, GaussianBox, GeneralBox
-from gfl.method.quality import DistributionGuidedQuality, JointQuality, SeparateQuality
+from gfl.method.quality import DistributionGuidedQuality, JointQuality, SeparateQuality, VarifocalQuality
 
 NO_BOXES, NO_LABELS = torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64)
 LEGAL = [
@@ -78,10 +79,11 @@ def test_every_parameter_of_every_combination_gets_a_finite_gradient(quality, bo
     features = [torch.randn(2, 64, *size, generator=generator) for size in oracles.feature_sizes(96, 96)]
     losses = criterion(criterion.quality(head(features)), targets, torch.tensor([[96, 96], [80, 70]]))
     own = {"general": ["dfl"], "gaussian": ["nll"]}.get(box, [])
-    assert list(losses) == ["cls", "box", *own, *(["quality"] if quality.endswith("branch") else [])]
+    assert list(losses) == ["cls", "box", *own, *(["quality"] if "branch" in quality else [])]
     for name, loss in losses.items():
         assert loss.isfinite()
-        assert (loss != 0) == (with_boxes or name == "cls"), name
+        learns_background = name == "cls" or (name, quality) == ("quality", "iou_branch_negatives")
+        assert (loss != 0) == (with_boxes or learns_background), name
     sum(losses.values()).backward()
     for name, parameter in itertools.chain(head.named_parameters(), criterion.quality.named_parameters()):
         assert parameter.grad.isfinite().all(), name
@@ -106,8 +108,37 @@ def test_the_head_has_the_outputs_that_quality_and_box_need(quality, box):
         output = model(torch.zeros(1, 3, 64, 64))
     outputs_per_side = {"dirac": 1, "anchor_delta": 1, "gaussian": 2, "general": 9}[box]
     assert output.reg_pred.shape[2:] == (4, outputs_per_side)
-    assert (model.head.quality_out is not None) == quality.endswith("_branch")
-    assert (output.quality_logits is not None) == (quality.endswith("_branch") or quality == "dgqp")
+    assert (model.head.quality_out is not None) == ("_branch" in quality)
+    assert (output.quality_logits is not None) == ("_branch" in quality or quality == "dgqp")
+
+
+def test_detectors_that_differ_in_a_row_start_with_the_same_weights_in_what_they_share():
+    """Pairs of rows with one seed: their difference is not one of initial weights."""
+    models = {}
+    for quality, box in LEGAL:
+        torch.manual_seed(3)
+        models[quality, box] = build_detector(make_config(head={"quality": quality, "box": box}), 3).state_dict()
+    first, shapes = models["joint", "general"], set()
+    for weights in models.values():
+        shared = {name for name in weights.keys() & first.keys() if weights[name].shape == first[name].shape}
+        assert [name for name in shared if not weights[name].equal(first[name])] == []
+        shapes |= weights.keys() - shared
+    assert shapes == {
+        "head.reg_out.weight",
+        "head.reg_out.bias",
+        "head.quality_out.weight",
+        "head.quality_out.bias",
+    } | {f"quality.{layer}.{kind}" for layer in ("hidden", "out") for kind in ("weight", "bias")}
+    branches = [weights for (quality, _), weights in models.items() if "_branch" in quality]
+    assert all(weights["head.quality_out.weight"].equal(branches[0]["head.quality_out.weight"]) for weights in branches)
+
+
+@pytest.mark.parametrize(("box", "set_to", "start"), [("dirac", 3, 3), ("gaussian", 3, 3), ("dirac", 0, 0)])
+def test_sides_start_where_the_config_says(box, set_to, start):
+    model = build_detector(make_config(head={"box": box, "initial_distance": set_to}), 3)
+    output = model(torch.zeros(1, 3, 64, 64))
+    distances = model.box_repr.distances(output.reg_pred)
+    torch.testing.assert_close(distances, torch.full_like(distances, start), rtol=0, atol=0.2)
 
 
 # --- refusals ---------------------------------------------------------------------------------------------------------
@@ -121,6 +152,13 @@ def test_what_needs_distributions_is_refused_without_them(refusal, box):
     config = make_config(head={"box": box})
     peak = dataclasses.replace(config, eval=dataclasses.replace(config.eval, decode="peak"))
     assert refusal(build_detector, peak, 3).startswith("eval.decode")
+
+
+@pytest.mark.parametrize("box", ["general", "anchor_delta"])
+def test_boxes_with_a_start_of_their_own_take_no_other(box):
+    with pytest.raises(UserError) as caught:
+        build_detector(make_config(head={"box": box, "initial_distance": 8.0}), 3)
+    assert caught.value.code == "initial_distance"
 
 
 def test_the_predictor_reads_at_most_as_many_probabilities_as_there_are_bins(refusal):
@@ -140,14 +178,18 @@ def test_there_are_as_many_offsets_as_levels(refusal, offset):
 
 def test_qualities_are_built_as_the_config_says():
     for name, arguments in {
-        "none": (None, False),
-        "centerness_branch": ("centerness", False),
-        "iou_branch": ("iou", False),
-        "centerness_guided": ("centerness", True),
-        "iou_guided": ("iou", True),
+        "none": (None, False, False),
+        "centerness_branch": ("centerness", False, False),
+        "iou_branch": ("iou", False, False),
+        "centerness_guided": ("centerness", True, False),
+        "iou_guided": ("iou", True, False),
+        "iou_branch_negatives": ("iou", False, True),
     }.items():
         quality = build_quality(HeadConfig(quality=name), beta=2.0)
-        assert (type(quality), quality.by, quality.guide) == (SeparateQuality, *arguments)
+        assert (type(quality), quality.by, quality.guide, quality.negatives) == (SeparateQuality, *arguments)
+        expected = None if arguments[1] or name == "none" else 0.01 if arguments[2] else 0.5
+        assert quality.branch_prior == expected
+    assert type(build_quality(HeadConfig(quality="varifocal"), beta=2.5)) is VarifocalQuality
     joint = build_quality(HeadConfig(), beta=2.5)
     assert (type(joint), joint.beta) == (JointQuality, 2.5)
     dgqp = build_quality(HeadConfig(quality="dgqp", dgqp=DGQPConfig(topk=3, hidden=8, add_mean=False)), beta=1.0)
@@ -169,6 +211,8 @@ def test_assigners_are_built_as_the_config_says():
         (AssignConfig(kind="fcos", center_radius=2.5), assign_fcos, {"center_radius": 2.5}),
         (AssignConfig(kind="fovea"), assign_fovea, {}),
         (AssignConfig(kind="max_iou", anchor_scale=4.0), assign_max_iou, {"anchor_scale": 4.0}),
+        (AssignConfig(kind="tal"), assign_tal, {"topk": 13}),
+        (AssignConfig(kind="tal", topk=3, tal_topk=5), assign_tal, {"topk": 5}),
     ]:
         assigner = functools.partial(
             build_assigner(config, HeadConfig(reg_max=7, delta=0.5))
@@ -177,12 +221,23 @@ def test_assigners_are_built_as_the_config_says():
 
 
 @pytest.mark.parametrize(
-    ("kind", "box"), [("fcos", "general"), ("fovea", "general"), ("max_iou", "general"), ("atss", "dirac")]
+    ("kind", "box"),
+    [("fcos", "general"), ("fovea", "general"), ("max_iou", "general"), ("tal", "general"), ("atss", "dirac")],
 )
 def test_range_aware_assignment_is_refused_where_it_means_nothing(kind, box, refusal):
     message = refusal(build_assigner, AssignConfig(kind=kind, range_aware=True), HeadConfig(box=box))
     assert message.code == "range_aware"
     assert (kind if kind != "atss" else box) in message
+
+
+def test_accumulated_passes_are_refused_where_points_are_chosen_by_predictions(refusal):
+    for kind, accumulate in (("tal", 1), ("atss", 2)):
+        config = config_from_dict({"assign": {"kind": kind}, "optim": {"accumulate": accumulate}}, "test")
+        build_criterion(config, JointQuality(), GeneralBox())
+    config = config_from_dict({"assign": {"kind": "tal"}, "optim": {"accumulate": 2}}, "test")
+    message = refusal(build_criterion, config, JointQuality(), GeneralBox())
+    assert message.code == "accumulated_predictions"
+    assert message.startswith("optim.accumulate")
 
 
 def test_the_criterion_takes_its_weights_from_the_config():

@@ -98,10 +98,14 @@ def check_files(root: str, file_names: np.ndarray, path: str) -> None:
     names = [str(file_names[i]) for i in missing]
     message = f"{path}: {len(missing)} of its {len(file_names)} images are not in {root}: {list_some(names)}"
     found = find_spellings(root, names, set(file_names.tolist()).difference(names))
+    if folder := _folder_with_all(root, names, found.get(names[0], "")):
+        raise UserError(f"{message}; all of them are in {folder}: give that folder instead", code="missing_files")
     if not found:
         links = [name for name in names if os.path.islink(os.path.join(root, name))]
         message += f"; {len(links)} are links to files that are gone" if links else ""
         advice = f"add the files, or write a json without them: {write_clean_command(path, root)}"
+        if len(names) == len(file_names):
+            advice = f"give the folder that its file names are relative to, instead of {root}"
         if any(map(is_url, names)):
             advice = f"download them into the folder; then this corrects the names: {fix_names_command(path, root)}"
         raise UserError(f"{message}; {advice}", code="missing_files")
@@ -111,6 +115,18 @@ def check_files(root: str, file_names: np.ndarray, path: str) -> None:
         f"{fix_names_command(path, root)}",
         code="missing_files",
     )
+
+
+def _folder_with_all(root: str, names: list[str], first: str) -> str:
+    """The folder that has the files under these very names: the one above `root`, or one below it; "" if none has.
+
+    Args:
+        first: what `find_spellings` returned for the first of the names.
+    """
+    folders = [os.path.dirname(os.path.normpath(os.path.abspath(root)))]
+    if first.endswith(f"/{names[0]}"):
+        folders.append(os.path.join(root, first.removesuffix(f"/{names[0]}")))
+    return next((folder for folder in folders if all(_exists_below(folder, name) for name in names)), "")
 
 
 def fix_names_command(path: str, root: str) -> str:

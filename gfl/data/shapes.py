@@ -25,6 +25,7 @@ IMAGE_SIZE, MAX_OBJECTS = 160, 6
 EXTENTS, MAX_ASPECT = (0.175, 0.6875), 2.5  # extents are shares of the image side: 28 to 110 px
 MIN_SHARE = 0.05  # of an extent: 8 px, so that the limit of a blur lies above its minimum
 MIN_SIGMA, MAX_SIGMA, MAX_SIGMA_SHARE = 0.4, 12.0, 0.12
+MAX_SOFTNESS = 2.0  # twice the sigmas, at two of them, still leave an annotated box a width
 MAX_NOISE = 2.0  # annotators disagree by at most this many sigmas
 LEAVING_SHARE, MAX_OVERHANG = 0.25, 0.25  # 25 % outside along both axes leave 56 % of the box in the image
 MAX_HIDDEN = 0.35  # also keeps the IoU of two boxes below 0.35
@@ -36,6 +37,13 @@ _PHI_AT = np.linspace(-5.0, 5.0, 2001)
 _PHI = np.array([0.5 * (1.0 + math.erf(z / math.sqrt(2.0))) for z in _PHI_AT])
 
 
+class Scene(NamedTuple):
+    """What the objects of a set are like."""
+
+    extents: tuple[float, float] = EXTENTS  # of widths and heights, as shares of the image side
+    softness: float = 1.0  # factor on every blur, and so on how far annotators disagree
+
+
 class SoftShape(NamedTuple):
     """One object: true sides, their blurs, and the annotated sides; all (4,) px, not clipped to the image."""
 
@@ -45,21 +53,24 @@ class SoftShape(NamedTuple):
     annotated: np.ndarray
 
 
+DEFAULT_SCENE = Scene()
+
+
 def render_sample(
-    rng: np.random.Generator, noisy: bool, extents: tuple[float, float] = EXTENTS
+    rng: np.random.Generator, noisy: bool, scene: Scene = DEFAULT_SCENE
 ) -> tuple[np.ndarray, list[SoftShape]]:
     """Draw one sample: image (160, 160, 3) uint8 RGB and its 1 to 6 objects, later ones over earlier ones.
 
-    Widths and heights lie between the two `extents`, which are shares of the image side. With `noisy` (training) an
-    annotated side is normally distributed around the true side with that side's sigma, truncated at two sigmas; without
-    (validation) it is the true side.
+    With `noisy` (training) an annotated side is normally distributed around the true side with that side's sigma,
+    truncated at two sigmas; without (validation) it is the true side. Scenes that differ in their softness have the
+    same objects in the same places.
     """
     canvas = _background(rng)
     objects = []
-    for sides in _place(rng, extents):
+    for sides in _place(rng, scene.extents):
         kind = KINDS[rng.integers(len(KINDS))]
         limits = np.minimum(MAX_SIGMA, MAX_SIGMA_SHARE * np.tile(sides[2:] - sides[:2], 2))
-        sigmas = np.exp(rng.uniform(np.log(MIN_SIGMA), np.log(limits)))
+        sigmas = scene.softness * np.exp(rng.uniform(np.log(MIN_SIGMA), np.log(limits)))
         alpha = alpha_mask(kind, sides, sigmas).astype(np.float32)[..., None]
         canvas += alpha * (_paint(rng, canvas, sides) - canvas)
         # The truncated normal: uniform probabilities between the two limits, through the inverse CDF.
@@ -193,27 +204,28 @@ def _paint(rng: np.random.Generator, canvas: np.ndarray, sides: np.ndarray) -> n
     return texture + colours[chosen]
 
 
-def write_shapes(
-    out: str | Path, num_train: int, num_val: int, seed: int, extents: tuple[float, float] = EXTENTS
-) -> bool:
+def write_shapes(out: str | Path, num_train: int, num_val: int, seed: int, scene: Scene = DEFAULT_SCENE) -> bool:
     """Write the COCO-format set: OUT/{train,val}/*.png and OUT/annotations/instances_{train,val}.json.
 
-    Image i of a split depends on (seed, split, i) and `extents` (see `render_sample`) only. Returns False, without
+    Image i of a split depends on (seed, split, i) and `scene` only. Returns False, without
     writing, if `out` has this set already; another soft shapes set is replaced. Annotations are written last and
-    atomically: an interrupted run never looks complete. Raises `UserError` if `out` contains anything else or for
-    `extents` out of range, `OSError` if it cannot be written.
+    atomically: an interrupted run never looks complete. Raises `UserError` if `out` contains anything else or for a
+    scene out of range, `OSError` if it cannot be written.
     """
-    out, (low, high) = Path(out), extents
+    out, (low, high) = Path(out), scene.extents
     if not MIN_SHARE <= low <= high <= 1:
         raise UserError(f"size {low:g} to {high:g}: give two rising shares from {MIN_SHARE} to 1", code="size")
+    if not 0 < scene.softness <= MAX_SOFTNESS:
+        raise UserError(f"softness {scene.softness:g}: give a factor above 0, at most {MAX_SOFTNESS}", code="softness")
     info = {"description": "soft shapes", "version": VERSION, "seed": seed, "num_train": num_train, "num_val": num_val}
-    if extents != EXTENTS:  # not else: sets of earlier versions stay as they are
-        info["extents"] = list(extents)
+    changed = {name: value for name, value in scene._asdict().items() if value != getattr(DEFAULT_SCENE, name)}
+    # Not the others: sets of earlier versions stay as they are.
+    info |= {name: list(value) if isinstance(value, tuple) else value for name, value in changed.items()}
     if all(_is_written(out, split, info) for split in SPLITS):
         return False
     _clear(out)
     counts = zip(SPLITS, (num_train, num_val), strict=True)
-    written = [_write_split(out, split, count, seed, extents) for split, count in counts]
+    written = [_write_split(out, split, count, seed, scene) for split, count in counts]
     for split, content in zip(SPLITS, written, strict=True):
         write_json(out / "annotations" / f"instances_{split}.json", {"info": info} | content)
     return True
@@ -242,12 +254,12 @@ def _clear(out: Path) -> None:
             path.unlink()
 
 
-def _write_split(out: Path, split: str, count: int, seed: int, extents: tuple[float, float]) -> dict:
+def _write_split(out: Path, split: str, count: int, seed: int, scene: Scene) -> dict:
     """Render the images of a split; returns the lists of its COCO json."""
     images, annotations = [], []
     for index in range(count):
         rng = np.random.default_rng([seed, SPLITS.index(split), index])
-        image, objects = render_sample(rng, split == "train", extents)
+        image, objects = render_sample(rng, split == "train", scene)
         images.append({"id": index + 1, "file_name": f"{index:06d}.png", "width": IMAGE_SIZE, "height": IMAGE_SIZE})
         _, png = cv2.imencode(".png", cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
         (out / split / images[-1]["file_name"]).write_bytes(png)  # cv2.imwrite crashes on paths that are not UTF-8

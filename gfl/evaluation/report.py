@@ -76,9 +76,9 @@ def write_report(name: str, checkpoint: str, detector: Detector, data: CocoData,
         "checkpoint": checkpoint,
         "annotations": data.annotations,
         "scores": score_statistics(found),
-        "targets": target_statistics(targets, detector.config),
+        "targets": target_statistics(targets, detector.config) if targets else None,
     }
-    if len(targets.distances):
+    if targets and len(targets.distances):
         plot_targets(name, targets.distances, statistics["targets"], options.out / f"{name}.targets.png")
     if found.probabilities is not None:
         statistics["shapes"] = _report_shapes(name, detector, data, found, options)
@@ -147,7 +147,9 @@ def format_report(report: Report) -> str:
         f"scores   rank correlation with IoU {_number(scores['spearman'])}, "
         f"{_number(scores['spearman_on_objects'])} over the {scores['detections_on_objects']} with IoU >= 0.5",
     ]
-    if targets["points"]:
+    if targets is None:
+        lines.append("targets  not known: points are assigned by the predictions of each step of training")
+    elif targets["points"]:
         lines.append(
             f"targets  {targets['share_beyond']:.3%} of the sides beyond reg_max {targets['reg_max']}, the largest at "
             f"{targets['largest']:.1f} strides; reg_max {targets['recommended_reg_max']} covers 99.9 % of them"

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from gfl.build import Assigner, build_assigner, build_point_layout
+from gfl.build import Assigner, build_assigner, build_point_layout, needs_predictions
 from gfl.config import Config
 from gfl.data.coco import CocoData
 from gfl.data.dataset import size_in_eval
@@ -28,12 +28,15 @@ class RegressionTargets(NamedTuple):
     images: int  # number of images
 
 
-def regression_targets(data: CocoData, config: Config, *, max_boxes: int | None = None) -> RegressionTargets:
+def regression_targets(data: CocoData, config: Config, *, max_boxes: int | None = None) -> RegressionTargets | None:
     """Distances and levels of the positive points of a split, and the number of points of each object.
 
     Images have their size in evaluation and are not flipped; the assigner is the config's. No image file is read.
-    With `max_boxes` only images at equal intervals are used, with about as many boxes in total.
+    With `max_boxes` only images at equal intervals are used, with about as many boxes in total. None where the assigner
+    needs predictions, which change with every step.
     """
+    if needs_predictions(config.assign):
+        return None
     chosen = _choose_images(np.flatnonzero(np.diff(data.offsets)), len(data.labels), max_boxes)
     assigner, layout = build_assigner(config.assign, config.model.head), build_point_layout(config.model.points)
     sizes = np.array([size_in_eval(*size, config.data) for size in data.sizes[chosen].tolist()]).reshape(-1, 2)
@@ -58,7 +61,7 @@ def _assigned(
     boxes_xyxy = pad_sequence(boxes, batch_first=True) * scale[:, None]
     valid = torch.arange(boxes_xyxy.shape[1]) < torch.tensor([len(of_image) for of_image in boxes])[:, None]
     labels = torch.zeros(valid.shape, dtype=torch.int64)  # they do not matter here
-    assignment = assigner(grid, Targets(boxes_xyxy, labels, valid), points_in_images(grid, sizes))
+    assignment = assigner(grid, Targets(boxes_xyxy, labels, valid), points_in_images(grid, sizes), None)
     image, point = assignment.positive.nonzero(as_tuple=True)
     slot = assignment.index[image, point]
     distances = boxes_to_distances(grid.points[point], boxes_xyxy[image, slot]) / grid.strides[point, None]

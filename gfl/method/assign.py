@@ -1,10 +1,14 @@
-"""Axis 3 of the ablations: which points learn which box. Batched over padded ground truth, without host syncs."""
+"""Axis 3 of the ablations: which points learn which box. Batched over padded ground truth, without host syncs.
+
+An assigner is called with the grid, the targets, `inside` (B, P) bool, the points that may be assigned
+(`points_in_images`), and `predict`, which all but `assign_tal` ignore.
+"""
 
 import torch
 from torch import Tensor
 
 from gfl.method.boxes import box_area, box_iou, boxes_to_distances
-from gfl.structures import Assignment, PointGrid, Targets
+from gfl.structures import Assignment, PointGrid, PointPredictions, Predict, Targets
 
 MIN_INSIDE = 0.01  # pixels by which a positive point must lie within its box
 
@@ -13,6 +17,7 @@ def assign_atss(
     grid: PointGrid,
     targets: Targets,
     inside: Tensor,
+    predict: Predict | None = None,
     *,
     topk: int = 9,
     anchor_scale: float = 8.0,
@@ -29,7 +34,6 @@ def assign_atss(
     box in which no candidate would be left keeps all.
 
     Args:
-        inside: (B, P) bool, the points that may be assigned (`points_in_images`).
         reach: the largest distance that the box representation can express, in strides.
 
     A box may get no point at all, as in the reference.
@@ -120,7 +124,39 @@ def resolve_conflicts(candidates: Tensor, iou: Tensor, *, num_points: int) -> Te
     return torch.where(index == num_slots, -1, index)
 
 
-def assign_fcos(grid: PointGrid, targets: Targets, inside: Tensor, *, center_radius: float = 1.5) -> Assignment:
+def assign_tal(grid: PointGrid, targets: Targets, inside: Tensor, predict: Predict, *, topk: int = 13) -> Assignment:
+    """Task-aligned assignment (arXiv 2108.07755, section 3.2): a box goes to the points that already predict it best.
+
+    Per ground truth the `topk` points of all levels with the highest metric (`task_alignment`) are candidates, of equal
+    ones the first; those above 0 that lie within the box are positive. A point claimed twice goes to the higher IoU,
+    the lower slot on a tie. A box that no predicted one overlaps gets no point.
+    """
+    boxes_xyxy = targets.boxes_xyxy.unsqueeze(2)  # (B, G, 1, 4)
+    metric, iou = task_alignment(predict(), boxes_xyxy, targets.labels)
+    metric = metric.masked_fill(~(targets.valid.unsqueeze(-1) & inside.unsqueeze(1)), 0)
+
+    # Of equal metrics the first on every device, as in `_nearest`.
+    keys = -metric.view(torch.int32).long() << 32 | torch.arange(metric.shape[-1], device=metric.device)
+    candidates = keys.topk(min(topk, metric.shape[-1]), dim=-1, largest=False).values & 0xFFFFFFFF  # (B, G, Q)
+    within = boxes_to_distances(grid.points[candidates], boxes_xyxy).amin(dim=-1) > MIN_INSIDE
+    positive = within & (metric.gather(-1, candidates) > 0)
+    claims = iou.gather(-1, candidates).masked_fill(~positive, -1.0)
+    return Assignment(resolve_conflicts(candidates, claims, num_points=inside.shape[1]))
+
+
+def task_alignment(predicted: PointPredictions, boxes_xyxy: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """How well points predict ground truth (B, G, 1, 4) of labels (B, G): the metric and the IoU, (B, G, P) each.
+
+    The metric is the score of the label times the IoU to the power of 6.
+    """
+    iou = box_iou(predicted.boxes_xyxy.unsqueeze(1), boxes_xyxy)
+    score = predicted.scores.mT.gather(1, labels.unsqueeze(-1).expand_as(iou))
+    return score * iou.square().pow(3), iou  # products only, which round alike on every device
+
+
+def assign_fcos(
+    grid: PointGrid, targets: Targets, inside: Tensor, predict: Predict | None = None, *, center_radius: float = 1.5
+) -> Assignment:
     """FCOS's rule (arXiv 1904.01355) with centre sampling.
 
     A point learns the smallest box that it lies in, no further than `center_radius` strides from the centre along both
@@ -134,7 +170,9 @@ def assign_fcos(grid: PointGrid, targets: Targets, inside: Tensor, *, center_rad
     return _smallest_box(matches, targets, inside)
 
 
-def assign_fovea(grid: PointGrid, targets: Targets, inside: Tensor, *, shrink: float = 0.4) -> Assignment:
+def assign_fovea(
+    grid: PointGrid, targets: Targets, inside: Tensor, predict: Predict | None = None, *, shrink: float = 0.4
+) -> Assignment:
     """FoveaBox's rule (arXiv 1904.03797): a point learns the smallest box in whose central region it lies.
 
     That region is the box with its sides times `shrink`. A level takes boxes whose area is that of a square of 2 to 8
@@ -180,6 +218,7 @@ def assign_max_iou(
     grid: PointGrid,
     targets: Targets,
     inside: Tensor,
+    predict: Predict | None = None,
     *,
     anchor_scale: float = 8.0,
     positive_iou: float = 0.5,

@@ -1,11 +1,12 @@
 """Axis 2 of the ablations: how a head's numbers describe the four sides of a box (table 2a).
 
-A representation says how many numbers it needs per side (`num_outputs`), turns them into distances (`distances` in
-training, `decode` in evaluation), and may have a loss of its own (`loss`, called `loss_name`). Distances are in
-strides of the point's level.
+A representation says how many numbers it needs per side and where they start (`initial`), turns them into distances
+(`distances` in training, `decode` in evaluation), and may have a loss of its own (`loss`, called `loss_name`).
+Distances are in strides of the point's level.
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -21,8 +22,13 @@ MAX_LOG_RATIO = abs(math.log(16 / 1000))  # of a side to the square's
 class BoxRepresentation(nn.Module):
     """What a row of table 2(a) provides; `decode` is `distances` unless a row is decoded in another way."""
 
-    num_outputs = 1
+    initial: Sequence[float] = (0.0,)  # what a side's numbers start at, but for small random weights
     loss_name: str | None = None
+
+    @property
+    def num_outputs(self) -> int:
+        """Numbers per side, called K below."""
+        return len(self.initial)
 
     def distances(self, reg_pred: Tensor) -> Tensor:
         """(..., 4, K) -> (..., 4) in float32."""
@@ -38,7 +44,15 @@ class BoxRepresentation(nn.Module):
 
 
 class DiracBox(BoxRepresentation):
-    """Each side is one number, its distance: l, t, r, b as in FCOS (arXiv 1904.01355, with normalised targets)."""
+    """Each side is one number, its distance: l, t, r, b as in FCOS (arXiv 1904.01355, with normalised targets).
+
+    Args:
+        start: the distance that all sides start at, in strides. At 0, behind a ReLU, half of them have no gradient.
+    """
+
+    def __init__(self, *, start: float = 0.0) -> None:
+        super().__init__()
+        self.initial = (start,)
 
     def distances(self, reg_pred: Tensor) -> Tensor:
         """(..., 4, 1) -> (..., 4), not negative."""
@@ -64,10 +78,17 @@ class AnchorDeltaBox(BoxRepresentation):
 
 
 class GaussianBox(BoxRepresentation):
-    """Each side is a normal distribution: its mean, which is the distance, and the logarithm of its variance."""
+    """Each side is a normal distribution: its mean, which is the distance, and the logarithm of its variance.
 
-    num_outputs = 2
+    Args:
+        start: the mean that all sides start at, in strides; the variance starts at 1.
+    """
+
     loss_name = "nll"
+
+    def __init__(self, *, start: float = 0.0) -> None:
+        super().__init__()
+        self.initial = (start, 0.0)
 
     def distances(self, reg_pred: Tensor) -> Tensor:
         """(..., 4, 2) -> (..., 4) means, not negative."""
@@ -95,7 +116,7 @@ class GeneralBox(BoxRepresentation):
 
     def __init__(self, *, reg_max: int = 16, delta: float = 1.0, peak: bool = False) -> None:
         super().__init__()
-        self.num_outputs = reg_max + 1
+        self.initial = (0.0,) * (reg_max + 1)  # uniform: the expectation starts at half the range
         self.reg_max, self.delta, self.peak = reg_max, delta, peak
         # It is in no checkpoint, so it needs its values even in a model that is built on the meta device.
         project = torch.arange(self.num_outputs, dtype=torch.float32, device="cpu") * delta

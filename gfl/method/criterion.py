@@ -1,6 +1,7 @@
 """From raw outputs and ground truth to the losses of training (eq. 8 with the reference's normalisers)."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -13,7 +14,7 @@ from gfl.method.boxes import box_iou, boxes_to_distances, distances_to_boxes
 from gfl.method.losses import giou_loss
 from gfl.method.points import points_in_images
 from gfl.method.quality import Quality
-from gfl.structures import Assignment, HeadOutput, PointGrid, Targets
+from gfl.structures import Assignment, HeadOutput, PointGrid, PointPredictions, Predict, Targets
 
 
 class PointTargets(NamedTuple):
@@ -33,12 +34,12 @@ class Criterion(nn.Module):
     waits for the device.
 
     Args:
-        assigner: ``(grid, targets, inside) -> Assignment``.
+        assigner: ``(grid, targets, inside, predict) -> Assignment`` (`gfl.method.assign`).
     """
 
     def __init__(
         self,
-        assigner: Callable[[PointGrid, Targets, Tensor], Assignment],
+        assigner: Callable[[PointGrid, Targets, Tensor, Predict | None], Assignment],
         quality: Quality,
         box_repr: BoxRepresentation,
         *,
@@ -58,15 +59,16 @@ class Criterion(nn.Module):
         """Weighted scalar losses whose sum is minimised.
 
         ``cls`` and ``box``; the box representation's own, ``dfl`` or ``nll``; and ``quality`` of a quality branch.
-        Without a single box in the batch all but ``cls`` are 0 and still reach every parameter.
+        Without a single box in the batch all but ``cls`` are 0 and still reach every parameter; but for ``quality``
+        where the background teaches the branch.
 
         `step`, for a batch that is one of several passes, is what `gfl.training.accumulation` knows of all of them:
         their number of positives, and by how much their sum of box weights exceeds this pass's.
         """
         points = output.grid.points / output.grid.strides[:, None]
-        matched = self.match(output.grid, targets, image_sizes)
-        positive = matched.positive
         boxes = distances_to_boxes(points, self.box_repr.distances(output.reg_pred))
+        matched = self.match(output.grid, targets, image_sizes, partial(self._predictions, output, boxes))
+        positive = matched.positive
         iou = box_iou(boxes.detach(), matched.boxes).clamp(0, 1)
         quality_target = self.quality.quality_target(iou, matched.distances)
         weight = self.quality.box_weight(output, quality_target) * positive
@@ -80,15 +82,17 @@ class Criterion(nn.Module):
         own_loss = self.box_repr.loss(output.reg_pred, matched.distances)
         if own_loss is not None:
             losses[self.box_repr.loss_name] = self.dfl_weight * (own_loss * weight).sum() / sum_weight
-        branch_loss = self.quality.branch_loss(output, quality_target)
+        branch_loss = self.quality.branch_loss(output, positive, matched.trained, quality_target)
         if branch_loss is not None:
-            losses["quality"] = self.quality_weight * (branch_loss * positive).sum() / num_positive
+            losses["quality"] = self.quality_weight * branch_loss / num_positive
         return losses
 
-    def match(self, grid: PointGrid, targets: Targets, image_sizes: Tensor) -> PointTargets:
-        """Which ground truth each point learns."""
+    def match(
+        self, grid: PointGrid, targets: Targets, image_sizes: Tensor, predict: Predict | None = None
+    ) -> PointTargets:
+        """Which ground truth each point learns; `predict` may be left out where the assigner needs no predictions."""
         inside = points_in_images(grid, image_sizes)
-        assignment = leave_out_ignored(self.assigner(grid, targets, inside), grid, targets)
+        assignment = leave_out_ignored(self.assigner(grid, targets, inside, predict), grid, targets)
         slot = assignment.index.clamp(min=0)  # other points read slot 0 and are masked by `positive`
         labels = targets.labels.gather(1, slot)
         boxes = targets.boxes_xyxy.gather(1, slot.unsqueeze(-1).expand(-1, -1, 4))
@@ -97,6 +101,11 @@ class Criterion(nn.Module):
         points, positive = grid.points / grid.strides[:, None], assignment.positive
         boxes = torch.where(positive.unsqueeze(-1), boxes / grid.strides[:, None], _unit_boxes(points))
         return PointTargets(labels, boxes, boxes_to_distances(points, boxes), positive, inside & assignment.trained)
+
+    @torch.no_grad()
+    def _predictions(self, output: HeadOutput, boxes: Tensor) -> PointPredictions:
+        """Scores, and `boxes` in strides as pixels."""
+        return PointPredictions(self.quality.scores(output), boxes * output.grid.strides[:, None])
 
 
 def _unit_boxes(points: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Axis 1 of the ablations: how a detector estimates how well a box fits (table 1a, and GFLv2's row).
+"""Axis 1 of the ablations: how a detector estimates how well a box fits (table 1a, GFLv2's row, and others).
 
 A row of the table is a `Quality`: what it adds to the head's outputs, what the class logits learn, how much a box
 counts, and how outputs become scores. The quality that a box has is its IoU with the ground truth, or its centerness.
@@ -11,17 +11,20 @@ from torchvision.ops import sigmoid_focal_loss
 
 from gfl.method.boxes import centerness
 from gfl.method.dense_loss import background_loss
-from gfl.method.losses import quality_focal_loss
+from gfl.method.losses import quality_focal_loss, varifocal_loss
 from gfl.structures import HeadOutput
 
 FOCAL_ALPHA, FOCAL_GAMMA = 0.25, 2.0
+VARIFOCAL_ALPHA, VARIFOCAL_GAMMA = 0.75, 2.0
+BACKGROUND_PRIOR = 0.01  # initial output of a branch that learns the background too, as of the classes
 GUIDE_POWER = 1.5  # of the quality, in the weights of guided rows
 
 
 class Quality(nn.Module):
     """A row: what it predicts and learns, and how outputs become scores. The defaults suit most rows."""
 
-    has_branch = False  # whether the head predicts `quality_logits` from its regression tower
+    # Initial output of the branch on the regression tower that predicts `quality_logits`; None for a head without one.
+    branch_prior: float | None = None
 
     def forward(self, output: HeadOutput) -> HeadOutput:
         """The head's outputs, with what this row adds to them; by default nothing."""
@@ -44,8 +47,10 @@ class Quality(nn.Module):
         """
         raise NotImplementedError
 
-    def branch_loss(self, output: HeadOutput, quality_target: Tensor) -> Tensor | None:
-        """Loss (B, P) of the quality branch at positives; None without a branch."""
+    def branch_loss(
+        self, output: HeadOutput, positive: Tensor, trained: Tensor, quality_target: Tensor
+    ) -> Tensor | None:
+        """Sum of the quality branch's losses, arguments as of `class_loss`; None without a branch."""
         return None
 
     def box_weight(self, output: HeadOutput, quality_target: Tensor) -> Tensor:
@@ -83,6 +88,24 @@ class JointQuality(Quality):
         """The detached best score, which is that of the best logit."""
         best = output.cls_logits.detach().amax(dim=-1, keepdim=True)
         return self.scores(output._replace(cls_logits=best)).detach().squeeze(-1)
+
+
+class VarifocalQuality(JointQuality):
+    """The joint row with VarifocalNet's class loss (arXiv 2008.13367) in place of QFL.
+
+    What weights a positive is its target, not its distance from it, and the background weighs less.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(beta=VARIFOCAL_GAMMA)
+
+    def class_loss(
+        self, output: HeadOutput, labels: Tensor, positive: Tensor, trained: Tensor, quality_target: Tensor
+    ) -> Tensor:
+        """Varifocal loss with the targets of QFL; its background is QFL's but for alpha."""
+        background, at_label = background_loss(self.logits(output), labels, positive, trained, beta=self.beta)
+        loss = varifocal_loss(at_label, quality_target, alpha=VARIFOCAL_ALPHA, gamma=self.beta)
+        return VARIFOCAL_ALPHA * background + (loss * positive).sum()
 
 
 class DistributionGuidedQuality(JointQuality):
@@ -132,12 +155,15 @@ class SeparateQuality(Quality):
     Args:
         by: what the quality of a box is, ``iou`` or ``centerness``; None for nothing, and a weight of 1.
         guide: guided, without a branch.
+        negatives: the background teaches the branch a quality of 0. A plain cross entropy over so many points would
+            swamp the positives, so it has QFL's factor; the loss of positives stays as it is.
     """
 
-    def __init__(self, *, by: str | None = None, guide: bool = False) -> None:
+    def __init__(self, *, by: str | None = None, guide: bool = False, negatives: bool = False) -> None:
         super().__init__()
-        self.by, self.guide = by, guide
-        self.has_branch = by is not None and not guide
+        self.by, self.guide, self.negatives = by, guide, negatives
+        if by is not None and not guide:
+            self.branch_prior = BACKGROUND_PRIOR if negatives else 0.5
 
     def quality_target(self, iou: Tensor, distances: Tensor) -> Tensor:
         """IoU, centerness or 1, (B, P)."""
@@ -158,11 +184,18 @@ class SeparateQuality(Quality):
             loss = loss * weight * (fixed.sum() / (fixed * weight).sum().clamp(min=1e-6))
         return (1 - FOCAL_ALPHA) * background + loss.sum()
 
-    def branch_loss(self, output: HeadOutput, quality_target: Tensor) -> Tensor | None:
-        """Binary cross entropy (B, P) of the branch against the quality."""
-        if not self.has_branch:
+    def branch_loss(
+        self, output: HeadOutput, positive: Tensor, trained: Tensor, quality_target: Tensor
+    ) -> Tensor | None:
+        """Binary cross entropy of positives against their quality; with `negatives` QFL of the background against 0."""
+        if self.branch_prior is None:
             return None
-        return F.binary_cross_entropy_with_logits(output.quality_logits.float(), quality_target, reduction="none")
+        logits = output.quality_logits.float()
+        loss = F.binary_cross_entropy_with_logits(logits, quality_target, reduction="none")
+        if not self.negatives:
+            return (loss * positive).sum()
+        background = quality_focal_loss(logits, torch.zeros_like(logits), beta=FOCAL_GAMMA)
+        return (torch.where(positive, loss, background) * trained).sum()
 
     def box_weight(self, output: HeadOutput, quality_target: Tensor) -> Tensor:
         """The quality itself."""
@@ -170,4 +203,4 @@ class SeparateQuality(Quality):
 
     def rank_factor(self, output: HeadOutput) -> Tensor | None:
         """The branch's qualities (B, P) in float32."""
-        return output.quality_logits.float().sigmoid() if self.has_branch else None
+        return None if self.branch_prior is None else output.quality_logits.float().sigmoid()

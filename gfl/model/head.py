@@ -17,38 +17,40 @@ class GFLHead(nn.Module):
     """The head of every detector here; box representation and quality only decide what it outputs.
 
     Args:
-        num_outputs: regression outputs per side (`box_repr.num_outputs`).
+        initial: what the regression outputs of a side start at (`box_repr.initial`).
         layout: of the points, one entry per level of the pyramid.
         conv_bias: of the towers.
-        quality_branch: one more logit per point, from the regression tower (`quality.has_branch`).
+        quality_prior: initial probability of one more logit per point, from the regression tower
+            (`quality.branch_prior`); None without it.
     """
 
     def __init__(
         self,
         num_classes: int,
-        num_outputs: int,
+        initial: Sequence[float],
         layout: PointLayout,
         *,
         in_channels: int = 256,
         channels: int = 256,
         num_convs: int = 4,
         conv_bias: bool = False,
-        quality_branch: bool = False,
+        quality_prior: float | None = None,
     ) -> None:
         super().__init__()
-        self.num_classes, self.num_outputs, self.layout = num_classes, num_outputs, layout
+        self.num_classes, self.num_outputs, self.layout = num_classes, len(initial), layout
         self.cls_tower = _tower(in_channels, channels, num_convs, conv_bias)
         self.reg_tower = _tower(in_channels, channels, num_convs, conv_bias)
-        self.cls_out = nn.Conv2d(channels, num_classes, 3, padding=1)
-        self.reg_out = nn.Conv2d(channels, 4 * num_outputs, 3, padding=1)
-        self.quality_out = nn.Conv2d(channels, 1, 3, padding=1) if quality_branch else None
+        self.cls_out = _conv(channels, num_classes)
+        # Made without a branch as well: heads that differ in it or in the box representation share all other weights.
+        quality_out = _conv(channels, 1)
+        self.reg_out = _conv(channels, 4 * self.num_outputs)
+        self.quality_out = quality_out if quality_prior is not None else None
         self.scales = nn.Parameter(torch.ones(len(layout.strides)))  # one per level, on the regression outputs
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.normal_(module.weight, std=0.01)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
         nn.init.constant_(self.cls_out.bias, -math.log((1 - CLASS_PRIOR) / CLASS_PRIOR))
+        if self.quality_out:
+            nn.init.constant_(self.quality_out.bias, math.log(quality_prior / (1 - quality_prior)))
+        with torch.no_grad():
+            self.reg_out.bias.copy_(torch.tensor(initial).repeat(4))
 
     def forward(self, pyramid: Sequence[Tensor]) -> HeadOutput:
         """Features (B, channels, H/s, W/s) from fine to coarse -> raw outputs over all points."""
@@ -70,11 +72,19 @@ def _tower(in_channels: int, channels: int, num_convs: int, conv_bias: bool) -> 
     layers: list[nn.Module] = []
     for index in range(num_convs):
         layers += [
-            nn.Conv2d(in_channels if index == 0 else channels, channels, 3, padding=1, bias=conv_bias),
+            _conv(in_channels if index == 0 else channels, channels, bias=conv_bias),
             nn.GroupNorm(GROUPS, channels),
             nn.ReLU(inplace=True),
         ]
     return nn.Sequential(*layers)
+
+
+def _conv(in_channels: int, out_channels: int, *, bias: bool = True) -> nn.Conv2d:
+    conv = nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=bias)
+    nn.init.normal_(conv.weight, std=0.01)
+    if bias:
+        nn.init.zeros_(conv.bias)
+    return conv
 
 
 def _flatten(output: Tensor, width: int) -> Tensor:

@@ -17,9 +17,10 @@ def step_normalisers(
 ) -> list[tuple[Tensor, Tensor]]:
     """For each pass what `Criterion.forward` takes as `step`, two scalars on `device`.
 
-    The number of positives of all passes is exact, since assignment needs no prediction. So is the sum of box weights
-    where weights need none: without a quality, and for centerness. Scores and IoUs of the other passes are unknown;
-    there the mean weight of the pass's own positives stands for that of the step's.
+    The number of positives of all passes is exact, since assignment needs no prediction: `build_criterion` refuses an
+    assigner that does. So is the sum of box weights where weights need none: without a quality, and for centerness.
+    Scores and IoUs of the other passes are unknown; there the mean weight of the pass's own positives stands for that
+    of the step's.
     """
     sums = mean_over_processes(torch.stack([_sums(criterion, batch, layout, device) for batch in passes]))
     num_positive, sum_weight = sums.sum(dim=0)

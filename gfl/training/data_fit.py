@@ -12,7 +12,7 @@ from gfl.data.annotation_marks import looks_like_region
 from gfl.data.coco import CocoData
 from gfl.data.dataset import size_in_eval
 from gfl.evaluation.coco_eval import crowded_findings
-from gfl.evaluation.targets import regression_targets, target_statistics
+from gfl.evaluation.targets import RegressionTargets, regression_targets, target_statistics
 
 WARN_SHARE = 0.01  # of sides beyond reg_max, or of objects without a point, above which it is a warning
 WARN_SHARE_SMALL = 0.05  # the same for objects below the finest stride
@@ -31,7 +31,10 @@ def object_sizes(data: CocoData, config: Config) -> tuple[np.ndarray, np.ndarray
 
 
 def fit_statistics(data: CocoData, config: Config, *, max_boxes: int) -> dict[str, Any]:
-    """Statistics of the training split; see `object_sizes`, `target_statistics` and `regression_targets`."""
+    """Statistics of the training split; see `object_sizes`, `target_statistics` and `regression_targets`.
+
+    `assigned` and `targets` are None where points are assigned by predictions.
+    """
     targets = regression_targets(data, config, max_boxes=max_boxes)
     finest = config.model.points.strides[0]
     in_file, in_input = object_sizes(data, config)
@@ -44,14 +47,18 @@ def fit_statistics(data: CocoData, config: Config, *, max_boxes: int) -> dict[st
             "under_finest_stride": int((in_input < finest).sum()),
             "quantiles_px": {q: float(np.quantile(in_input, float(q))) for q in quantiles},
         },
-        "assigned": {
-            "images": targets.images,
-            "objects": len(targets.points),
-            "without_point": int((targets.points == 0).sum()),
-            f"under_{FEW_POINTS}_points": int((targets.points < FEW_POINTS).sum()),
-            "mean_points": float(targets.points.mean()) if len(targets.points) else None,
-        },
-        "targets": _with_range_aware(target_statistics(targets, config), data, config, max_boxes),
+        "assigned": _assigned(targets) if targets else None,
+        "targets": _with_range_aware(target_statistics(targets, config), data, config, max_boxes) if targets else None,
+    }
+
+
+def _assigned(targets: RegressionTargets) -> dict[str, Any]:
+    return {
+        "images": targets.images,
+        "objects": len(targets.points),
+        "without_point": int((targets.points == 0).sum()),
+        f"under_{FEW_POINTS}_points": int((targets.points < FEW_POINTS).sum()),
+        "mean_points": float(targets.points.mean()) if len(targets.points) else None,
     }
 
 
@@ -70,6 +77,10 @@ def fit_findings(statistics: dict[str, Any], config: Config) -> list[Finding]:
     sizes, assigned, targets = statistics["sizes"], statistics["assigned"], statistics["targets"]
     if not sizes["objects"]:
         return []
+    if not assigned:
+        what = f"objects: assign.kind {config.assign.kind} chooses their points by predictions"
+        advice = "points per object and sides beyond reg_max are not known before training"
+        return [*_small_objects(sizes), Finding("ok", sizes["objects"], what, advice)]
     return [*_small_objects(sizes), *_without_points(assigned, sizes["objects"]), *_sides_beyond(targets, config)]
 
 

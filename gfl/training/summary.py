@@ -76,7 +76,8 @@ def _rules_of_length(config: Config) -> str:
     """What may make a run longer or shorter than its epochs, for the line that names them."""
     least, patience = config.optim.min_steps, config.eval.patience
     rules = [f"at least optim.min_steps={least}"] if least else []
-    rules += [f"until {patience} evaluation{'s' * (patience > 1)} without a better AP"] if patience else []
+    often = f", every {config.eval.interval} epochs," if config.eval.interval > 1 else ""
+    rules += [f"until {patience} evaluation{'s' * (patience > 1)}{often} without a better AP"] if patience else []
     return f" ({', '.join(rules)})" if rules else ""
 
 

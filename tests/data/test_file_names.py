@@ -101,6 +101,18 @@ def test_the_error_names_the_file_and_the_command(misspelt, refusal):
     assert fix_names_command(misspelt.annotations, misspelt.images) in message
 
 
+def test_the_folder_that_has_all_files_is_named(coco_set, refusal):
+    """The one that was given is a level too high or too low."""
+    made = coco_set([(60, 40)] * 3)
+    right = Path(made.images)
+    (right / "deeper").mkdir()
+    for given in (right.parent, right / "deeper"):
+        message = refusal(load_coco, made.annotations, str(given))
+        assert message.code == "missing_files"
+        assert f" {right}:" in message
+        assert "--" not in message  # no option is needed
+
+
 def test_the_command_writes_a_json_that_loads(misspelt):
     misspelt.tree["images"].pop(1)
     misspelt.save()

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from gfl.data import shapes
-from gfl.data.shapes import IMAGE_SIZE, KINDS, alpha_mask, render_sample, write_shapes
+from gfl.data.shapes import IMAGE_SIZE, KINDS, Scene, alpha_mask, render_sample, write_shapes
 
 NUM_TRAIN, NUM_VAL, SEED = 12, 6, 3
 
@@ -225,25 +225,40 @@ def test_the_same_set_is_kept_and_another_replaces_it(tmp_path):
 
 
 def test_objects_have_the_size_that_is_asked_for(tmp_path, script, refusal):
-    args = Namespace(out=str(tmp_path), train=9, val=1, seed=0, size=[0.5, 1.0])
+    args = Namespace(out=str(tmp_path), train=9, val=1, seed=0, size=[0.5, 1.0], softness=1.0)
     script("make_shapes").main(args)
     assert load(tmp_path, "val")["info"]["extents"] == args.size
-    samples = [render_sample(np.random.default_rng(seed), False, (0.5, 1.0))[1] for seed in range(40)]
+    samples = [render_sample(np.random.default_rng(seed), False, Scene((0.5, 1.0)))[1] for seed in range(40)]
     extents = np.array([shape.sides[2:] - shape.sides[:2] for sample in samples for shape in sample]) / IMAGE_SIZE
     assert extents.min() >= 0.5
     assert 0.9 < extents.max() <= 1
     assert write_shapes(tmp_path, 9, 1, 0)  # of the default size: another set
     for low, high in ((0.04, 0.5), (0.6, 0.5), (0.5, 1.1)):
-        assert refusal(write_shapes, tmp_path, 9, 1, 0, (low, high)).code == "size"
+        assert refusal(write_shapes, tmp_path, 9, 1, 0, Scene((low, high))).code == "size"
+
+
+def test_softness_scales_blur_and_noise_of_the_same_objects(tmp_path, refusal):
+    scenes = [render_sample(np.random.default_rng(5), True, Scene(softness=factor)) for factor in (1.0, 0.25)]
+    assert not np.array_equal(scenes[0][0], scenes[1][0])
+    for usual, sharp in zip(scenes[0][1], scenes[1][1], strict=True):
+        assert (usual.kind, usual.sides.tolist()) == (sharp.kind, sharp.sides.tolist())
+        np.testing.assert_allclose(sharp.sigmas, usual.sigmas / 4)
+        np.testing.assert_allclose(sharp.annotated - sharp.sides, (usual.annotated - usual.sides) / 4, atol=1e-9)
+    softest = [render_sample(np.random.default_rng(seed), True, Scene(softness=2.0))[1] for seed in range(40)]
+    assert min((shape.annotated[2:] - shape.annotated[:2]).min() for shapes in softest for shape in shapes) > 1
+    write_shapes(tmp_path, 1, 1, 0, Scene(softness=2.0))
+    assert load(tmp_path, "val")["info"]["softness"] == 2.0
+    for softness in (0.0, 2.1, float("nan")):
+        assert refusal(write_shapes, tmp_path, 1, 1, 0, Scene(softness=softness)).code == "softness"
 
 
 def test_an_interrupted_run_does_not_look_complete(tmp_path, monkeypatch):
     write_shapes(tmp_path, 2, 1, 0)
 
-    def interrupt(rng, noisy, extents):
+    def interrupt(rng, noisy, scene):
         if not noisy:  # in the middle: the training images are there, those for validation are not
             raise KeyboardInterrupt
-        return render_sample(rng, noisy, extents)
+        return render_sample(rng, noisy, scene)
 
     with monkeypatch.context() as patched:
         patched.setattr(shapes, "render_sample", interrupt)
@@ -266,7 +281,7 @@ def test_a_folder_with_other_files_is_refused_and_kept(tmp_path, refusal):
 
 def test_the_command_writes_the_set_once(script, tmp_path, capsys):
     make_shapes = script("make_shapes")
-    args = Namespace(out=str(tmp_path / "new"), train=2, val=1, seed=0, size=None)
+    args = Namespace(out=str(tmp_path / "new"), train=2, val=1, seed=0, size=None, softness=1.0)
     make_shapes.main(args)
     printed = capsys.readouterr().out
     assert f"python train.py configs/gfl_r18_shapes.yaml data.train.annotations={args.out}/annotations" in printed

@@ -105,6 +105,15 @@ def test_the_spread_is_compared_with_the_blur_where_it_is_known(drawn, tmp_path)
     assert "blur" in format_report(report)
 
 
+def test_targets_that_depend_on_predictions_are_not_known(drawn, tmp_path):
+    detector = detector_on(drawn)
+    by_predictions = replace(detector.config, assign=replace(detector.config.assign, kind="tal"))
+    report = report_on("a", replace(detector, config=by_predictions), tmp_path)
+    assert report.statistics["targets"] is None
+    assert not (tmp_path / "a.targets.png").exists()
+    assert "not known" in format_report(report)
+
+
 def test_boxes_that_no_point_learns_are_reported(drawn, tmp_path):
     drawn.tree["annotations"][0]["bbox"] = [0, 0, 1.5, 1.5]  # below every stride
     report = report_on("a", detector_on(drawn.save()), tmp_path)

@@ -1,20 +1,41 @@
-"""FCOS's, FoveaBox's and RetinaNet's rules against slow oracles, and what all assigners have in common."""
+"""FCOS's, FoveaBox's, RetinaNet's and TOOD's rules against slow oracles, and what all assigners have in common."""
 
 import batch_oracles
 import oracles
 import pytest
 import torch
+from reference import read_golden
 
-from gfl.method.assign import assign_atss, assign_fcos, assign_fovea, assign_max_iou
+from gfl.method.assign import (
+    anchor_boxes,
+    assign_atss,
+    assign_fcos,
+    assign_fovea,
+    assign_max_iou,
+    assign_tal,
+    task_alignment,
+)
 from gfl.method.points import PointLayout, make_point_grid
-from gfl.structures import Targets
+from gfl.structures import PointPredictions, Targets
 
 OTHERS = {
     "fcos": (assign_fcos, batch_oracles.fcos),
     "fovea": (assign_fovea, batch_oracles.fovea),
     "max_iou": (assign_max_iou, batch_oracles.max_iou),
 }
-EACH = pytest.mark.parametrize("function", [assign_atss, assign_fcos, assign_fovea, assign_max_iou])
+
+
+def assign_tal_to_squares(grid, targets, inside):
+    """As if every point predicted a square of 8 strides, with scores that differ from point to point."""
+    points = torch.arange(len(grid.points) * 8, device=grid.points.device).reshape(-1, 8)
+    scores, squares = points * 0.618 % 1 * 0.9 + 0.1, anchor_boxes(grid, 8.0)
+    predicted = PointPredictions(*(tensor.expand(len(inside), -1, -1) for tensor in (scores, squares)))
+    return assign_tal(grid, targets, inside, lambda: predicted)
+
+
+EACH = pytest.mark.parametrize(
+    "function", [assign_atss, assign_fcos, assign_fovea, assign_max_iou, assign_tal_to_squares]
+)
 SCENE_SIZES = [(128, 160), (97, 65), (160, 130), (70, 70), (32, 32), (160, 192)]
 EMPTY = 3  # the image of `scene` without boxes
 
@@ -197,3 +218,65 @@ def test_max_iou_gives_a_box_all_points_that_overlap_it_most_and_the_last_of_suc
     targets = oracles.pad_targets([[[12.0, 12.0, 22.0, 22.0], [14.0, 14.0, 22.0, 22.0]]], [[0, 0]])
     index = assign_max_iou(grid, targets, torch.ones(1, 16, dtype=torch.bool)).index
     assert (index == 1).all()
+
+
+# --- tal --------------------------------------------------------------------------------------------------------------
+
+
+def assign_predictions(grid, targets, scores, boxes_xyxy, *, inside=None, **options):
+    """Index (B, P) for predictions (B, P, C) and (B, P, 4)."""
+    inside = torch.ones(scores.shape[:2], dtype=torch.bool) if inside is None else inside
+    return assign_tal(grid, targets, inside, lambda: PointPredictions(scores, boxes_xyxy), **options).index
+
+
+def test_tal_equals_the_twelve_golden_assignments():
+    golden, positives = read_golden("tal"), 0
+    for case in range(12):
+        of_case = {name.partition("_")[2]: array for name, array in golden.items() if name.startswith(f"tal{case}_")}
+        boxes, labels, scores, predicted = (of_case[name] for name in ("boxes", "labels", "scores", "pred_boxes"))
+        grid = make_point_grid(of_case["feature_hw"].tolist(), oracles.LAYOUT)
+        targets = oracles.pad_targets([boxes], [labels], len(boxes) + 3)
+        index = assign_predictions(grid, targets, scores[None], predicted[None])[0]
+        assert index.tolist() == of_case["assigned_gt"].tolist()
+
+        predictions = PointPredictions(scores[None], predicted[None])
+        metric, _ = task_alignment(predictions, targets.boxes_xyxy.unsqueeze(2), targets.labels)
+        of_winner = metric[0].gather(0, index.clamp(min=0)[None])[0]
+        torch.testing.assert_close(of_winner[index >= 0], of_case["metric"][index >= 0])
+        positives += (index >= 0).sum().item()
+    assert positives > 500
+
+
+@pytest.mark.parametrize("topk", [1, 13, 40])
+def test_tal_equals_its_slow_oracle(topk):
+    """Each point predicts some box of its image, more or less exactly, or a square."""
+    grid, boxes = small_grid(), scene(1)
+    generator = torch.Generator().manual_seed(topk)
+    labels = [torch.randint(5, (len(image),), generator=generator) for image in boxes]
+    shape, inside = (len(boxes), len(grid.points)), inside_mask(grid, SCENE_SIZES)
+    scores, predicted = torch.rand(*shape, 5, generator=generator), anchor_boxes(grid, 4.0).repeat(len(boxes), 1, 1)
+    for image, image_boxes in enumerate(boxes):
+        if len(image_boxes):
+            chosen = image_boxes[torch.randint(len(image_boxes), shape[1:], generator=generator)]
+            near = chosen + torch.randn(chosen.shape, generator=generator) * 6
+            near = torch.cat([torch.minimum(near[:, :2], near[:, 2:] - 1), near[:, 2:]], dim=-1)
+            predicted[image] = torch.where(torch.rand(shape[1], 1, generator=generator) < 0.7, near, predicted[image])
+    index = assign_predictions(grid, oracles.pad_targets(boxes, labels), scores, predicted, inside=inside, topk=topk)
+    for image in range(len(boxes)):
+        of_image = boxes[image], labels[image], scores[image], predicted[image]
+        assert index[image].tolist() == batch_oracles.tal(grid, inside[image].tolist(), *of_image, topk=topk)
+    assert (index >= 0).sum() >= topk
+
+
+def test_of_points_that_predict_a_box_equally_well_tal_takes_the_first():
+    grid, box = make_point_grid([(4, 8)], PointLayout((8,))), [-4.0, -4.0, 61.0, 29.0]
+    predicted = torch.tensor([box]).expand(1, 32, 4)
+    index = assign_predictions(grid, oracles.pad_targets([[box]], [[0]]), torch.full((1, 32, 1), 0.5), predicted)
+    assert (index[0] >= 0).nonzero().flatten().tolist() == list(range(13))
+
+
+def test_a_box_that_no_prediction_overlaps_gets_no_point():
+    grid = small_grid()
+    targets = oracles.pad_targets([[[40.0, 40.0, 90.0, 90.0]]], [[0]])
+    far = torch.tensor([100.0, 100.0, 150.0, 150.0]).expand(1, len(grid.points), 4)
+    assert (assign_predictions(grid, targets, torch.ones(1, len(grid.points), 1), far) == -1).all()

@@ -10,12 +10,13 @@ import pytest
 import torch
 
 import gfl.method.criterion
-from gfl.method.assign import assign_atss, assign_fcos, assign_fovea, assign_max_iou
+from gfl.method.assign import assign_atss, assign_fcos, assign_fovea, assign_max_iou, assign_tal
 from gfl.method.box_representation import AnchorDeltaBox, DiracBox, GaussianBox, GeneralBox
+from gfl.method.boxes import distances_to_boxes
 from gfl.method.criterion import Criterion
 from gfl.method.points import points_in_images
-from gfl.method.quality import DistributionGuidedQuality, JointQuality, SeparateQuality
-from gfl.structures import HeadOutput, Targets
+from gfl.method.quality import DistributionGuidedQuality, JointQuality, SeparateQuality, VarifocalQuality
+from gfl.structures import HeadOutput, PointPredictions, Targets
 
 QUALITIES = {
     "none": SeparateQuality,
@@ -25,9 +26,14 @@ QUALITIES = {
     "iou_guided": partial(SeparateQuality, by="iou", guide=True),
     "joint": JointQuality,
     "dgqp": DistributionGuidedQuality,
+    "varifocal": VarifocalQuality,
+    "iou_branch_negatives": partial(SeparateQuality, by="iou", negatives=True),
 }
 BOXES = {"dirac": DiracBox, "anchor_delta": AnchorDeltaBox, "gaussian": GaussianBox, "general": GeneralBox}
 WITHOUT_DGQP = list(itertools.product([name for name in QUALITIES if name != "dgqp"], BOXES))
+EACH_ASSIGNER = pytest.mark.parametrize(
+    "assigner", [assign_atss, assign_fcos, assign_fovea, assign_max_iou, assign_tal]
+)
 NO_BOXES, NO_LABELS = torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64)
 
 
@@ -64,12 +70,18 @@ def batch_of(quality, box, seed=0):
     reg_pred = torch.randn(*output.reg_pred.shape[:3], BOXES[box]().num_outputs, generator=generator)
     # Deltas so large that some points lie outside their predicted boxes; of the others, most distances positive.
     reg_pred = reg_pred * 5 if box == "anchor_delta" else reg_pred + 1
-    branch = torch.randn(output.cls_logits.shape[:2], generator=generator) if quality.endswith("branch") else None
+    branch = torch.randn(output.cls_logits.shape[:2], generator=generator) if "branch" in quality else None
     output = HeadOutput(output.cls_logits, reg_pred, branch, output.grid)
     for leaf in output[:3]:
         if leaf is not None:
             leaf.requires_grad_()
     return output, boxes, labels, sizes
+
+
+def predictions(output):
+    """Scores and boxes in pixels of the joint row with general distributions."""
+    distances = GeneralBox().distances(output.reg_pred) * output.grid.strides[:, None]
+    return PointPredictions(output.cls_logits.sigmoid(), distances_to_boxes(output.grid.points, distances))
 
 
 def losses_and_gradients(criterion, output, targets, sizes):
@@ -141,7 +153,7 @@ def test_classes_boxes_and_branch_learn_from_their_own_losses_alone(quality, box
             if gradient is not None and (gradient != 0).any():
                 reached.add((loss, leaf))
     expected = {("cls", "cls"), *((loss, "reg") for loss in losses if loss in ("box", "dfl", "nll"))}
-    expected |= {("quality", "quality")} if quality.endswith("branch") else set()
+    expected |= {("quality", "quality")} if "branch" in quality else set()
     expected |= {("cls", "reg")} if quality == "dgqp" else set()  # through the predictor, not the quality target
     assert reached == expected
 
@@ -159,13 +171,48 @@ def test_points_that_are_neither_positive_nor_background_learn_nothing(quality):
         assert (gradient[index == -2] == 0).all()
         assert (gradient[index >= 0] != 0).any()
     assert (gradients[0][index == -1] != 0).any()  # the background teaches its classes
+    if output.quality_logits is not None:
+        assert (gradients[2][index == -1] != 0).any() == quality.endswith("negatives")
+
+
+# --- predictions for the assigner -------------------------------------------------------------------------------------
+
+
+def test_an_assigner_may_ask_for_detached_scores_and_boxes_in_pixels():
+    output, boxes, labels, sizes = batch_of("dgqp", "general")
+    seen = []
+
+    def assigner(grid, targets, inside, predict):
+        seen.append(predict())
+        return assign_atss(grid, targets, inside)
+
+    criterion = criterion_of("dgqp", "general", assigner)
+    output = criterion.quality(output)
+    losses = criterion(output, oracles.pad_targets(boxes, labels), sizes)
+    expected = predictions(output)
+    assert not any(tensor.requires_grad for tensor in seen[0])
+    torch.testing.assert_close(seen[0].boxes_xyxy, expected.boxes_xyxy)
+    product = expected.scores * output.quality_logits.sigmoid().unsqueeze(-1)
+    torch.testing.assert_close(seen[0].scores, product)
+    assert losses == Criterion(assign_atss, criterion.quality, criterion.box_repr)(
+        output, oracles.pad_targets(boxes, labels), sizes
+    )
+
+
+def test_scores_are_computed_for_an_assigner_that_asks_only(monkeypatch):
+    output, boxes, labels, sizes = batch_of("none", "general")
+    asked = []
+    monkeypatch.setattr(SeparateQuality, "scores", lambda self, output: asked.append(1) or output.cls_logits.sigmoid())
+    for assigner in (assign_atss, assign_tal):
+        criterion_of("none", "general", assigner)(output, oracles.pad_targets(boxes, labels), sizes)
+        assert len(asked) == (assigner is assign_tal)
 
 
 # --- what must not matter ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("quality", QUALITIES)
-@pytest.mark.parametrize("assigner", [assign_atss, assign_fcos, assign_fovea, assign_max_iou])
+@EACH_ASSIGNER
 def test_what_fills_padded_slots_does_not_matter(assigner, quality):
     output, boxes, labels, sizes = batch_of(quality, "general", seed=1)
     criterion, leaves = criterion_of(quality, "general", assigner), [leaf for leaf in output[:3] if leaf is not None]
@@ -276,7 +323,7 @@ def test_runs_forward_and_backward_on_tensors_without_data():
     assert leaves[1].grad.shape == output.reg_pred.shape
 
 
-@pytest.mark.parametrize("assigner", [assign_atss, assign_fcos, assign_fovea, assign_max_iou])
+@EACH_ASSIGNER
 def test_points_in_an_ignored_region_learn_nothing_unless_they_learn_an_object(assigner):
     output, boxes, labels, sizes = random_batch(3)
     region = torch.tensor([30.0, 20.0, 100.0, 90.0])
@@ -291,7 +338,7 @@ def test_points_in_an_ignored_region_learn_nothing_unless_they_learn_an_object(a
     expected, (before, _) = losses_and_gradients(criterion, output, plain, sizes)
     losses, (after, _) = losses_and_gradients(criterion, output, masked, sizes)
     in_image = points_in_images(output.grid, sizes)
-    positive = assigner(output.grid, plain, in_image).positive
+    positive = assigner(output.grid, plain, in_image, partial(predictions, output)).positive
     points = output.grid.points
     within = ((points > region[:2]) & (points < region[2:])).all(dim=-1) & ~positive
     assert (before[within & in_image] != 0).any()

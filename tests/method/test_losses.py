@@ -16,6 +16,7 @@ from gfl.method.losses import (
     generalized_focal_loss,
     giou_loss,
     quality_focal_loss,
+    varifocal_loss,
 )
 
 BETAS = [0, 1, 2, 2.5, 4]
@@ -53,6 +54,15 @@ def test_qfl_equals_the_golden_values(golden, beta):
     )
     close(loss.sum(dim=1), golden[f"qfl_loss_beta{beta}"])
     close(gradient, golden[f"qfl_grad_beta{beta}"])
+
+
+@pytest.mark.parametrize("weighted", [True, False])
+def test_varifocal_loss_equals_the_golden_values(weighted):
+    golden = read_golden("varifocal")
+    target = golden["vfl_target"]
+    loss, gradient = loss_and_gradient(lambda x: varifocal_loss(x, target, weighted=weighted), golden["vfl_logits"])
+    close(loss, golden[f"vfl_loss_{weighted}"])
+    close(gradient, golden[f"vfl_grad_{weighted}"])
 
 
 def test_dfl_equals_the_golden_values(golden):
@@ -101,6 +111,7 @@ def test_losses_are_finite_and_float32_at_extreme_logits(dtype):
     logits = torch.tensor([-30.0, 30.0, -1000.0, 1000.0]).to(dtype)[:, None].expand(4, 3)
     target = torch.tensor([0.0, 0.7, 1.0]).expand(4, 3)
     found = [loss_and_gradient(lambda x, b=beta: quality_focal_loss(x, target, beta=b), logits) for beta in BETAS]
+    found.append(loss_and_gradient(lambda x: varifocal_loss(x, target), logits))
     sharp = torch.full((3, 17), -30.0).to(dtype)
     sharp[:, 4] = 30
     found += [loss_and_gradient(lambda x: distribution_focal_loss(x, torch.tensor([0.0, 4.5, 16.0])), sharp)]
@@ -116,6 +127,7 @@ def test_half_precision_outputs_lose_no_precision_in_the_losses():
     logits, log_variance = (torch.randn(64, 17, generator=generator).bfloat16() for _ in range(2))
     target, bins = torch.rand(64, 17, generator=generator), torch.rand(64, generator=generator) * 16
     assert quality_focal_loss(logits, target).equal(quality_focal_loss(logits.float(), target))
+    assert varifocal_loss(logits, target).equal(varifocal_loss(logits.float(), target))
     assert distribution_focal_loss(logits, bins).equal(distribution_focal_loss(logits.float(), bins))
     expected = gaussian_loss(logits.float(), log_variance.float(), target)
     assert gaussian_loss(logits, log_variance, target).equal(expected)

@@ -1,13 +1,16 @@
 """What the class logits learn, and how they become scores: the paper's row and those it compares with."""
 
+import itertools
+from functools import partial
+
 import oracles
 import pytest
 import torch
 
 from gfl.method.boxes import centerness
-from gfl.method.losses import quality_focal_loss
+from gfl.method.losses import quality_focal_loss, varifocal_loss
 from gfl.method.points import PointLayout, make_point_grid
-from gfl.method.quality import DistributionGuidedQuality, JointQuality, SeparateQuality
+from gfl.method.quality import DistributionGuidedQuality, JointQuality, SeparateQuality, VarifocalQuality
 from gfl.structures import HeadOutput
 
 SEPARATE = {
@@ -16,12 +19,13 @@ SEPARATE = {
     "iou_branch": SeparateQuality(by="iou"),
     "centerness_guided": SeparateQuality(by="centerness", guide=True),
     "iou_guided": SeparateQuality(by="iou", guide=True),
+    "iou_branch_negatives": SeparateQuality(by="iou", negatives=True),
 }
-JOINT = {"joint": JointQuality(), "dgqp": DistributionGuidedQuality()}
+JOINT = {"joint": JointQuality(), "dgqp": DistributionGuidedQuality(), "varifocal": VarifocalQuality()}
 ROWS = SEPARATE | JOINT
 EACH = pytest.mark.parametrize("name", ROWS)
 GUIDED = pytest.mark.parametrize("name", ["centerness_guided", "iou_guided"])
-BRANCHES = ("centerness_branch", "iou_branch")
+BRANCHES = ("centerness_branch", "iou_branch", "iou_branch_negatives")
 
 
 def random_output():
@@ -46,29 +50,43 @@ def at_labels():
     return torch.zeros(2, 6, 4, dtype=torch.bool).scatter_(-1, labels.unsqueeze(-1), positive.unsqueeze(-1))
 
 
+def trained_points(positive):
+    """All points but the last of each image, unless positive."""
+    return torch.arange(6).expand(2, 6).lt(5) | positive
+
+
 def class_loss(row, output, labels, positive, quality):
-    """All points are trained but the last of each image, unless positive."""
-    trained = torch.arange(6).expand(2, 6).lt(5) | positive
-    return row.class_loss(output, labels, positive, trained, quality)
+    return row.class_loss(output, labels, positive, trained_points(positive), quality)
+
+
+def branch_loss(row, output, positive, quality):
+    return row.branch_loss(output, positive, trained_points(positive), quality)
 
 
 def class_gradient(row, output, labels, positive, quality):
     return torch.autograd.grad(class_loss(row, output, labels, positive, quality), output.cls_logits)[0]
 
 
-# --- the paper's row --------------------------------------------------------------------------------------------------
+# --- the joint rows ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("beta", [0.0, 2.0, 4.0])
-def test_a_positive_learns_its_quality_at_its_class_and_0_elsewhere(beta):
+@pytest.mark.parametrize(
+    ("row", "elementwise"),
+    [
+        *((JointQuality(beta=beta), partial(quality_focal_loss, beta=beta)) for beta in (0.0, 2.0, 4.0)),
+        (VarifocalQuality(), varifocal_loss),
+    ],
+    ids=["beta 0", "beta 2", "beta 4", "varifocal"],
+)
+def test_a_positive_learns_its_quality_at_its_class_and_0_elsewhere(row, elementwise):
     output, (labels, positive, quality) = random_output(), targets()
     target = torch.zeros(2, 6, 4)
     for image, point in positive.nonzero().tolist():
         target[image, point, labels[image, point]] = quality[image, point]
-    expected = quality_focal_loss(output.cls_logits, target, beta=beta)
+    expected = elementwise(output.cls_logits, target)
     expected = expected.sum() - expected[1, 5].sum()  # the only point that is not trained
-    torch.testing.assert_close(class_loss(JointQuality(beta=beta), output, labels, positive, quality), expected)
-    gradient = class_gradient(JointQuality(beta=beta), output, labels, positive, quality)
+    torch.testing.assert_close(class_loss(row, output, labels, positive, quality), expected)
+    gradient = class_gradient(row, output, labels, positive, quality)
     torch.testing.assert_close(gradient, torch.autograd.grad(expected, output.cls_logits)[0])
 
 
@@ -153,14 +171,20 @@ def test_a_guide_keeps_the_sum_of_small_losses_too(name):
 
 
 @EACH
-def test_only_a_branch_learns_the_quality(name):
-    output, (_, _, quality) = random_output(), targets()
-    loss = ROWS[name].branch_loss(output, quality)
-    assert ROWS[name].has_branch == (name in BRANCHES) == (loss is not None)
-    if loss is not None:
-        pairs = zip(output.quality_logits.flatten().tolist(), quality.flatten().tolist(), strict=True)
-        expected = torch.tensor([oracles.cross_entropy(*pair) for pair in pairs]).reshape(2, 6)
-        torch.testing.assert_close(loss, expected)
+def test_only_a_branch_learns_the_quality_of_positives_and_with_negatives_0_of_the_background(name):
+    output, (_, positive, quality) = random_output(), targets()
+    loss = branch_loss(ROWS[name], output, positive, quality)
+    assert (ROWS[name].branch_prior is not None) == (name in BRANCHES) == (loss is not None)
+    if loss is None:
+        return
+    expected = 0.0
+    for image, point in itertools.product(range(2), range(6)):
+        logit = output.quality_logits[image, point].item()
+        if positive[image, point]:
+            expected += oracles.cross_entropy(logit, quality[image, point].item())
+        elif name == "iou_branch_negatives" and point < 5:  # the last one is not trained
+            expected += oracles.qfl(logit, 0.0)
+    assert loss.item() == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize("name", SEPARATE)
@@ -169,9 +193,9 @@ def test_class_loss_and_branch_do_not_learn_from_each_other(name):
     output, (labels, positive, quality) = random_output(), targets()
     loss = class_loss(SEPARATE[name], output, labels, positive, quality)
     assert torch.autograd.grad(loss, output.quality_logits, allow_unused=True)[0] is None
-    branch_loss = SEPARATE[name].branch_loss(output, quality)
-    if branch_loss is not None:
-        assert torch.autograd.grad(branch_loss.sum(), output.cls_logits, allow_unused=True)[0] is None
+    loss = branch_loss(SEPARATE[name], output, positive, quality)
+    if loss is not None:
+        assert torch.autograd.grad(loss, output.cls_logits, allow_unused=True)[0] is None
 
 
 @pytest.mark.parametrize("name", [name for name in ROWS if name != "dgqp"])
@@ -188,7 +212,7 @@ def test_half_precision_outputs_give_the_losses_of_float32(name, dtype):
     full = half._replace(cls_logits=half.cls_logits.float(), quality_logits=half.quality_logits.float())
     for loss in (
         lambda x: class_loss(ROWS[name], x, labels, positive, quality),
-        lambda x: ROWS[name].branch_loss(x, quality),
+        lambda x: branch_loss(ROWS[name], x, positive, quality),
     ):
         found, expected = loss(half), loss(full)
         assert (found is None) == (expected is None)

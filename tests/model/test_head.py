@@ -17,7 +17,7 @@ def pyramid(height, width, channels=32):
 def make_head(num_classes=3, num_outputs=17, offset=0.0, **options):
     torch.manual_seed(0)
     options = {"in_channels": 32, "channels": 32, "num_convs": 1} | options
-    return GFLHead(num_classes, num_outputs, PointLayout(oracles.STRIDES, offset), **options)
+    return GFLHead(num_classes, [0.0] * num_outputs, PointLayout(oracles.STRIDES, offset), **options)
 
 
 @pytest.mark.parametrize("size", [(96, 160), (64, 64)])
@@ -83,7 +83,7 @@ def test_towers_are_convolutions_groupnorm_and_relu(num_convs, conv_bias):
 
 def test_the_quality_branch_reads_the_regression_tower_and_changes_no_other_output():
     """Without the level's scale, and with towers whose channels show which of them was read."""
-    plain, branched = make_head(), make_head(quality_branch=True)
+    plain, branched = make_head(), make_head(quality_prior=0.5)
     assert plain.quality_out is None
     assert set(branched.state_dict()) - set(plain.state_dict()) == {"quality_out.weight", "quality_out.bias"}
     assert branched.quality_out.weight.std().item() == pytest.approx(0.01, rel=0.2)
@@ -98,10 +98,12 @@ def test_the_quality_branch_reads_the_regression_tower_and_changes_no_other_outp
     assert after.reg_pred.equal(before.reg_pred)
 
 
-def test_every_class_starts_near_the_prior():
-    scores = make_head(num_classes=80)(pyramid(128, 128)).cls_logits.sigmoid()
+def test_every_class_and_the_quality_branch_start_near_their_priors():
+    output = make_head(num_classes=80, quality_prior=0.3)(pyramid(128, 128))
+    scores = output.cls_logits.sigmoid()
     assert scores.mean().item() == pytest.approx(0.01, rel=0.1)
     assert scores.max() < 0.05
+    assert output.quality_logits.sigmoid().mean().item() == pytest.approx(0.3, rel=0.1)
 
 
 def test_initial_weights_have_deviation_001():

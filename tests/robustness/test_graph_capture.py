@@ -7,13 +7,14 @@ import oracles
 import pytest
 import torch
 
-from gfl.method.assign import assign_atss, assign_fcos, assign_fovea, assign_max_iou
+from gfl.method.assign import anchor_boxes, assign_atss, assign_fcos, assign_fovea, assign_max_iou, assign_tal
+from gfl.structures import PointPredictions
 
 pytestmark = pytest.mark.robustness
 
 
 @pytest.mark.parametrize(
-    "function", [assign_atss, partial(assign_atss, reach=2.0), assign_fcos, assign_fovea, assign_max_iou]
+    "function", [assign_atss, partial(assign_atss, reach=2.0), assign_fcos, assign_fovea, assign_max_iou, assign_tal]
 )
 def test_every_assigner_compiles_to_one_graph(function):
     """`fullgraph` refuses `.item()`, `nonzero` and every branch on data."""
@@ -23,4 +24,8 @@ def test_every_assigner_compiles_to_one_graph(function):
     points = list(zip(grid.points.tolist(), grid.strides.tolist(), strict=True))
     inside = torch.tensor([[batch_oracles.inside_image(*point, size) for point in points] for size in sizes])
     compiled = torch.compile(function, fullgraph=True, backend="eager")
-    assert compiled(grid, targets, inside).index.equal(function(grid, targets, inside).index)
+    scores = torch.rand(*inside.shape, 5, generator=generator)
+    predict = partial(PointPredictions, scores, anchor_boxes(grid, 8.0).expand(3, -1, -1))
+    expected = function(grid, targets, inside, predict).index
+    assert (expected >= 0).any()
+    assert compiled(grid, targets, inside, predict).index.equal(expected)

@@ -80,7 +80,7 @@ def test_passes_equal_one_batch_where_weights_need_no_prediction(quality, passes
 
 
 @pytest.mark.parametrize("score_logit", [-1.0, -9.0], ids=["usual scores", "weights that sum to less than 1"])
-@pytest.mark.parametrize("quality", ["joint", "iou_branch"])
+@pytest.mark.parametrize("quality", ["joint", "iou_branch_negatives"])
 def test_passes_with_the_same_mean_weight_equal_one_batch(quality, score_logit):
     """The second pass has the first one's images again."""
     batch = make_batch([5, 2, 5, 2])

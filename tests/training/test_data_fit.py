@@ -41,6 +41,16 @@ def test_small_objects_and_those_without_a_point_are_findings(coco_set):
     assert "assign.kind" in without.advice
 
 
+def test_what_an_assigner_by_predictions_leaves_unknown_is_said_and_warns_of_nothing(coco_set):
+    data = coco_set([(128, 128)], [(0, 7, [10, 10, 4, 4]), (0, 7, [60, 60, 40, 40])]).load()
+    statistics = fit_statistics(data, config_of(assign="tal"), max_boxes=1000)
+    assert (statistics["assigned"], statistics["targets"]) == (None, None)
+    small, unknown = fit_findings(statistics, config_of(assign="tal"))
+    assert [(found.level, found.count) for found in (small, unknown)] == [("warning", 1), ("ok", 2)]
+    assert "tal" in unknown.what
+    assert len(fit_notes(data, data, config_of(assign="tal"))) == 1  # on the small object
+
+
 def test_sides_beyond_reg_max_are_reported_with_a_better_value(coco_set):
     data = coco_set([(128, 128)], [(0, 7, [10, 10, 60, 60])]).load()
     config = config_of(reg_max=2)

@@ -43,7 +43,7 @@ class Dense(nn.Module):
 
     def __init__(self, quality):
         super().__init__()
-        self.head = GFLHead(5, 17, oracles.LAYOUT, in_channels=64, channels=64, num_convs=2)
+        self.head = GFLHead(5, [0.0] * 17, oracles.LAYOUT, in_channels=64, channels=64, num_convs=2)
         self.quality = quality()
         self.criterion = Criterion(assign_atss, self.quality, GeneralBox())
 

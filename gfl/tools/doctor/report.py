@@ -176,12 +176,15 @@ def _fit_lines(result: dict[str, Any], width: int) -> list[str]:
     texts = [
         f"object sizes (square root of the area): median {middle:.0f} px, 5% under {low:.0f}, 5% over {high:.0f}",
         f"objects under 8 px in the files: {sizes['under_8_px_in_file']:,}",
-        f"points per object: {assigned['mean_points']:.1f} on average over {assigned['objects']:,} objects of "
-        f"{assigned['images']:,} images",
     ]
+    if assigned:
+        texts.append(
+            f"points per object: {assigned['mean_points']:.1f} on average over {assigned['objects']:,} objects of "
+            f"{assigned['images']:,} images"
+        )
     lines = [head, *table(_to_findings(result["findings"]["fit"]), width)]
     lines += [line for text in texts for line in _wrapped(text, width)]
-    if targets["points"]:
+    if targets and targets["points"]:
         beyond = {stride: f"{share:.2%}" for stride, share in targets["share_beyond_by_stride"].items()}
         rows = {
             "stride": targets["points_by_stride"].keys(),

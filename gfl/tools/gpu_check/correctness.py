@@ -14,9 +14,9 @@ from gfl.common.errors import UserError
 from gfl.config import AssignConfig, HeadConfig
 from gfl.evaluation.inference import detect
 from gfl.method.points import PointLayout, make_point_grid, points_in_images
-from gfl.structures import Batch
+from gfl.structures import Batch, PointGrid, PointPredictions
 from gfl.tools.gpu_check.report import NOT_RUN, Check, Options, attempt, judge, worst
-from gfl.tools.gpu_check.step import Step, make_config, random_batch
+from gfl.tools.gpu_check.step import CLASSES, Step, make_config, random_batch
 from gfl.training.resume import restore
 from gfl.training.step import compute_losses, train_step
 
@@ -69,17 +69,28 @@ def same_as_cpu(options: Options) -> Iterator[Check]:
 
 def _same_assignment(name: str, batch: Batch, device: torch.device) -> Check:
     assigner, found = build_assigner(AssignConfig(kind=name), HeadConfig()), []
+    height, width = batch.images.shape[-2:]
+    layout = PointLayout((8, 16, 32, 64, 128))
+    feature_sizes = [(-(-height // s), -(-width // s)) for s in layout.strides]
+    predicted = _random_predictions(len(batch.images), make_point_grid(feature_sizes, layout))
     for place in (torch.device("cpu"), device):
-        height, width = batch.images.shape[-2:]
-        layout = PointLayout((8, 16, 32, 64, 128))
-        grid = make_point_grid([(-(-height // s), -(-width // s)) for s in layout.strides], layout, device=place)
-        moved = batch.to(place)
-        found.append(assigner(grid, moved.targets, points_in_images(grid, moved.image_sizes)).index.cpu())
+        grid, moved = make_point_grid(feature_sizes, layout, device=place), batch.to(place)
+        predict = partial(PointPredictions, *(tensor.to(place) for tensor in predicted))
+        inside = points_in_images(grid, moved.image_sizes)
+        found.append(assigner(grid, moved.targets, inside, predict).index.cpu())
     differ = int((found[0] != found[1]).sum())
     positive = int((found[0] >= 0).sum())
     return judge(
         f"assignment by {name}", differ == 0, f"{differ} of {found[0].numel()} points differ, {positive} positive"
     )
+
+
+def _random_predictions(images: int, grid: PointGrid) -> PointPredictions:
+    """Squares of up to 16 strides around the points, with random scores; the same whenever it is called."""
+    generator, shape = torch.Generator().manual_seed(1), (images, len(grid.points))
+    half = grid.strides[:, None] * 8 * torch.rand(*shape, 1, generator=generator)
+    boxes_xyxy = torch.cat([grid.points - half, grid.points + half], dim=-1)
+    return PointPredictions(torch.rand(*shape, CLASSES, generator=generator), boxes_xyxy)
 
 
 def _same_losses(batch: Batch, options: Options) -> Check:

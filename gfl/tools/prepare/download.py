@@ -106,7 +106,11 @@ def fetch(
             code="hash",
         )
     kept = f"{_size(part)} bytes are kept in {part}; " if found else ""
-    raise UserError(f"{url}: {problem}; {kept}with internet the same command resumes it", code="interrupted")
+    raise UserError(
+        f"{url}: {problem}; {kept}with internet the same command resumes it; a file fetched elsewhere is taken as "
+        f"{path}",
+        code="interrupted",
+    )
 
 
 def _try_to_receive(url: str, part: Path, growth: float, timeout: float, on_progress: OnProgress) -> str:

@@ -173,6 +173,23 @@ def _folder_and_key(name: str) -> tuple[str, str]:
     return folder, spelling_key(stem)
 
 
+def whole_set(root: Path, images: str | None, annotations: str | None) -> Part:
+    """All images of a set as one part.
+
+    Raises `UserError` as `find_folders` does, and for folders that are splits and have nothing in common.
+    """
+    try:
+        return paired_part("all", find_folders(root, images, annotations))
+    except UserError as error:
+        splits = _split_folders(root, images, annotations)
+        if error.code != "several_folders" or not splits:
+            raise
+        raise UserError(
+            f"{root} has the splits {', '.join(splits)} already, so leave --val-share out: {voc_command(root)}",
+            code="has_val",
+        ) from None
+
+
 def _split_folders(root: Path, images: str | None, annotations: str | None) -> dict[str, VocFolders]:
     """The folders of each split: train/ and others in `root`, or within the folders of images and xml files.
 

@@ -57,7 +57,7 @@ def parse_xml(path: Path) -> ElementTree.Element:
     except (ElementTree.ParseError, LookupError, ValueError) as error:  # the last two: encodings
         kind = recognise_content(data[:512]) if data.strip() else "empty"
         reason = f"it is {kind}" if kind and "XML" not in kind else error
-        raise UserError(f"{path}: not xml: {reason}", code="not_xml") from None
+        raise UserError(f"{path}: not xml: {reason}; repair it or move it away", code="not_xml") from None
     if node.tag != "annotation":
         tool = "; this is CVAT's xml of all images: export as Pascal VOC or COCO there" * (node.tag == "annotations")
         raise UserError(

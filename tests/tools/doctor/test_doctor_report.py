@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from gfl.config import Config, DataConfig, HeadConfig, ModelConfig
+from gfl.config import AssignConfig, Config, DataConfig, HeadConfig, ModelConfig
 from gfl.tools.doctor.report import check_dataset, format_report
 
 CONFIG = Config(data=DataConfig(short_side=128, long_side=256))
@@ -135,6 +135,14 @@ def test_a_missing_folder_is_refused_as_in_training(clean, refusal):
 def test_the_report_has_a_verdict_on_reg_max(head, verdict, clean):
     result = check(clean(), config=replace(CONFIG, model=ModelConfig(head=HeadConfig(**head))))
     assert verdict in format_report(result, width=140)
+
+
+def test_the_report_goes_without_what_is_not_known_before_training(clean):
+    result = check(clean(), config=replace(CONFIG, assign=AssignConfig(kind="tal")))
+    text = format_report(result, width=140)
+    assert result["exit_code"] == 0
+    assert "tal chooses" in text
+    assert "points per object:" not in text
 
 
 def test_the_command_exits_with_the_code_of_the_worst_finding(clean, script, tmp_path, capsys):

@@ -8,7 +8,7 @@ from layouts import voc_object, voc_xml, write, write_image, write_voc
 
 from gfl.tools.prepare.voc import read_voc
 from gfl.tools.prepare.voc_folders import VocFolders
-from gfl.tools.prepare.voc_layout import find_splits, paired_part
+from gfl.tools.prepare.voc_layout import find_splits, paired_part, whole_set
 
 EXAMPLES = ("00", "01", "02")
 
@@ -101,6 +101,15 @@ def test_what_is_in_no_folder_of_a_split_is_reported(tmp_path):
 
 def command_words(message):
     return shlex.split(re.search(r"python (scripts/to_coco\.py voc .*)$", message)[1])[2:]
+
+
+def test_splits_in_folders_of_their_own_are_not_divided_anew(tmp_path, refusal):
+    for split in ("train", "valid"):
+        put(tmp_path, f"{split}/images", f"{split}/xml")
+    message = refusal(whole_set, tmp_path, None, None)
+    assert message.code == "has_val"
+    assert command_words(message) == [str(tmp_path)]
+    assert whole_set(tmp_path / "train", None, None).name == "all"
 
 
 def test_what_can_be_read_in_two_ways_is_refused_with_a_command(tmp_path, refusal):
