@@ -19,7 +19,7 @@ COMMANDS = {
     "data/coco": "python scripts/download_coco.py data/coco",
     "data/weights/resnext101_32x4d.pt": "python scripts/convert_checkpoint.py resnext101_32x4d-a5af3160.pth "
     "data/weights/resnext101_32x4d.pt",
-    "runs/shapes_start": f"{DEMO} model.head.quality=none model.head.box=dirac run_dir=runs/shapes_start",
+    "runs/shapes_start": "python train.py configs/gfl_r18_shapes_start.yaml",
     "runs/gfl_r18_shapes": DEMO,
 }
 START = "runs/shapes_start/best.pt"  # of configs/scales/shapes.yaml

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from gfl.ablation.study import METRICS, Row, Study
 from gfl.ablation.verdict import holm, p_value, paired_difference, verdict
-from gfl.common.text import csv_text, markdown_text
+from gfl.common.text import csv_text, markdown_table, markdown_text
 
 
 class Outcome(NamedTuple):
@@ -118,13 +118,8 @@ def _cells(outcome: Outcome) -> list[str]:
 
 
 def format_table(outcomes: Iterable[Outcome]) -> str:
-    """The outcomes as a Markdown table, its columns aligned."""
-    rows = [list(COLUMNS), *map(_cells, outcomes)]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    rows.insert(1, ["-" * width for width in widths])
-    return "\n".join(
-        "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in rows
-    )
+    """The outcomes as a Markdown table."""
+    return markdown_table(COLUMNS, list(map(_cells, outcomes)))
 
 
 def format_csv(outcomes: Iterable[Outcome]) -> str:

@@ -10,9 +10,10 @@ from gfl.ablation.missing import START
 from gfl.ablation.outcomes import format_csv, format_table, summarize
 from gfl.ablation.plot import plot_study
 from gfl.ablation.records import Session, read_result, read_sessions
-from gfl.ablation.study import METRICS, Run, StudyOptions
+from gfl.ablation.study import METRICS, Run, Study, StudyOptions
+from gfl.common.errors import UserError
 from gfl.common.files import safe_file_name, write_text
-from gfl.common.text import csv_text, markdown_code, markdown_text, printable, shell_command
+from gfl.common.text import csv_text, markdown_code, markdown_text, one_line, printable, shell_command
 
 READING = """\
 AP in percent, mean over the seeds ± standard deviation. Difference: of AP to the baseline row, mean over the seeds ±
@@ -65,6 +66,23 @@ def format_runs(
         conditions = [_distinct(own, field) for field in ("threads", "torch", "machine")]
         writer.writerow([csv_text(row), seed, *numbers, _seconds(own) if own else None, *conditions])
     return text.getvalue()
+
+
+def read_runs(path: Path, study: Study) -> dict[tuple[str, int], dict[str, float]]:
+    """The metrics in a file of `format_runs`, by (row, seed). Raises `UserError` for one that is not of `study`."""
+    names = {csv_text(row.name): row.name for row in study.rows}
+    try:
+        lines = list(csv.DictReader(io.StringIO(path.read_text(encoding="utf-8"), newline="")))
+        return {
+            (names[line["row"]], int(line["seed"])): {name: float(line[name]) for name in METRICS if line[name]}
+            for line in lines
+        }
+    except (OSError, csv.Error, KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{path}: no results of {study.title!r} ({type(error).__name__}: {one_line(error)}); it is the runs.csv of "
+            "other rows, or damaged",
+            code="runs",
+        ) from None
 
 
 def _seconds(sessions: Iterable[Session]) -> float:

@@ -1,0 +1,78 @@
+"""The ledger of claims: verdicts from the results that are there, and nothing claimed where there are none."""
+
+import pytest
+import yaml
+from printed_commands import ROOT
+
+from gfl.ablation.claims import format_ledger
+from gfl.ablation.report import format_runs
+
+ROWS = [
+    {"name": "base", "paper": {"AP": 39.0}},
+    {"name": "new", "expect": "better", "paper": {"AP": 40.0}},
+    {"name": "less", "expect": "worse", "paper": {"AP": 38.0}},
+    {"name": "free"},
+]
+
+
+@pytest.fixture
+def ledger(tmp_path):
+    """Writes a ledger of claims, each a list of rows, and results by world and (row, seed); returns its lines."""
+
+    def write(claims, results):
+        studies = tmp_path / "configs" / "studies"
+        studies.mkdir(parents=True, exist_ok=True)
+        study = {"title": "T", "base": "b.yaml", "baseline": "base", "rows": ROWS}
+        (studies / "table.yaml").write_text(yaml.safe_dump(study))
+        for world, values in results.items():
+            folder = tmp_path / "results" / f"table-{world}"
+            folder.mkdir(parents=True, exist_ok=True)
+            metrics = {key: {"AP": value} for key, value in values.items()}
+            (folder / "runs.csv").write_text(format_runs(metrics, dict.fromkeys(metrics, ())))
+        path = tmp_path / "claims.yaml"
+        worlds = [{"name": f"of {world}", "scale": f"scales/{world}.yaml"} for world in ("one", "two")]
+        entries = [
+            {"claim": f"claim {number}", "source": "table 9", "study": "table", "rows": rows}
+            for number, rows in enumerate(claims)
+        ]
+        path.write_text(yaml.safe_dump({"results": "results", "worlds": worlds, "claims": entries}))
+        text = format_ledger(path, tmp_path)
+        return [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if "| claim " in line]
+
+    return write
+
+
+def runs(**differences):
+    """Of three seeds: base at 20, other rows as far from it as given, but for a little noise."""
+    values = {("base", seed): 20.0 for seed in range(3)}
+    return values | {
+        (name, seed): 20.0 + difference + noise
+        for name, difference in differences.items()
+        for seed, noise in enumerate((-0.1, 0.0, 0.1))
+    }
+
+
+def test_a_claim_has_the_verdict_of_its_rows_in_each_world(ledger):
+    claims = [["new"], ["less"], ["new", "less"]]
+    lines = ledger(claims, {"one": runs(new=1.0, less=1.0), "two": runs(new=1.0, less=-1.0)})[1:]
+    assert [line[3] for line in lines] == ["+1.0", "-1.0", "+1.0, -1.0"]
+    assert [line[4].split(":")[0] for line in lines] == ["supported", "contradicted", "contradicted"]
+    assert [line[5].split(":")[0] for line in lines] == ["supported", "supported", "supported"]
+    assert lines[2][4] == "contradicted: +1.0 ± 0.2, +1.0 ± 0.2 (3 seeds)"
+
+
+def test_what_was_not_run_says_so(ledger):
+    one_seed = {key: value for key, value in runs(new=5.0).items() if key[1] == 0}
+    line = ledger([["new", "less"]], {"one": one_seed})[1]
+    assert line[4] == "open: +4.9, not run (1 seed)"
+    assert line[5] == "not run"
+
+
+def test_claims_that_nothing_tests_and_results_of_other_rows_are_refused(ledger, refusal):
+    for rows in (["free"], ["base"], ["nowhere"]):
+        assert refusal(ledger, [rows], {}).code == "claim_row"
+    assert refusal(ledger, [["new"]], {"one": {("elsewhere", 0): 1.0}}).code == "runs"
+
+
+def test_the_committed_ledger_is_that_of_the_committed_results():
+    assert (ROOT / "docs" / "claims.md").read_text() == format_ledger(ROOT / "configs" / "claims" / "paper.yaml", ROOT)
