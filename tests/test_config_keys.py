@@ -26,6 +26,8 @@ from config_observations import (
     run,
     start,
     structure,
+    teacher,
+    teaching,
     update,
 )
 from conftest import write_coco_set
@@ -92,6 +94,10 @@ ROWS: dict[str, tuple] = {
     "loss.box_weight": (losses, "3"),
     "loss.dfl_weight": (losses, "3"),
     "loss.quality_weight": (losses, "3", BRANCH),
+    "loss.distill.teacher": (teacher, "nowhere.pt"),
+    "loss.distill.weight": (teaching, "3"),
+    "loss.distill.temperature": (teaching, "2"),
+    "loss.distill.region": (teaching, "both"),
     "data.train.annotations": (loaded, "OTHER/instances.json"),
     "data.train.images": (loaded, "OTHER/images"),
     "data.val.annotations": (loaded, "OTHER/instances.json"),

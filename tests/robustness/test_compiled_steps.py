@@ -10,10 +10,11 @@ from command_line import ENVIRONMENT, ROOT, Project, records
 from tiny_detector import make_config
 
 from gfl.build import build_criterion, build_detector
-from gfl.config import OptimConfig, PointsConfig
+from gfl.config import DistillConfig, OptimConfig, PointsConfig
 from gfl.structures import Batch, Targets
 from gfl.training.acceleration import accelerated, compile_problem
 from gfl.training.step import compute_losses
+from gfl.training.teacher import Teacher
 
 pytestmark = pytest.mark.robustness
 CPU = torch.device("cpu")
@@ -53,10 +54,13 @@ def random_batch(height, width, boxes):
     return Batch(images, sizes, Targets(corners, labels, labels >= 0), torch.tensor([1, 2]), sizes)
 
 
-def test_one_graph_serves_all_sizes_and_any_number_of_boxes(graphs):
+@pytest.mark.parametrize("taught", [False, True])
+def test_one_graph_serves_all_sizes_and_any_number_of_boxes(taught, graphs):
     config = make_config()
-    model = build_detector(config, 3).train()
-    criterion = build_criterion(config, model.quality, model.box_repr)
+    distill = DistillConfig(teacher="any" if taught else "none", region="both")
+    config = dataclasses.replace(config, loss=dataclasses.replace(config.loss, distill=distill))
+    model, teacher = build_detector(config, 3).train(), Teacher(build_detector(config, 5), None)
+    criterion = build_criterion(config, model.quality, model.box_repr, teacher)
     optim = OptimConfig(compile="default", amp="auto")
     compiled = accelerated(compute_losses, optim, CPU)
     with torch.no_grad():
@@ -65,6 +69,7 @@ def test_one_graph_serves_all_sizes_and_any_number_of_boxes(graphs):
             losses = compiled(model, criterion, batch, optim)
             assert losses == compute_losses(model, criterion, batch, optim)
             assert losses["box"] > 0
+            assert ("ld" in losses) == taught
     assert len(graphs) == 1
 
 
