@@ -84,8 +84,15 @@ def check_rows(path: str, runs: list[Run]) -> None:
 
 
 def check_weights(runs: list[Run], scale: str | None) -> None:
-    """Before hours of training, check that the weights that rows start from exist; raises `UserError` otherwise."""
+    """Before hours of training, check that the weights and teachers of rows exist; raises `UserError` otherwise."""
     for run in runs:
+        teacher = run.config.loss.distill.teacher
+        if teacher != "none" and not find_checkpoint(Path(teacher), BEST, LAST):
+            raise UserError(
+                f"row {run.row!r} learns from {teacher}, which does not exist; the comment at the top of the study "
+                "says how to make it",
+                code="no_teacher",
+            )
         model = run.config.model
         if model.weights != "none":
             weights, names = model.weights, (BEST, LAST)  # of a run folder
