@@ -34,6 +34,7 @@ TINY = [
 
 def write_teacher(folder, overrides, config):
     """An untrained detector of the same config."""
+    folder.mkdir()
     config = load_config(config, overrides)
     write_torch_file(folder / BEST, detector_content(build_detector(config, 1).state_dict(), config, ["disc"]))
     return folder
