@@ -63,6 +63,7 @@ from gfl.training.saving import CheckpointSaver
 from gfl.training.schedule import after_evaluation, fit_schedule, is_finished
 from gfl.training.step import train_step
 from gfl.training.summary import end_summary, resume_summary, run_summary
+from gfl.training.teacher import load_teacher
 from gfl.training.validation import evaluate
 
 
@@ -90,7 +91,7 @@ def train(config: Config, device: torch.device, stop: StopRequest, keep_lock: Ca
     model = build_detector(config, len(class_names)).to(device)
     initial_weights = "" if checkpoint else load_initial_weights(model, config, class_names)
     model.to(memory_format=memory_format(optim, dtype))
-    criterion = build_criterion(config, model.quality, model.box_repr)
+    criterion = build_criterion(config, model.quality, model.box_repr, load_teacher(config, device))
 
     # Everything that a step changes, and that a checkpoint holds.
     scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)

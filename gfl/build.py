@@ -15,6 +15,7 @@ from gfl.config import AssignConfig, Config, HeadConfig, PointsConfig
 from gfl.method.assign import assign_atss, assign_fcos, assign_fovea, assign_max_iou, assign_tal
 from gfl.method.box_representation import AnchorDeltaBox, BoxRepresentation, DiracBox, GaussianBox, GeneralBox
 from gfl.method.criterion import Criterion
+from gfl.method.distillation import Distillation, valuable_region
 from gfl.method.points import PointLayout
 from gfl.method.quality import DistributionGuidedQuality, JointQuality, Quality, SeparateQuality, VarifocalQuality
 from gfl.model.backbone import Backbone
@@ -34,7 +35,11 @@ QUALITIES: dict[str, Callable[[HeadConfig, float], Quality]] = {
     "iou_guided": lambda head, beta: SeparateQuality(by="iou", guide=True),
     "joint": lambda head, beta: JointQuality(beta=beta),
     "dgqp": lambda head, beta: DistributionGuidedQuality(
-        beta=beta, topk=head.dgqp.topk, hidden=head.dgqp.hidden, add_mean=head.dgqp.add_mean
+        beta=beta,
+        topk=head.dgqp.topk,
+        hidden=head.dgqp.hidden,
+        add_mean=head.dgqp.add_mean,
+        kaiming=head.dgqp.init == "kaiming",
     ),
     "varifocal": lambda head, beta: VarifocalQuality(),
     "iou_branch_negatives": lambda head, beta: SeparateQuality(by="iou", negatives=True),
@@ -93,8 +98,13 @@ def build_assigner(config: AssignConfig, head: HeadConfig) -> Assigner:
 
     Raises `UserError` for `assign.range_aware` where the assigner has no candidates or the boxes no range.
     """
+    return ASSIGNERS[config.kind](config, _reach(config, head))
+
+
+def _reach(config: AssignConfig, head: HeadConfig) -> float | None:
+    """The farthest side, in strides, of a box that a point may learn; None for any. Raises as `build_assigner`."""
     if not config.range_aware:
-        return ASSIGNERS[config.kind](config, None)
+        return None
     if config.kind != "atss" or head.box != "general":
         raise UserError(
             f"assign.range_aware needs assign.kind: atss and model.head.box: general, not {config.kind} and "
@@ -102,7 +112,7 @@ def build_assigner(config: AssignConfig, head: HeadConfig) -> Assigner:
             "set assign.range_aware=false",
             code="range_aware",
         )
-    return ASSIGNERS[config.kind](config, head.reg_max * head.delta)
+    return head.reg_max * head.delta
 
 
 def build_point_layout(points: PointsConfig) -> PointLayout:
@@ -112,10 +122,44 @@ def build_point_layout(points: PointsConfig) -> PointLayout:
     return PointLayout(points.strides, points.offset)
 
 
-def build_criterion(config: Config, quality: Quality, box_repr: BoxRepresentation) -> Criterion:
+def build_distillation(config: Config, teacher: Callable[[Tensor], Tensor] | None) -> Distillation | None:
+    """Distillation as the config names it, from a `teacher` as `Distillation` takes it; None without one.
+
+    Raises `UserError` where the student has no distributions, or the region needs another assigner.
+    """
+    distill, head, assign = config.loss.distill, config.model.head, config.assign
+    if distill.teacher == "none":
+        return None
+    if head.box != "general":
+        raise UserError(
+            f"loss.distill.teacher: it teaches the distributions of box: general; box: {head.box} predicts none",
+            code="no_distributions",
+        )
+    if distill.region != "main" and assign.kind != "atss":
+        raise UserError(
+            f"loss.distill.region: {distill.region} needs assign.kind: atss, not {assign.kind}: only ATSS has a "
+            "threshold per box, around which the region lies; set loss.distill.region=main",
+            code="region",
+        )
+    if teacher is None:  # the config alone is checked
+        return None
+    valuable = partial(valuable_region, topk=assign.topk, anchor_scale=assign.anchor_scale, reach=_reach(assign, head))
+    return Distillation(
+        teacher,
+        weight=distill.weight,
+        temperature=distill.temperature,
+        main=distill.region != "valuable",
+        valuable=None if distill.region == "main" else valuable,
+    )
+
+
+def build_criterion(
+    config: Config, quality: Quality, box_repr: BoxRepresentation, teacher: Callable[[Tensor], Tensor] | None = None
+) -> Criterion:
     """The criterion that `config` describes, around the quality and box representation of its detector.
 
-    Raises `UserError` for accumulated passes with an assigner that needs predictions.
+    `teacher` as `build_distillation` takes it: what `config` names, already loaded. Raises `UserError` for accumulated
+    passes with an assigner that needs predictions, and as `build_distillation` does.
     """
     if needs_predictions(config.assign) and config.optim.accumulate > 1:
         raise UserError(
@@ -133,6 +177,7 @@ def build_criterion(config: Config, quality: Quality, box_repr: BoxRepresentatio
         box_weight=loss.box_weight,
         dfl_weight=loss.dfl_weight,
         quality_weight=loss.quality_weight,
+        distillation=build_distillation(config, teacher),
     )
 
 

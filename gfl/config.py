@@ -80,6 +80,7 @@ class DGQPConfig:
     topk: Count = 4  # largest probabilities of each side that it gets
     hidden: Width = 64
     add_mean: bool = True  # it also gets their mean
+    init: Literal["normal", "kaiming"] = "normal"  # of its weights: the reference's, or for AdamW
 
 
 @dataclass(frozen=True)
@@ -134,6 +135,17 @@ class AssignConfig:
 
 
 @dataclass(frozen=True)
+class DistillConfig:
+    """Localisation distillation (gfl/method/distillation.py)."""
+
+    teacher: FilePath = "none"  # a checkpoint of this codebase, or a run folder
+    weight: NotNegative = 0.25  # against box terms of one normaliser; docs/deviations.md has the reference's
+    temperature: Annotated[float, between(0.01, 1000)] = 10.0
+    # Positives, the valuable localisation region around them (atss), or both.
+    region: Literal["main", "valuable", "both"] = "main"
+
+
+@dataclass(frozen=True)
 class LossConfig:
     # Between 0 and 1 the gradient is infinite where score and target meet.
     qfl_beta: Annotated[float, Check("0 or at least 1", lambda beta: beta == 0 or beta >= 1)] = 2.0
@@ -141,6 +153,7 @@ class LossConfig:
     box_weight: NotNegative = 2.0
     dfl_weight: NotNegative = 0.25  # of the box representation's own loss: DFL, or the Gaussian's likelihood
     quality_weight: NotNegative = 1.0  # of a quality branch
+    distill: DistillConfig = field(default_factory=DistillConfig)
 
 
 @dataclass(frozen=True)

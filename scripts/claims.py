@@ -11,8 +11,8 @@ ROOT = Path(__file__).resolve().parent.parent
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        description=f"{__doc__} The claims are in configs/claims/paper.yaml, the results in the folder that it names, as "
-        "STUDY-SCALE/runs.csv: copy them there from runs/studies.",
+        description=f"{__doc__} The claims are in configs/claims/paper.yaml, the results in the folder that it names, "
+        "as STUDY-SCALE/runs.csv: copy them there from runs/studies.",
         epilog="example: python scripts/claims.py",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

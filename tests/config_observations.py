@@ -3,6 +3,7 @@
 import json
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from gfl.training.optim import build_optimizer, learning_rate
 from gfl.training.schedule import is_finished
 from gfl.training.signals import StopRequest
 from gfl.training.step import compute_losses, train_step
+from gfl.training.teacher import load_teacher
 
 
 def attempt(function: Callable, *arguments: Any) -> Any:
@@ -72,6 +74,22 @@ def build(config: Config) -> tuple:
 def losses(config: Config) -> dict[str, float]:
     found = compute_losses(*build(config), scene(), config.optim)
     return {name: loss.item() for name, loss in found.items()}
+
+
+def teacher(config: Config) -> Any:
+    return attempt(load_teacher, config, torch.device("cpu"))
+
+
+@torch.no_grad()
+def teaching(config: Config) -> float:
+    """The loss against a teacher with random sides, whatever the config names."""
+    model, _ = build(config)
+    named = replace(config, loss=replace(config.loss, distill=replace(config.loss.distill, teacher="any")))
+    generator = torch.Generator().manual_seed(1)
+    criterion = build_criterion(
+        named, model.quality, model.box_repr, lambda images: 4 * torch.randn(2, 257, 4, 17, generator=generator)
+    )
+    return compute_losses(model, criterion, scene(), config.optim)["ld"].item()
 
 
 def update(config: Config) -> list[float]:

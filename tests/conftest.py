@@ -139,7 +139,7 @@ def refusal() -> Callable[..., Refusal]:
 def run(coco_set, tmp_path, monkeypatch) -> Callable[..., None]:
     """Train a tiny detector in this process, for an epoch of three steps, with a checkpoint after each.
 
-    Args of the factory: `resume` as in train.py, and keys of `optim`.
+    Args of the factory: `resume` as in train.py, the section `loss`, and keys of `optim`.
     """
     import train
     from gfl.config_file import config_from_dict
@@ -160,9 +160,10 @@ def run(coco_set, tmp_path, monkeypatch) -> Callable[..., None]:
         "run_dir": str(tmp_path / "run"),
     }
 
-    def call(resume: str = "", **optim: object) -> None:
+    def call(resume: str = "", loss: dict[str, object] | None = None, **optim: object) -> None:
         optim = {"batch": 2, "base_batch": 2, "epochs": 1, "warmup_steps": 0} | optim
-        monkeypatch.setattr(train, "load_config", lambda *_: config_from_dict(tree | {"optim": optim}, "test"))
+        sections = {"loss": loss or {}, "optim": optim}
+        monkeypatch.setattr(train, "load_config", lambda *_: config_from_dict(tree | sections, "test"))
         train.main(argparse.Namespace(config="", overrides=[], resume=resume), StopRequest([]))
 
     return call

@@ -17,6 +17,7 @@ from gfl.build import (
     build_box_representation,
     build_criterion,
     build_detector,
+    build_distillation,
     build_point_layout,
     build_quality,
 )
@@ -238,6 +239,35 @@ def test_accumulated_passes_are_refused_where_points_are_chosen_by_predictions(r
     message = refusal(build_criterion, config, JointQuality(), GeneralBox())
     assert message.code == "accumulated_predictions"
     assert message.startswith("optim.accumulate")
+
+
+@pytest.mark.parametrize(
+    ("tree", "code"),
+    [
+        ({"model": {"head": {"box": "dirac"}}}, "no_distributions"),
+        ({"assign": {"kind": "fcos"}, "loss": {"distill": {"region": "both"}}}, "region"),
+        ({"assign": {"kind": "fovea"}, "loss": {"distill": {"region": "valuable"}}}, "region"),
+    ],
+    ids=str,
+)
+def test_distillation_is_refused_where_it_means_nothing_even_before_a_teacher_is_loaded(tree, code, refusal):
+    config = config_from_dict(tree, "test")
+    assert build_distillation(config, None) is None
+    distill = dataclasses.replace(config.loss.distill, teacher="any")
+    config = dataclasses.replace(config, loss=dataclasses.replace(config.loss, distill=distill))
+    assert refusal(build_distillation, config, None).code == code
+
+
+def test_distillation_is_built_as_the_config_says():
+    distill = {"teacher": "any", "weight": 3.0, "temperature": 2.0, "region": "both"}
+    tree = {"model": {"head": {"reg_max": 7, "delta": 0.5}}, "assign": {"topk": 5, "range_aware": True}}
+    built = build_distillation(config_from_dict(tree | {"loss": {"distill": distill}}, "test"), lambda images: images)
+    assert (built.weight, built.temperature, built.main) == (3.0, 2.0, True)
+    assert built.valuable.keywords == {"topk": 5, "anchor_scale": 8.0, "reach": 3.5}
+    for region, main, valuable in (("main", True, False), ("valuable", False, True)):
+        config = config_from_dict({"loss": {"distill": distill | {"region": region}}}, "test")
+        built = build_distillation(config, lambda images: images)
+        assert (built.main, built.valuable is not None) == (main, valuable)
 
 
 def test_the_criterion_takes_its_weights_from_the_config():

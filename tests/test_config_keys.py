@@ -26,6 +26,8 @@ from config_observations import (
     run,
     start,
     structure,
+    teacher,
+    teaching,
     update,
 )
 from conftest import write_coco_set
@@ -76,6 +78,7 @@ ROWS: dict[str, tuple] = {
     "model.head.dgqp.topk": (structure, "3", DGQP),
     "model.head.dgqp.hidden": (structure, "32", DGQP),
     "model.head.dgqp.add_mean": (structure, "false", DGQP),
+    "model.head.dgqp.init": (losses, "kaiming", DGQP),
     "model.head.box": (structure, "dirac"),
     "model.head.reg_max": (structure, "12"),
     "model.head.delta": (losses, "0.5"),
@@ -93,6 +96,10 @@ ROWS: dict[str, tuple] = {
     "loss.box_weight": (losses, "3"),
     "loss.dfl_weight": (losses, "3"),
     "loss.quality_weight": (losses, "3", BRANCH),
+    "loss.distill.teacher": (teacher, "nowhere.pt"),
+    "loss.distill.weight": (teaching, "3"),
+    "loss.distill.temperature": (teaching, "2"),
+    "loss.distill.region": (teaching, "both"),
     "data.train.annotations": (loaded, "OTHER/instances.json"),
     "data.train.images": (loaded, "OTHER/images"),
     "data.val.annotations": (loaded, "OTHER/instances.json"),

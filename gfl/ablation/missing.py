@@ -21,6 +21,7 @@ COMMANDS = {
     "data/weights/resnext101_32x4d.pt",
     "runs/shapes_start": "python train.py configs/gfl_r18_shapes_start.yaml",
     "runs/gfl_r18_shapes": DEMO,
+    "runs/teacher": "python train.py configs/gfl_r101_fpn_ms2x_coco.yaml run_dir=runs/teacher",
 }
 START = "runs/shapes_start/best.pt"  # of configs/scales/shapes.yaml
 DEMOS = ("runs/gfl_r18_shapes/best.pt", "runs/demo/best.pt")  # the second of `make demo`
@@ -60,7 +61,8 @@ def _missing_paths(config: Config) -> Iterator[str]:
     for split in (data.train, data.val):
         yield from (path for path in (split.annotations, split.images) if not Path(path).exists())
     backbone = model.backbone.weights if model.weights == "none" else "none"
-    for path, names in ((model.weights, (BEST, LAST)), (backbone, ())):  # names: of a run folder
+    of_run = (BEST, LAST)
+    for path, names in ((model.weights, of_run), (backbone, ()), (config.loss.distill.teacher, of_run)):
         if path not in ("none", "torchvision") and not find_checkpoint(Path(path), *names):
             yield path
 

@@ -4,6 +4,8 @@ An assigner is called with the grid, the targets, `inside` (B, P) bool, the poin
 (`points_in_images`), and `predict`, which all but `assign_tal` ignore.
 """
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -38,6 +40,31 @@ def assign_atss(
 
     A box may get no point at all, as in the reference.
     """
+    candidates, iou, eligible, within, threshold = _atss_candidates(grid, targets, inside, topk, anchor_scale, reach)
+    positive = eligible & within & (iou >= threshold.unsqueeze(-1))
+    return Assignment(resolve_conflicts(candidates, iou.masked_fill(~positive, -1.0), num_points=inside.shape[1]))
+
+
+def atss_thresholds(
+    grid: PointGrid, targets: Targets, inside: Tensor, *, topk: int, anchor_scale: float, reach: float | None
+) -> Tensor:
+    """(B, G) the IoU from which on `assign_atss`, with the same arguments, takes a candidate of each box."""
+    return _atss_candidates(grid, targets, inside, topk, anchor_scale, reach).threshold
+
+
+class _Candidates(NamedTuple):
+    """The candidates of each box, and what decides whether they are positive."""
+
+    index: Tensor  # (B, G, Q) into P
+    iou: Tensor  # (B, G, Q) of their square with the box
+    eligible: Tensor  # (B, G, Q) bool, in the image and, if there is one, within reach
+    within: Tensor  # (B, G, Q) bool, inside the box
+    threshold: Tensor  # (B, G) the least IoU
+
+
+def _atss_candidates(
+    grid: PointGrid, targets: Targets, inside: Tensor, topk: int, anchor_scale: float, reach: float | None
+) -> _Candidates:
     boxes_xyxy = targets.boxes_xyxy.unsqueeze(2)  # (B, G, 1, 4)
     candidates, eligible = _nearest_points(grid, boxes_xyxy, inside, topk)  # (B, G, Q) each
     eligible &= targets.valid.unsqueeze(-1)
@@ -53,8 +80,7 @@ def assign_atss(
         # Of few candidates none may reach mean plus deviation: the best of those that may be positive always does.
         threshold = torch.where(changed, torch.minimum(_mean_plus_std(iou, fits), best), threshold)
         eligible = torch.where(changed.unsqueeze(-1), fits, eligible)
-    positive = eligible & within & (iou >= threshold.unsqueeze(-1))
-    return Assignment(resolve_conflicts(candidates, iou.masked_fill(~positive, -1.0), num_points=inside.shape[1]))
+    return _Candidates(candidates, iou, eligible, within, threshold)
 
 
 def anchor_boxes(grid: PointGrid, scale: float) -> Tensor:

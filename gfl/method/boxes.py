@@ -28,6 +28,16 @@ def generalized_box_iou(a: Tensor, b: Tensor, *, eps: float = 1e-6) -> Tensor:
     return intersection / union - (hull_area - union) / hull_area
 
 
+def distance_box_iou(a: Tensor, b: Tensor, *, eps: float = 1e-6) -> Tensor:
+    """DIoU in [-1, 1] (arXiv 1911.08287), broadcast: (..., 4), (..., 4) -> (...).
+
+    IoU minus the squared distance of the centres over the squared diagonal of the smallest box around both.
+    """
+    hull = torch.maximum(a[..., 2:], b[..., 2:]) - torch.minimum(a[..., :2], b[..., :2])
+    between = (a[..., :2] + a[..., 2:] - b[..., :2] - b[..., 2:]) / 2
+    return box_iou(a, b, eps=eps) - between.square().sum(dim=-1) / hull.square().sum(dim=-1).clamp(min=eps)
+
+
 def _intersection_union(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     top_left = torch.maximum(a[..., :2], b[..., :2])
     bottom_right = torch.minimum(a[..., 2:], b[..., 2:])

@@ -11,6 +11,7 @@ from gfl.common.distributed import mean_over_processes, world_size
 from gfl.method.assign import leave_out_ignored
 from gfl.method.box_representation import BoxRepresentation
 from gfl.method.boxes import box_iou, boxes_to_distances, distances_to_boxes
+from gfl.method.distillation import Distillation
 from gfl.method.losses import giou_loss
 from gfl.method.points import points_in_images
 from gfl.method.quality import Quality
@@ -24,6 +25,7 @@ class PointTargets(NamedTuple):
     boxes: Tensor  # (B, P, 4)
     distances: Tensor  # (B, P, 4) from the point to the sides of its box
     positive: Tensor  # (B, P) bool
+    inside: Tensor  # (B, P) bool, not in padding
     trained: Tensor  # (B, P) bool, positive or background: neither ignored nor in padding
 
 
@@ -35,6 +37,7 @@ class Criterion(nn.Module):
 
     Args:
         assigner: ``(grid, targets, inside, predict) -> Assignment`` (`gfl.method.assign`).
+        distillation: adds the loss ``ld`` against a teacher.
     """
 
     def __init__(
@@ -47,23 +50,31 @@ class Criterion(nn.Module):
         box_weight: float = 2.0,
         dfl_weight: float = 0.25,
         quality_weight: float = 1.0,
+        distillation: Distillation | None = None,
     ) -> None:
         super().__init__()
         self.assigner, self.quality, self.box_repr = assigner, quality, box_repr
+        self.distillation = distillation
         self.cls_weight, self.box_weight = cls_weight, box_weight
         self.dfl_weight, self.quality_weight = dfl_weight, quality_weight
 
     def forward(
-        self, output: HeadOutput, targets: Targets, image_sizes: Tensor, step: tuple[Tensor, Tensor] | None = None
+        self,
+        output: HeadOutput,
+        targets: Targets,
+        image_sizes: Tensor,
+        step: tuple[Tensor, Tensor] | None = None,
+        images: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """Weighted scalar losses whose sum is minimised.
 
-        ``cls`` and ``box``; the box representation's own, ``dfl`` or ``nll``; and ``quality`` of a quality branch.
+        ``cls`` and ``box``; the box representation's own, ``dfl`` or ``nll``; ``quality`` of a quality branch; ``ld``.
         Without a single box in the batch all but ``cls`` are 0 and still reach every parameter; but for ``quality``
         where the background teaches the branch.
 
         `step`, for a batch that is one of several passes, is what `gfl.training.accumulation` knows of all of them:
-        their number of positives, and by how much their sum of box weights exceeds this pass's.
+        their number of positives, and by how much their sum of box weights exceeds this pass's. `images`, normalised,
+        are for a teacher.
         """
         points = output.grid.points / output.grid.strides[:, None]
         boxes = distances_to_boxes(points, self.box_repr.distances(output.reg_pred))
@@ -85,6 +96,9 @@ class Criterion(nn.Module):
         branch_loss = self.quality.branch_loss(output, positive, matched.trained, quality_target)
         if branch_loss is not None:
             losses["quality"] = self.quality_weight * branch_loss / num_positive
+        if self.distillation is not None:
+            ld_loss = self.distillation(output, images, targets, matched.inside, matched.trained, weight)
+            losses["ld"] = ld_loss / sum_weight
         return losses
 
     def match(
@@ -100,7 +114,8 @@ class Criterion(nn.Module):
         # In strides, as in the reference. Other points get their own box: any finite one will do.
         points, positive = grid.points / grid.strides[:, None], assignment.positive
         boxes = torch.where(positive.unsqueeze(-1), boxes / grid.strides[:, None], _unit_boxes(points))
-        return PointTargets(labels, boxes, boxes_to_distances(points, boxes), positive, inside & assignment.trained)
+        trained = inside & assignment.trained
+        return PointTargets(labels, boxes, boxes_to_distances(points, boxes), positive, inside, trained)
 
     @torch.no_grad()
     def _predictions(self, output: HeadOutput, boxes: Tensor) -> PointPredictions:

@@ -42,7 +42,7 @@ def distribution_focal_loss(reg_logits: Tensor, target_bins: Tensor) -> Tensor:
     log_prob = _at_least_float32(reg_logits).log_softmax(dim=-1)
     left = target_bins.floor().clamp(max=reg_logits.shape[-1] - 2)  # the last bin is only ever a right neighbour
     right_weight = target_bins - left
-    left = left.long().unsqueeze(-1)
+    left = left.unsqueeze(-1).long()  # a copy: inductor may keep it for the backward pass, and fails to keep a view
     log_left, log_right = log_prob.gather(-1, left).squeeze(-1), log_prob.gather(-1, left + 1).squeeze(-1)
     return -(1 - right_weight) * log_left - right_weight * log_right
 

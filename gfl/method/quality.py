@@ -113,15 +113,25 @@ class DistributionGuidedQuality(JointQuality):
 
     Its predictor (DGQP) reads, per side, the `topk` largest probabilities and their mean (`add_mean`): a sharp
     distribution has large ones. Gradient flows through it into the distributions. QFL acts on the product.
+
+    Args:
+        kaiming: draw the weights by Kaiming's rule instead of with the reference's deviation of 0.01. What the hidden
+            units get is positive, so that all weights of a unit move together; with AdamW, whose first steps are as
+            long for small gradients, they leave 0.01 behind within a few steps, and most units die.
     """
 
-    def __init__(self, *, beta: float = 2.0, topk: int = 4, hidden: int = 64, add_mean: bool = True) -> None:
+    def __init__(
+        self, *, beta: float = 2.0, topk: int = 4, hidden: int = 64, add_mean: bool = True, kaiming: bool = False
+    ) -> None:
         super().__init__(beta=beta)
         self.topk, self.add_mean = topk, add_mean
         self.hidden = nn.Linear(4 * (topk + add_mean), hidden)
         self.out = nn.Linear(hidden, 1)
         for layer in (self.hidden, self.out):
-            nn.init.normal_(layer.weight, std=0.01)
+            if kaiming:
+                nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+            else:
+                nn.init.normal_(layer.weight, std=0.01)
             nn.init.zeros_(layer.bias)
 
     def forward(self, output: HeadOutput) -> HeadOutput:

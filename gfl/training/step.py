@@ -81,7 +81,7 @@ def compute_losses(
     images = normalize_images(batch.images, batch.image_sizes).contiguous(memory_format=memory_format(optim, dtype))
     with torch.autocast(device.type, dtype, enabled=dtype is not None):
         output = model(images)
-    return criterion(output, batch.targets, batch.image_sizes, step)
+    return criterion(output, batch.targets, batch.image_sizes, step, images)
 
 
 def update_weights(state: TrainState, grad_norm: Tensor, losses: dict[str, Tensor]) -> None:

@@ -42,6 +42,7 @@ def run_summary(config: Config, device: torch.device, model: nn.Module, data: Tr
     kind = f"{device.type}" + (f" ({torch.get_num_threads()} threads)" if device.type == "cpu" else "")
     problem = compile_problem(device) if optim.compile != "none" else ""
     compiled = f", compiled ({optim.compile})" if optim.compile != "none" and not problem else ""
+    taught = f", taught by {config.loss.distill.teacher}" if config.loss.distill.teacher != "none" else ""
     classes = [
         f"{label} {printable(name)} (id {category})"
         for label, (name, category) in enumerate(zip(train.class_names, train.category_ids, strict=True))
@@ -52,7 +53,7 @@ def run_summary(config: Config, device: torch.device, model: nn.Module, data: Tr
         "train": f"{len(sampler.candidates)} of {len(train)} images, {len(train.labels)} boxes  {train.annotations}",
         "val": f"{len(val)} images{in_views(config.eval)}, {len(val.labels)} boxes  {val.annotations}",
         "classes": f"{len(classes)}: {', '.join(classes[:MAX_CLASSES])}{more}",
-        "model": f"{config.model.backbone.name}, {total:.2f} M parameters ({trained:.2f} M trained)",
+        "model": f"{config.model.backbone.name}, {total:.2f} M parameters ({trained:.2f} M trained){taught}",
         "batch": f"{optim.batch} = {processes} process(es) x {optim.accumulate} pass(es) x "
         f"{optim.batch // processes // optim.accumulate} images",
         "lr": f"{scaled_lr(optim):g} = {optim.lr:g} x {optim.batch} / {optim.base_batch}, {optim.name}, "

@@ -213,6 +213,11 @@ def test_rows_that_cannot_be_built_and_missing_weights_are_refused_before_anythi
     message = refusal(run_study, options, script)
     assert "row 'new'" in message
     assert "model.head.quality" in message
+    table["rows"][1]["overrides"] = {"loss.distill.teacher": "nowhere/best.pt"}
+    (tmp_path / "table.yaml").write_text(json.dumps(table))
+    message = refusal(run_study, options, script)
+    assert message.code == "missing"
+    assert "nowhere/best.pt" in message
     (tmp_path / "scale.yaml").write_text("eval: {patience: 2}")
     assert refusal(run_study, options._replace(scale=str(tmp_path / "scale.yaml")), script).code == "unequal_training"
     assert not (tmp_path / "out").exists()

@@ -148,7 +148,7 @@ def test_a_result_is_the_last_epochs_and_unfinished_runs_have_none(tmp_path):
 def test_each_committed_study_can_be_built_and_compared_with_the_paper(path):
     study = load_study(path)
     assert len(study.shortened().rows) == 2
-    assert sum("AP" in row.paper for row in study.rows) >= 2
+    assert any("AP" in row.paper for row in study.rows)
     check_rows(str(path), plan(path, root=Path("runs")))
 
 

@@ -10,10 +10,11 @@ from command_line import ENVIRONMENT, ROOT, Project, records
 from tiny_detector import make_config
 
 from gfl.build import build_criterion, build_detector
-from gfl.config import OptimConfig, PointsConfig
+from gfl.config import DistillConfig, OptimConfig, PointsConfig
 from gfl.structures import Batch, Targets
 from gfl.training.acceleration import accelerated, compile_problem
 from gfl.training.step import compute_losses
+from gfl.training.teacher import Teacher
 
 pytestmark = pytest.mark.robustness
 CPU = torch.device("cpu")
@@ -53,10 +54,16 @@ def random_batch(height, width, boxes):
     return Batch(images, sizes, Targets(corners, labels, labels >= 0), torch.tensor([1, 2]), sizes)
 
 
-def test_one_graph_serves_all_sizes_and_any_number_of_boxes(graphs):
-    config = make_config()
-    model = build_detector(config, 3).train()
-    criterion = build_criterion(config, model.quality, model.box_repr)
+def with_teacher(config, taught):
+    distill = DistillConfig(teacher="any" if taught else "none", region="both")
+    return dataclasses.replace(config, loss=dataclasses.replace(config.loss, distill=distill))
+
+
+@pytest.mark.parametrize("taught", [False, True])
+def test_one_graph_serves_all_sizes_and_any_number_of_boxes(taught, graphs):
+    config = with_teacher(make_config(), taught)
+    model, teacher = build_detector(config, 3).train(), Teacher(build_detector(config, 5), None)
+    criterion = build_criterion(config, model.quality, model.box_repr, teacher)
     optim = OptimConfig(compile="default", amp="auto")
     compiled = accelerated(compute_losses, optim, CPU)
     with torch.no_grad():
@@ -65,6 +72,7 @@ def test_one_graph_serves_all_sizes_and_any_number_of_boxes(graphs):
             losses = compiled(model, criterion, batch, optim)
             assert losses == compute_losses(model, criterion, batch, optim)
             assert losses["box"] > 0
+            assert ("ld" in losses) == taught
     assert len(graphs) == 1
 
 
@@ -81,18 +89,20 @@ def test_a_compiled_run_saves_the_weights_and_names_of_one_that_is_not(graphs, r
         torch.testing.assert_close(saved[1]["model"][name], tensor, rtol=1e-3, atol=1e-5, msg=name)
 
 
-def test_inductor_computes_the_losses_and_gradients_of_eager_steps():
+@pytest.mark.parametrize("taught", [False, True])
+def test_inductor_computes_the_losses_and_gradients_of_eager_steps(taught):
     """Three levels only: inductor needs minutes for the sizes of five."""
     if problem := compile_problem(CPU):
         pytest.skip(problem)
-    config = make_config()
+    config = with_teacher(make_config(), taught)
     model = dataclasses.replace(config.model, points=PointsConfig(strides=(8, 16, 32)))
     config, found = dataclasses.replace(config, model=model), []
     batch = random_batch(160, 192, 3)
     for how in ("none", "default"):
         torch.manual_seed(0)
-        model = build_detector(config, 3).train()
-        criterion = build_criterion(config, model.quality, model.box_repr)
+        model, teacher = build_detector(config, 3).train(), Teacher(build_detector(config, 5), None)
+        torch.nn.init.normal_(teacher.detector.head.reg_out.weight)
+        criterion = build_criterion(config, model.quality, model.box_repr, teacher)
         optim = OptimConfig(compile=how)
         losses = accelerated(compute_losses, optim, CPU)(model, criterion, batch, optim, None)
         sum(losses.values()).backward()

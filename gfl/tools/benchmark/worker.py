@@ -40,6 +40,7 @@ def ours(settings: dict, device: torch.device) -> Callable[[], object]:
     from gfl.structures import Batch, Targets
     from gfl.training.optim import build_optimizer
     from gfl.training.step import train_step
+    from gfl.training.teacher import load_teacher
 
     choice = [f"optim.amp={settings['amp']}", f"optim.channels_last={str(settings['channels_last']).lower()}"]
     config = load_config(settings["config"], [*settings["overrides"], *choice])
@@ -52,7 +53,7 @@ def ours(settings: dict, device: torch.device) -> Callable[[], object]:
     if settings["task"] == "inference":
         dtype = eval_dtype(config, device)
         return lambda: detect(model, batch.to(device), config.eval, dtype=dtype)
-    criterion = build_criterion(config, model.quality, model.box_repr)
+    criterion = build_criterion(config, model.quality, model.box_repr, load_teacher(config, device))
     scaler = torch.amp.GradScaler(device.type, enabled=False)
     state = TrainState(model, build_optimizer(model, config.optim), scaler)
     return lambda: train_step(state, model, criterion, iter([batch]), config.optim, RATE)
