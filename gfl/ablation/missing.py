@@ -19,11 +19,11 @@ COMMANDS = {
     "data/coco": "python scripts/download_coco.py data/coco",
     "data/weights/resnext101_32x4d.pt": "python scripts/convert_checkpoint.py resnext101_32x4d-a5af3160.pth "
     "data/weights/resnext101_32x4d.pt",
-    "runs/shapes_start": "python train.py configs/gfl_r18_shapes_start.yaml",
+    "runs/gfl_r18_shapes_start": "python train.py configs/gfl_r18_shapes_start.yaml",
     "runs/gfl_r18_shapes": DEMO,
     "runs/teacher": "python train.py configs/gfl_r101_fpn_ms2x_coco.yaml run_dir=runs/teacher",
 }
-START = "runs/shapes_start/best.pt"  # of configs/scales/shapes.yaml
+START = "runs/gfl_r18_shapes_start/best.pt"  # of configs/scales/shapes.yaml
 DEMOS = ("runs/gfl_r18_shapes/best.pt", "runs/demo/best.pt")  # the second of `make demo`
 UNKNOWN = "see data/README.md, and the comments at the top of the study and of its scale"
 
