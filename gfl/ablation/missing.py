@@ -16,6 +16,8 @@ DEMO = "python train.py configs/gfl_r18_shapes.yaml"
 # What the committed studies read, by file or folder, and what makes it; data come before what is trained on them.
 COMMANDS = {
     "data/shapes": "python scripts/make_shapes.py",
+    "data/shapes_sharp": "python scripts/make_shapes.py --out data/shapes_sharp --softness 0.25",
+    "data/shapes_soft": "python scripts/make_shapes.py --out data/shapes_soft --softness 2",
     "data/coco": "python scripts/download_coco.py data/coco",
     "data/weights/resnext101_32x4d.pt": "python scripts/convert_checkpoint.py resnext101_32x4d-a5af3160.pth "
     "data/weights/resnext101_32x4d.pt",
