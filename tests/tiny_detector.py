@@ -27,8 +27,8 @@ def make_config(*, data: dict[str, Any] | None = None, evaluation: dict[str, Any
     )
 
 
-def make_detector(config: Config, class_names: tuple[str, ...] = ("disc",)) -> Detector:
-    torch.manual_seed(0)
+def make_detector(config: Config, class_names: tuple[str, ...] = ("disc",), *, seed: int = 0) -> Detector:
+    torch.manual_seed(seed)
     model = build_detector(config, len(class_names)).eval()
     with torch.no_grad():
         for parameter in (model.head.cls_out.weight, model.head.reg_out.weight):

@@ -202,7 +202,7 @@ def quantiles_of_bins(positions: np.ndarray, probabilities: np.ndarray) -> np.nd
     positions = np.where(falling, positions[..., ::-1], positions)
     probabilities = np.where(falling, probabilities[..., ::-1], probabilities)
     width = positions[..., 1:2] - positions[..., :1]
-    cumulative = probabilities.cumsum(-1)
+    cumulative = probabilities.cumsum(-1, dtype=np.float64)  # a small bin's share magnifies what is lost in rounding
     quantiles = []
     for level in QUANTILES:
         wanted = level * cumulative[..., -1:]  # float32 probabilities do not quite sum to 1
@@ -211,7 +211,7 @@ def quantiles_of_bins(positions: np.ndarray, probabilities: np.ndarray) -> np.nd
         below = np.take_along_axis(cumulative, index, -1) - mass
         share = np.clip((wanted - below) / np.maximum(mass, 1e-12), 0, 1)
         quantiles.append(np.take_along_axis(positions, index, -1) + (share - 0.5) * width)
-    return np.concatenate(quantiles, axis=-1)
+    return np.concatenate(quantiles, axis=-1).astype(positions.dtype)
 
 
 def default_device() -> torch.device:

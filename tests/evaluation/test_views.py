@@ -20,7 +20,7 @@ NO_BOXES = np.zeros((0, 4), np.float32)
 
 def detector_with(head="general", *, short_side=64, **evaluation):
     data = {"short_side": short_side, "long_side": 96}
-    return make_detector(make_config(data=data, evaluation=SETTINGS | evaluation, **HEADS[head]), NAMES)
+    return make_detector(make_config(data=data, evaluation=SETTINGS | evaluation, **HEADS[head]), NAMES, seed=1)
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +97,7 @@ def test_sides_of_all_views_are_those_of_their_boxes(head, pixels):
 def test_a_single_scale_is_evaluation_at_that_size(pixels):
     scaled = detector_with(tta_scales=[0.5]).predict(pixels)
     config = make_config(data={"short_side": 64, "long_side": 48, "eval_short_side": 32}, evaluation=SETTINGS)
-    small = make_detector(config, NAMES).predict(pixels)
+    small = make_detector(config, NAMES, seed=1).predict(pixels)
     assert len(small.scores)
     for name in ("boxes_xyxy", "scores", "labels", "points"):
         np.testing.assert_array_equal(getattr(scaled, name), getattr(small, name))
