@@ -82,6 +82,8 @@ def _check_config(model: dict[str, Any], config: Config) -> None:
     """
     wanted = config_to_dict(config)["model"]
     theirs, ours = model["head"].get("dgqp"), wanted["head"]["dgqp"]
+    if theirs:
+        theirs |= {"init": ours["init"]}  # no file shows how its training began
     if theirs and ours["topk"] + ours["add_mean"] == theirs["topk"] + 1:
         theirs |= {"topk": ours["topk"], "add_mean": ours["add_mean"]}
     for section, values in model.items():
