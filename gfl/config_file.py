@@ -48,7 +48,10 @@ def save_config(config: Config, path: Path) -> None:
 
 
 def config_differences(before: Mapping[str, Any], config: Config) -> dict[str, tuple[Any, Any]]:
-    """``{"optim.lr": (0.01, 0.02)}`` for every key in which `config` differs from the plain data `before`."""
+    """``{"optim.lr": (0.01, 0.02)}`` for every key in which `config` differs from the plain data `before`.
+
+    Keys that `before` lacks, since it is of an earlier version, have their defaults there.
+    """
 
     def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         entries: dict[str, Any] = {}
@@ -56,8 +59,8 @@ def config_differences(before: Mapping[str, Any], config: Config) -> dict[str, t
             entries |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
         return entries
 
-    old, new = flat(before), flat(config_to_dict(config))
-    return {key: (old.get(key), new[key]) for key in new if old.get(key) != new[key]}
+    old, new = flat(config_to_dict(Config())) | flat(before), flat(config_to_dict(config))
+    return {key: (old[key], new[key]) for key in new if old[key] != new[key]}
 
 
 def parse_overrides(overrides: Iterable[str], source: str = "command line") -> dict[str, Any]:

@@ -135,6 +135,6 @@ def _cell(finding: Finding) -> str:
     for outcome in finding.outcomes:
         margin = "" if outcome.margin is None else f" ± {outcome.margin:.1f}"
         parts.append(NOT_RUN if outcome.difference is None else f"{outcome.difference:+.1f}{margin}")
-    seeds = [outcome.seeds for outcome in finding.outcomes if outcome.seeds]
+    seeds = [outcome.compared for outcome in finding.outcomes if outcome.compared]
     count = f"{min(seeds)} to {max(seeds)}" if min(seeds) < max(seeds) else f"{seeds[0]}"
     return f"{finding.verdict}: {', '.join(parts)} ({count} seed{'s' * (count != '1')})"

@@ -23,7 +23,6 @@ COMMANDS = {
     "data/weights/resnext101_32x4d.pt",
     "runs/gfl_r18_shapes_start": "python train.py configs/gfl_r18_shapes_start.yaml",
     "runs/gfl_r18_shapes": DEMO,
-    "runs/teacher": "python train.py configs/gfl_r101_fpn_ms2x_coco.yaml run_dir=runs/teacher",
 }
 START = "runs/gfl_r18_shapes_start/best.pt"  # of configs/scales/shapes.yaml
 DEMOS = ("runs/gfl_r18_shapes/best.pt", "runs/demo/best.pt")  # the second of `make demo`

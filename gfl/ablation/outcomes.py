@@ -18,7 +18,8 @@ class Outcome(NamedTuple):
     seeds: int
     mean: dict[str, float]
     spread: float | None  # standard deviation of AP over the seeds
-    difference: float | None  # of AP from the baseline row's, mean over the seeds that both have
+    compared: int  # seeds that it and its baseline row have
+    difference: float | None  # of AP from the baseline row's, mean over these seeds
     margin: float | None  # half the width of its confidence interval, from the paired differences
     paper_difference: float | None
     p: float | None = None  # of what the row expects, adjusted for the number of rows
@@ -79,6 +80,7 @@ def _outcome(
         seeds=len(runs),
         mean={name: statistics.fmean(metrics[name] for metrics in runs) for name in names},
         spread=statistics.stdev(values) if len(values) > 1 else None,
+        compared=len(pairs),
         difference=difference,
         margin=margin,
         paper_difference=study.paper_difference(row),

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import date
 from pathlib import Path
@@ -32,8 +33,9 @@ def write_report(options: StudyOptions, failures: Sequence[str]) -> str:
     Returns a summary.
     """
     study, seeds = options.load(), options.seeds
-    # More seeds than requested, if all rows have them: rows with different seeds would not be comparable.
-    while all(read_result(run) for run in options.plan(seeds + 1) if run.seed == seeds):
+    # More seeds than requested, if all rows have them: rows with different seeds would not be comparable. But for
+    # --quick, whose two rows are not the table that a verdict is corrected for.
+    while not options.quick and all(read_result(run) for run in options.plan(seeds + 1) if run.seed == seeds):
         seeds += 1
     runs = options.plan(seeds)
     results = {(run.row, run.seed): metrics for run in runs if (metrics := read_result(run))}
@@ -74,7 +76,9 @@ def read_runs(path: Path, study: Study) -> dict[tuple[str, int], dict[str, float
     try:
         lines = list(csv.DictReader(io.StringIO(path.read_text(encoding="utf-8"), newline="")))
         return {
-            (names[line["row"]], int(line["seed"])): {name: float(line[name]) for name in METRICS if line[name]}
+            (names[line["row"]], int(line["seed"])): {
+                name: _finite(line[name]) for name in METRICS if name == "AP" or line[name]
+            }
             for line in lines
         }
     except (OSError, csv.Error, KeyError, TypeError, ValueError) as error:
@@ -83,6 +87,13 @@ def read_runs(path: Path, study: Study) -> dict[tuple[str, int], dict[str, float
             "other rows, or damaged",
             code="runs",
         ) from None
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text} is no metric")
+    return value
 
 
 def _seconds(sessions: Iterable[Session]) -> float:

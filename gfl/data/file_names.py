@@ -98,13 +98,14 @@ def check_files(root: str, file_names: np.ndarray, path: str) -> None:
     names = [str(file_names[i]) for i in missing]
     message = f"{path}: {len(missing)} of its {len(file_names)} images are not in {root}: {list_some(names)}"
     found = find_spellings(root, names, set(file_names.tolist()).difference(names))
-    if folder := _folder_with_all(root, names, found.get(names[0], "")):
+    none_is_there = len(names) == len(file_names)  # otherwise no other folder has all of them
+    if none_is_there and (folder := _folder_with_all(root, names, found.get(names[0], ""))):
         raise UserError(f"{message}; all of them are in {folder}: give that folder instead", code="missing_files")
     if not found:
         links = [name for name in names if os.path.islink(os.path.join(root, name))]
         message += f"; {len(links)} are links to files that are gone" if links else ""
         advice = f"add the files, or write a json without them: {write_clean_command(path, root)}"
-        if len(names) == len(file_names):
+        if none_is_there:
             advice = f"give the folder that its file names are relative to, instead of {root}"
         if any(map(is_url, names)):
             advice = f"download them into the folder; then this corrects the names: {fix_names_command(path, root)}"

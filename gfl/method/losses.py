@@ -19,18 +19,15 @@ def quality_focal_loss(logits: Tensor, target: Tensor, *, beta: float = 2.0) -> 
     return (target - logits.sigmoid()).abs().pow(beta) * cross_entropy
 
 
-def varifocal_loss(
-    logits: Tensor, target: Tensor, *, alpha: float = 0.75, gamma: float = 2.0, weighted: bool = True
-) -> Tensor:
+def varifocal_loss(logits: Tensor, target: Tensor, *, alpha: float = 0.75, gamma: float = 2.0) -> Tensor:
     """Varifocal loss (arXiv 2008.13367, eq. 2) with p = sigmoid(x).
 
-    ``y * BCE(p, y)`` where y > 0, or without the factor y unless `weighted`; ``alpha * p^gamma * BCE(p, 0)`` elsewhere.
+    ``y * BCE(p, y)`` where y > 0; ``alpha * p^gamma * BCE(p, 0)`` elsewhere.
     `logits` of any shape, `target` y of the same shape in [0, 1], as for QFL.
     """
     logits = _at_least_float32(logits)
     cross_entropy = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
-    at_positive = target if weighted else torch.ones_like(target)
-    return torch.where(target > 0, at_positive, alpha * logits.sigmoid().pow(gamma)) * cross_entropy
+    return torch.where(target > 0, target, alpha * logits.sigmoid().pow(gamma)) * cross_entropy
 
 
 def distribution_focal_loss(reg_logits: Tensor, target_bins: Tensor) -> Tensor:

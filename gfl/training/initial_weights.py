@@ -56,7 +56,9 @@ def _check_architecture(theirs: ModelConfig, config: Config, path: Path) -> None
     backbone = dataclasses.replace(theirs.backbone, **training)
     known_bins = can_resample(theirs.head, ours.head)
     bins = {"reg_max": ours.head.reg_max, "delta": ours.head.delta} if known_bins else {}
-    head = dataclasses.replace(theirs.head, **bins)
+    # Where weights begin that are not loaded says nothing of those that are.
+    dgqp = dataclasses.replace(theirs.head.dgqp, init=ours.head.dgqp.init)
+    head = dataclasses.replace(theirs.head, initial_distance=ours.head.initial_distance, dgqp=dgqp, **bins)
     wanted = dataclasses.replace(theirs, weights=ours.weights, backbone=backbone, head=head)
     changes = config_differences(config_to_dict(config), dataclasses.replace(config, model=wanted))
     if not changes:

@@ -35,6 +35,7 @@ from gfl.training.side_bins import can_resample
 NEWEST, NAMES = "newest", {"previous": PREVIOUS, "best": BEST}  # of the checkpoint to resume from
 NOT_IN_EARLIER_VERSIONS = {"lr_factor", "since_best"}  # fields of Progress
 OTHER_OUTPUTS = ("model.head.", "model.points.")  # keys that change what the head's numbers mean, if not their shape
+START = {"model.head.initial_distance", "model.head.dgqp.init"}  # keys of them that matter to a new run only
 BINS = {"model.head.reg_max", "model.head.delta"}  # with which a run can start from another's weights
 NEW_LOSS = ("model.", "assign.", "loss.", "data.")  # keys that change what the loss is
 LAUNCH_FILE = "launch.txt"  # in the run folder: which call of torchrun began or resumed it
@@ -209,7 +210,8 @@ def _check_model(
             raise
         because = f"{', '.join(model)}{_restart(saved, path, changes, config)}"
         raise UserError(f"{error}: {because}", code=error.code) from None
-    if other := format_differences({key: change for key, change in changes.items() if key.startswith(OTHER_OUTPUTS)}):
+    others = {key: change for key, change in changes.items() if key.startswith(OTHER_OUTPUTS) and key not in START}
+    if other := format_differences(others):
         raise UserError(
             f"{path}: outputs of its model mean something else ({', '.join(other)}); resume with the config it was "
             f"trained with{_restart(saved, path, changes, config)}",

@@ -68,6 +68,20 @@ def test_what_was_not_run_says_so(ledger):
     assert line[5] == "not run"
 
 
+def test_the_seeds_are_those_that_a_row_shares_with_its_baseline(ledger):
+    found = runs(new=1.0)
+    del found["base", 2]
+    assert ledger([["new"]], {"one": found})[1][4].endswith("(2 seeds)")
+
+
+@pytest.mark.parametrize("ap", ["", "nan"])
+def test_results_without_a_number_are_refused(ap, ledger, refusal, tmp_path):
+    file = tmp_path / "results" / "table-one" / "runs.csv"
+    ledger([["new"]], {"one": runs(new=1.0)})
+    file.write_text(file.read_text().replace("20.9", ap, 1))
+    assert refusal(ledger, [["new"]], {}).code == "runs"
+
+
 def test_claims_that_nothing_tests_and_results_of_other_rows_are_refused(ledger, refusal):
     for rows in (["free"], ["base"], ["nowhere"]):
         assert refusal(ledger, [rows], {}).code == "claim_row"

@@ -201,6 +201,17 @@ def test_a_quick_report_has_two_rows_and_says_what_it_starts_from(study, tmp_pat
     assert "demo.pt" in report
 
 
+def test_quick_decides_nothing_even_where_the_whole_study_has_more_seeds(study, tmp_path):
+    options, script = study
+    table = json.loads((tmp_path / "table.yaml").read_text())
+    (tmp_path / "table.yaml").write_text(json.dumps(table | {"headline": "new"}))
+    run_study(options._replace(rows=("plain", "new"), seeds=2), script)
+    run_study(options._replace(quick=True), script)
+    with open(tmp_path / "out" / "table-quick" / "report.csv", newline="", encoding="utf-8") as file:
+        found = {row["row"]: (row["seeds"], row["verdict"]) for row in csv.DictReader(file)}
+    assert found == {"plain": ("1", ""), "new": ("1", "open")}
+
+
 def test_rows_that_cannot_be_built_and_missing_weights_are_refused_before_anything_runs(study, tmp_path, refusal):
     options, script = study
     (tmp_path / "scale.yaml").write_text("model: {backbone: {weights: nowhere.pt}}")

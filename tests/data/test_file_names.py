@@ -113,6 +113,19 @@ def test_the_folder_that_has_all_files_is_named(coco_set, refusal):
         assert "--" not in message  # no option is needed
 
 
+@pytest.mark.parametrize("where", ["..", "deeper"])
+def test_another_folder_is_not_advised_where_some_files_are_in_the_given_one(where, coco_set, refusal):
+    made = coco_set([(60, 40)] * 3)
+    given = Path(made.images)
+    other = given / where
+    other.mkdir(exist_ok=True)
+    moved = sorted(given.glob("*.*"))[0]
+    moved.rename(other / moved.name)
+    message = refusal(load_coco, made.annotations, str(given))
+    assert message.code == "missing_files"
+    assert "--" in message  # an option of the doctor, as for any file that is missing or elsewhere
+
+
 def test_the_command_writes_a_json_that_loads(misspelt):
     misspelt.tree["images"].pop(1)
     misspelt.save()

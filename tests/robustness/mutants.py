@@ -119,7 +119,7 @@ REPLACEMENTS = {
         ("return (target - logits.sigmoid()).abs().pow(beta)", "return (target - logits.sigmoid()).abs().pow(2)"),
         ("alpha: float = 0.75", "alpha: float = 0.25"),
         ("torch.where(target > 0,", "torch.where(target > 0.1,"),
-        ("at_positive = target if weighted", "at_positive = target if not weighted"),
+        ("torch.where(target > 0, target, alpha", "torch.where(target > 0, 1.0, alpha"),
         ("target_bins.floor()", "target_bins.round()"),
         (".clamp(max=reg_logits.shape[-1] - 2)", ".clamp(max=reg_logits.shape[-1] - 3)"),
         (

@@ -144,6 +144,16 @@ def test_other_bins_are_no_other_architecture_and_advice_does_not_change_them(st
     assert all(part in line for part in ("2 of 3", "reg_max 16 -> 22", "delta 1 -> 0.5", "beyond 11 strides"))
 
 
+def test_how_a_new_run_would_begin_may_differ(start):
+    for head, begin in (
+        ({"quality": "dgqp"}, {"dgqp": {"init": "kaiming"}}),
+        ({"box": "dirac"}, {"initial_distance": 8}),
+    ):
+        write_trained(start, make_config(head))
+        config = starting_from(start, make_config(head | begin))
+        assert load_initial_weights(new_model(config), config, NEW)
+
+
 def test_bins_that_are_not_used_are_not_resampled(start):
     theirs = make_config({"box": "gaussian", "reg_max": 8})
     write_trained(start, theirs)

@@ -210,6 +210,21 @@ def test_outputs_of_another_meaning_are_refused_although_the_tensors_fit(tmp_pat
     assert "model.head.quality: joint -> none" in message
 
 
+def test_how_a_new_run_would_begin_may_differ(tmp_path):
+    head = config_to_dict(CONFIG)["model"]["head"]
+    head |= {"initial_distance": 8.0, "dgqp": head["dgqp"] | {"init": "kaiming"}}
+    config = with_changes(model=config_to_dict(CONFIG)["model"] | {"head": head})
+    _, changes = resume(save(tmp_path / LAST), config=config)
+    assert changes.keys() == {"model.head.initial_distance", "model.head.dgqp.init"}
+
+
+def test_a_run_of_a_version_without_some_keys_is_continued_with_their_defaults(tmp_path):
+    saved = torch.load(save(tmp_path / LAST))
+    del saved["config"]["model"]["head"]["initial_distance"], saved["config"]["loss"]["distill"]
+    write_torch_file(tmp_path / "earlier.pt", saved)
+    assert resume(tmp_path / "earlier.pt")[1] == {}
+
+
 @pytest.mark.parametrize(
     ("head", "advised"),
     [({"delta": 0.5}, True), ({"delta": 2.0}, False), ({"delta": 0.5, "quality": "none"}, False)],
