@@ -42,7 +42,7 @@ class Ledger:
     claims: tuple[Claim, ...] = ()
 
 
-class Finding(NamedTuple):
+class ClaimResult(NamedTuple):
     """What one world says about a claim."""
 
     verdict: str  # supported, contradicted, open, or NOT_RUN
@@ -75,9 +75,11 @@ def format_ledger(path: str | Path, root: Path) -> str:
     for claim in ledger.claims:
         with error_context(f"{path}: {claim.claim!r}"):
             _check_rows(claim, loaded[claim.study])
-            findings = [_find(claim, loaded[claim.study], root / ledger.results, world) for world in ledger.worlds]
-        paper = ", ".join(f"{each.paper_difference:+.1f}" for each in findings[0].outcomes)
-        cells = [claim.claim, claim.source, ", ".join(claim.rows), paper, *map(_cell, findings)]
+            found_by_world = [
+                _find(claim, loaded[claim.study], root / ledger.results, world) for world in ledger.worlds
+            ]
+        paper = ", ".join(f"{each.paper_difference:+.1f}" for each in found_by_world[0].outcomes)
+        cells = [claim.claim, claim.source, ", ".join(claim.rows), paper, *map(_cell, found_by_world)]
         rows.append([markdown_text(cell) for cell in cells])
     commands = [
         markdown_code(
@@ -96,8 +98,8 @@ HEAD = """\
 Written by `python scripts/claims.py` from the results of the studies; do not edit it. Numbers are differences of AP in
 points, of each row from the row that it is compared with: the paper's on COCO, and ours as the mean over the seeds ±
 half of the 95 % confidence interval, paired by seed. A row's verdict is that of its table, with Holm's correction for
-all rows of it ([how](ablations.md#verdicts)). A claim is supported if all of its rows are, contradicted if one is, and
-open otherwise.
+all rows of it ([how](ablations.md#verdicts)); nothing corrects across tables. A claim is supported if all of its rows
+are, contradicted if one is, and open otherwise.
 """
 COMMANDS = """\
 The commands, each with `--seeds N --jobs 2`; `--dry-run` says what is missing for it:
@@ -116,25 +118,25 @@ def _check_rows(claim: Claim, study: Study) -> None:
             )
 
 
-def _find(claim: Claim, study: Study, results: Path, world: World) -> Finding:
+def _find(claim: Claim, study: Study, results: Path, world: World) -> ClaimResult:
     file = results / f"{claim.study}-{Path(world.scale).stem}" / "runs.csv"
     found = read_runs(file, study) if file.is_file() else {}
     by_name = {outcome.row.name: outcome for outcome in summarize(study, found)}
     outcomes = tuple(by_name[name] for name in claim.rows)
     if all(outcome.difference is None for outcome in outcomes):
-        return Finding(NOT_RUN, outcomes)
+        return ClaimResult(NOT_RUN, outcomes)
     verdicts = {outcome.verdict for outcome in outcomes}
     decided = "contradicted" if "contradicted" in verdicts else "supported" if verdicts == {"supported"} else "open"
-    return Finding(decided, outcomes)
+    return ClaimResult(decided, outcomes)
 
 
-def _cell(finding: Finding) -> str:
-    if finding.verdict == NOT_RUN:
+def _cell(result: ClaimResult) -> str:
+    if result.verdict == NOT_RUN:
         return NOT_RUN
     parts = []
-    for outcome in finding.outcomes:
+    for outcome in result.outcomes:
         margin = "" if outcome.margin is None else f" ± {outcome.margin:.1f}"
         parts.append(NOT_RUN if outcome.difference is None else f"{outcome.difference:+.1f}{margin}")
-    seeds = [outcome.compared for outcome in finding.outcomes if outcome.compared]
+    seeds = [outcome.compared for outcome in result.outcomes if outcome.compared]
     count = f"{min(seeds)} to {max(seeds)}" if min(seeds) < max(seeds) else f"{seeds[0]}"
-    return f"{finding.verdict}: {', '.join(parts)} ({count} seed{'s' * (count != '1')})"
+    return f"{result.verdict}: {', '.join(parts)} ({count} seed{'s' * (count != '1')})"

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import date
@@ -14,7 +15,7 @@ from gfl.ablation.records import Session, read_result, read_sessions
 from gfl.ablation.study import METRICS, Run, Study, StudyOptions
 from gfl.common.errors import UserError
 from gfl.common.files import safe_file_name, write_text
-from gfl.common.text import csv_text, markdown_code, markdown_text, one_line, printable, shell_command
+from gfl.common.text import csv_text, list_some, markdown_code, markdown_text, one_line, printable, shell_command
 
 READING = """\
 AP in percent, mean over the seeds ± standard deviation. Difference: of AP to the baseline row, mean over the seeds ±
@@ -49,32 +50,47 @@ def write_report(options: StudyOptions, failures: Sequence[str]) -> str:
     failed = "\nFailed:\n\n" + "".join(f"- {markdown_text(line)}\n" for line in failures) if failures else ""
     write_text(folder / "report.md", f"# {markdown_text(study.title)}\n\n{table}\n\n{READING}\n{made}{failed}")
     write_text(folder / "report.csv", format_csv(outcomes))
-    write_text(folder / "runs.csv", format_runs(results, sessions))
+    write_text(folder / "runs.csv", format_runs(study, results, sessions))
     plot_study(study.title, outcomes, folder / "report.png")
     return f"{table}\n\nreport: {printable(str(folder / 'report.md'))}, report.csv, runs.csv, report.png"
 
 
 def format_runs(
-    results: Mapping[tuple[str, int], Mapping[str, float]], sessions: Mapping[tuple[str, int], Sequence[Session]]
+    study: Study,
+    results: Mapping[tuple[str, int], Mapping[str, float]],
+    sessions: Mapping[tuple[str, int], Sequence[Session]],
 ) -> str:
-    """Every run as CSV: all its metrics in percent, how long it took and on what."""
+    """Every run as CSV: all its metrics in percent, how long it took and on what, and what its row was then."""
+    overrides = _overrides(study)
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     metrics = list(dict.fromkeys([*METRICS, *(name for each in results.values() for name in each)]))
-    writer.writerow(["row", "seed", *metrics, "seconds", "threads", "torch", "machine"])
+    writer.writerow(["row", "seed", *metrics, "seconds", "threads", "torch", "machine", "overrides"])
     for (row, seed), values in results.items():
         numbers = [round(values[name], 10) if name in values else None for name in metrics]  # 100 x has added digits
         own = sessions[row, seed]
         conditions = [_distinct(own, field) for field in ("threads", "torch", "machine")]
-        writer.writerow([csv_text(row), seed, *numbers, _seconds(own) if own else None, *conditions])
+        seconds = _seconds(own) if own else None
+        writer.writerow([csv_text(row), seed, *numbers, seconds, *conditions, overrides[csv_text(row)]])
     return text.getvalue()
 
 
+def _overrides(study: Study) -> dict[str, str]:
+    """What each row changes, by its name in a CSV file."""
+    return {csv_text(row.name): json.dumps(row.overrides, sort_keys=True) for row in study.rows}
+
+
 def read_runs(path: Path, study: Study) -> dict[tuple[str, int], dict[str, float]]:
-    """The metrics in a file of `format_runs`, by (row, seed). Raises `UserError` for one that is not of `study`."""
+    """The metrics in a file of `format_runs`, by (row, seed).
+
+    Raises `UserError` for one that is not of `study`, or of rows that were others then.
+    """
     names = {csv_text(row.name): row.name for row in study.rows}
     try:
         lines = list(csv.DictReader(io.StringIO(path.read_text(encoding="utf-8"), newline="")))
+        changed = {line["row"] for line in lines if line["overrides"] != _overrides(study)[line["row"]]}
+        if changed:
+            raise ValueError(f"{list_some(sorted(changed))} had other overrides")
         return {
             (names[line["row"]], int(line["seed"])): {
                 name: _finite(line[name]) for name in METRICS if name == "AP" or line[name]
