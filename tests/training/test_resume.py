@@ -219,7 +219,7 @@ def test_how_a_new_run_would_begin_may_differ(tmp_path):
 
 
 def test_a_run_of_a_version_without_some_keys_is_continued_with_their_defaults(tmp_path):
-    saved = torch.load(save(tmp_path / LAST))
+    saved = torch.load(save(tmp_path / LAST), weights_only=True)
     del saved["config"]["model"]["head"]["initial_distance"], saved["config"]["loss"]["distill"]
     write_torch_file(tmp_path / "earlier.pt", saved)
     assert resume(tmp_path / "earlier.pt")[1] == {}
