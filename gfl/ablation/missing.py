@@ -7,7 +7,7 @@ from typing import NamedTuple
 from gfl.ablation.study import Run
 from gfl.checkpoint import BEST, LAST, find_checkpoint
 from gfl.common.errors import UserError
-from gfl.common.text import list_some
+from gfl.common.text import list_some, printable
 from gfl.config import Config
 from gfl.config_file import load_config
 from gfl.model.published import download_advice
@@ -37,7 +37,7 @@ class Missing(NamedTuple):
     advice: str  # the command that makes them all, or where to read about them
 
     def __str__(self) -> str:
-        return f"{list_some(self.paths)} (rows {list_some(self.rows)}): {self.advice}"
+        return f"{', '.join(map(printable, self.paths))} (rows {list_some(self.rows)}): {self.advice}"
 
 
 def find_missing(runs: Sequence[Run]) -> list[Missing]:
