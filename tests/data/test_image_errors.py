@@ -199,6 +199,17 @@ def test_channels_keep_their_order_when_scaled(tmp_path):
     assert read_image(tmp_path / "b.tif", bit_depth=12)[0, 0].tolist() == [0, 0, 255]
 
 
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+@pytest.mark.parametrize("bit_depth", [0, 16])
+def test_sixteen_bit_colours_are_those_of_the_file_one_after_the_other(tmp_path, suffix, bit_depth):
+    """Pixels that a decoder leaves as it found the memory would be those of the image before."""
+    for seed in range(3):
+        values = np.random.default_rng(seed).integers(0, 2**16, (40, 50, 3), np.uint16)
+        cv2.imwrite(str(tmp_path / f"a.{suffix}"), values)
+        image = read_image(tmp_path / f"a.{suffix}", bit_depth=bit_depth)
+        assert np.abs(image[..., ::-1] - values / 257).max() <= 1
+
+
 @pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "bmp", "tif"])
 def test_eight_bits_are_not_scaled(tmp_path, suffix):
     cv2.imwrite(str(tmp_path / f"a.{suffix}"), PIXELS)
