@@ -50,7 +50,7 @@ def save_config(config: Config, path: Path) -> None:
 def config_differences(before: Mapping[str, Any], config: Config) -> dict[str, tuple[Any, Any]]:
     """``{"optim.lr": (0.01, 0.02)}`` for every key in which `config` differs from the plain data `before`.
 
-    Keys that `before` lacks, since it is of an earlier version, have their defaults there.
+    Keys that are missing in `before`, since it is of an earlier version, have their defaults there.
     """
 
     def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

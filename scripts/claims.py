@@ -7,6 +7,7 @@ from gfl.common.output import protect_output
 from gfl.common.progress import announce
 
 ROOT = Path(__file__).resolve().parent.parent
+CLAIMS, PAGE = ROOT / "configs" / "claims" / "paper.yaml", ROOT / "docs" / "claims.md"
 
 
 def parse_args() -> argparse.Namespace:
@@ -16,8 +17,6 @@ def parse_args() -> argparse.Namespace:
         epilog="example: python scripts/claims.py",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--claims", default=ROOT / "configs" / "claims" / "paper.yaml", type=Path, metavar="YAML")
-    parser.add_argument("--out", default=ROOT / "docs" / "claims.md", type=Path, metavar="FILE")
     return parser.parse_args()
 
 
@@ -33,8 +32,8 @@ from gfl.common.progress import print_line
 
 
 def main(args: argparse.Namespace) -> None:
-    write_text(args.out, format_ledger(args.claims, ROOT))
-    print_line(f"written: {args.out}")
+    write_text(PAGE, format_ledger(CLAIMS, ROOT))
+    print_line(f"written: {PAGE}")
 
 
 if __name__ == "__main__":

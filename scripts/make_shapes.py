@@ -15,8 +15,8 @@ EXAMPLE = """example:
   python scripts/make_shapes.py --out data/shapes --train 800 --val 200 --seed 0
 large objects, up to the whole image:
   python scripts/make_shapes.py --out data/shapes_large --size 0.5 1
-sides half as blurred, and annotated more precisely:
-  python scripts/make_shapes.py --out data/shapes_sharp --softness 0.5"""
+sides a quarter as blurred, and annotated more precisely:
+  python scripts/make_shapes.py --out data/shapes_sharp --softness 0.25"""
 DEFAULT_OUT = "data/shapes"  # where configs/gfl_r18_shapes.yaml expects it
 
 

@@ -61,7 +61,7 @@ class Study:
         return None if name == row.name else next(other for other in self.rows if other.name == name)
 
     def paper_difference(self, row: Row) -> float | None:
-        """The paper's AP of `row` minus that of its baseline row, in points; None where the paper lacks one."""
+        """The paper's AP of `row` minus that of its baseline row, in points; None where it has none."""
         baseline = self.baseline_of(row)
         if baseline is None or not ("AP" in row.paper and "AP" in baseline.paper):
             return None

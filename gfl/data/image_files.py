@@ -195,7 +195,7 @@ def _decode(path: Path, data: bytes, bit_depth: BitDepth) -> np.ndarray:
 
 def _decode_scaled(path: Path, data: bytes, bit_depth: BitDepth) -> np.ndarray:
     # Not IMREAD_COLOR_RGB, with which OpenCV 5.0 leaves a TIFF with 16 bits per colour as uninitialised memory.
-    values = _imdecode(path, data, cv2.IMREAD_COLOR_BGR | cv2.IMREAD_ANYDEPTH)
+    values = _imdecode(path, data, cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH)
     if values is None and (values := _imdecode(path, data, cv2.IMREAD_UNCHANGED)) is not None:
         values = values if values.ndim == 3 else values[..., None]
         values = values[..., :3] if values.shape[2] >= 3 else values[..., :1].repeat(3, axis=2)

@@ -93,10 +93,7 @@ def fetch(
         time.sleep(pause)
     found = _digest(part, expected) if os.path.isfile(part) else ""
     if found.startswith(expected.start):
-        try:
-            os.replace(part, path)
-        except OSError as error:  # such as a folder of that name
-            raise UserError(f"cannot write {path}: {error.strerror}; the file is in {part}") from None
+        _rename(part, path)
         return
     if failures < attempts:
         part.unlink()
@@ -111,6 +108,13 @@ def fetch(
         f"{path}",
         code="interrupted",
     )
+
+
+def _rename(part: Path, path: Path) -> None:
+    try:
+        os.replace(part, path)
+    except OSError as error:  # such as a folder of that name
+        raise UserError(f"cannot write {path}: {error.strerror}; the file is in {part}") from None
 
 
 def _try_to_receive(url: str, part: Path, growth: float, timeout: float, on_progress: OnProgress) -> str:
