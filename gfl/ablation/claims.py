@@ -2,12 +2,14 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
-from gfl.ablation.outcomes import Outcome, summarize
+from gfl.ablation.measures import MEASURES, read_measures
+from gfl.ablation.outcomes import summarize
 from gfl.ablation.report import read_runs
 from gfl.ablation.study import Study, load_study
-from gfl.common.dataclass_from_dict import dataclass_from_dict
+from gfl.ablation.verdict import p_value, paired_difference, supporting_range, verdict
+from gfl.common.dataclass_from_dict import between, dataclass_from_dict
 from gfl.common.errors import UserError, error_context
 from gfl.common.text import markdown_code, markdown_table, markdown_text, shell_command
 from gfl.common.yaml_file import read_yaml
@@ -25,12 +27,15 @@ class World:
 
 @dataclass(frozen=True)
 class Claim:
-    """A sentence of the paper and the rows that test it."""
+    """A sentence of the paper, and the rows or the measure that tests it."""
 
     claim: str = ""
     source: str = ""  # table or publication
     study: str = ""  # the name of its file
     rows: tuple[str, ...] = ()  # with an expectation; the claim holds if all of them are as expected
+    measure: str = ""  # in place of study and rows, a name of `gfl.ablation.measures`
+    expect: Literal["none", "better", "worse", "equal"] = "none"  # of a measure: above 0, below 0, or near 0
+    within: Annotated[float, between(0, 1000)] = 0.0  # of `expect: equal`, in the unit of the measure
 
 
 @dataclass(frozen=True)
@@ -42,11 +47,14 @@ class Ledger:
     claims: tuple[Claim, ...] = ()
 
 
-class ClaimResult(NamedTuple):
-    """What one world says about a claim."""
+class Difference(NamedTuple):
+    """What the seeds of one row or measure say."""
 
-    verdict: str  # supported, contradicted, open, or NOT_RUN
-    outcomes: tuple[Outcome, ...]  # of the claim's rows, in their order
+    mean: float | None  # None without a seed
+    margin: float | None  # half the width of its interval
+    seeds: int
+    verdict: str
+    digits: int = 1  # after the point
 
 
 def load_ledger(path: str | Path) -> Ledger:
@@ -57,8 +65,13 @@ def load_ledger(path: str | Path) -> Ledger:
     if not all(each.name and each.scale for each in ledger.worlds):
         raise UserError(f"{path}: a world needs a name and a scale", code="ledger")
     for claim in ledger.claims:
-        if not (claim.claim and claim.source and claim.study and claim.rows):
-            raise UserError(f"{path}: a claim needs claim, source, study and rows: {claim}", code="ledger")
+        by_study, by_measure = bool(claim.study and claim.rows), claim.measure in MEASURES and claim.expect != "none"
+        if not (claim.claim and claim.source and by_study != by_measure):
+            raise UserError(
+                f"{path}: a claim needs claim, source, and either study and rows or expect and a measure, one of "
+                f"{', '.join(MEASURES)}: {claim}",
+                code="ledger",
+            )
     return ledger
 
 
@@ -68,27 +81,22 @@ def format_ledger(path: str | Path, root: Path) -> str:
     Raises `UserError` for claims that no study tests, and for results of other rows than the study's.
     """
     ledger = load_ledger(path)
-    studies = {claim.study: root / "configs" / "studies" / f"{claim.study}.yaml" for claim in ledger.claims}
+    studies = {
+        claim.study: root / "configs" / "studies" / f"{claim.study}.yaml" for claim in ledger.claims if claim.study
+    }
     loaded = {name: load_study(file) for name, file in studies.items()}
-    columns = ("claim", "source", "rows", "paper", *(world.name for world in ledger.worlds))
+    columns = ("claim", "source", "rows or measure", "paper", *(world.name for world in ledger.worlds))
     rows = []
     for claim in ledger.claims:
         with error_context(f"{path}: {claim.claim!r}"):
-            _check_rows(claim, loaded[claim.study])
-            found_by_world = [
-                _find(claim, loaded[claim.study], root / ledger.results, world) for world in ledger.worlds
-            ]
-        paper = ", ".join(f"{each.paper_difference:+.1f}" for each in found_by_world[0].outcomes)
-        cells = [claim.claim, claim.source, ", ".join(claim.rows), paper, *map(_cell, found_by_world)]
+            tested_by = _tested_by(claim, loaded)
+            found = [_find(claim, loaded, root / ledger.results, Path(world.scale).stem) for world in ledger.worlds]
+        cells = [claim.claim, claim.source, *tested_by, *map(_cell, found)]
         rows.append([markdown_text(cell) for cell in cells])
-    commands = [
-        markdown_code(
-            shell_command("python", "scripts/study.py", f"configs/studies/{name}.yaml", "--scale", world.scale)
-        )
-        for world in ledger.worlds
-        for name in studies
-    ]
-    listed = "".join(f"- {command}\n" for command in commands)
+    scales = [world.scale for world in ledger.worlds]
+    commands = [("scripts/study.py", f"configs/studies/{name}.yaml", "--scale", s) for s in scales for name in studies]
+    commands += [("scripts/measure.py", "--scale", scale) for scale in scales]
+    listed = "".join(f"- {markdown_code(shell_command('python', *words))}\n" for words in commands)
     return f"{HEAD}\n{markdown_table(columns, rows)}\n\n{COMMANDS}\n{listed}"
 
 
@@ -99,7 +107,8 @@ Written by `python scripts/claims.py` from the results of the studies; do not ed
 points, of each row from the row that it is compared with: the paper's on COCO, and ours as the mean over the seeds ±
 half of the 95 % confidence interval, paired by seed. A row's verdict is that of its table, with Holm's correction for
 all rows of it ([how](ablations.md#verdicts)); nothing corrects across tables. A claim is supported if all of its rows
-are, contradicted if one is, and open otherwise.
+are, contradicted if one is, and open otherwise. The last claims are not about AP alone: what is measured on the trained
+runs, in which unit, and what supports the claim, is in their third column ([more](ablations.md#the-ledger)).
 """
 COMMANDS = """\
 The commands, each with `--seeds N --jobs 2`; `--dry-run` says what is missing for it:
@@ -118,25 +127,44 @@ def _check_rows(claim: Claim, study: Study) -> None:
             )
 
 
-def _find(claim: Claim, study: Study, results: Path, world: World) -> ClaimResult:
-    file = results / f"{claim.study}-{Path(world.scale).stem}" / "runs.csv"
-    found = read_runs(file, study) if file.is_file() else {}
-    by_name = {outcome.row.name: outcome for outcome in summarize(study, found)}
-    outcomes = tuple(by_name[name] for name in claim.rows)
-    if all(outcome.difference is None for outcome in outcomes):
-        return ClaimResult(NOT_RUN, outcomes)
-    verdicts = {outcome.verdict for outcome in outcomes}
-    decided = "contradicted" if "contradicted" in verdicts else "supported" if verdicts == {"supported"} else "open"
-    return ClaimResult(decided, outcomes)
+def _tested_by(claim: Claim, studies: dict[str, Study]) -> tuple[str, str]:
+    """The cells of what tests a claim, and of the paper's figure."""
+    if claim.measure:
+        ends = {"better": "above 0", "worse": "below 0", "equal": f"within {claim.within:g}"}
+        return f"{claim.measure}, {MEASURES[claim.measure].unit}: {ends[claim.expect]}", "-"
+    study = studies[claim.study]
+    _check_rows(claim, study)
+    of_paper = {row.name: study.paper_difference(row) for row in study.rows}
+    return ", ".join(claim.rows), ", ".join(f"{of_paper[name]:+.1f}" for name in claim.rows)
 
 
-def _cell(result: ClaimResult) -> str:
-    if result.verdict == NOT_RUN:
+def _find(claim: Claim, studies: dict[str, Study], results: Path, scale: str) -> list[Difference]:
+    """What one world says about a claim."""
+    if claim.measure:
+        file = results / f"measures-{scale}.csv"
+        values = read_measures(file).get(claim.measure, []) if file.is_file() else []
+        mean, margin = paired_difference(values)
+        supporting = supporting_range(claim.expect, claim.within)
+        decided = verdict(mean, p_value(values, supporting), supporting)
+        return [Difference(mean, margin, len(values), decided, digits=2)]
+    file, study = results / f"{claim.study}-{scale}" / "runs.csv", studies[claim.study]
+    found = summarize(study, read_runs(file, study) if file.is_file() else {})
+    by_name = {each.row.name: Difference(each.difference, each.margin, each.compared, each.verdict) for each in found}
+    return [by_name[name] for name in claim.rows]
+
+
+def _cell(found: list[Difference]) -> str:
+    seeds = [each.seeds for each in found if each.seeds]
+    if not seeds:
         return NOT_RUN
-    parts = []
-    for outcome in result.outcomes:
-        margin = "" if outcome.margin is None else f" ± {outcome.margin:.1f}"
-        parts.append(NOT_RUN if outcome.difference is None else f"{outcome.difference:+.1f}{margin}")
-    seeds = [outcome.compared for outcome in result.outcomes if outcome.compared]
+    verdicts = {each.verdict for each in found}
+    decided = "contradicted" if "contradicted" in verdicts else "supported" if verdicts == {"supported"} else "open"
     count = f"{min(seeds)} to {max(seeds)}" if min(seeds) < max(seeds) else f"{seeds[0]}"
-    return f"{result.verdict}: {', '.join(parts)} ({count} seed{'s' * (count != '1')})"
+    return f"{decided}: {', '.join(map(_number, found))} ({count} seed{'s' * (count != '1')})"
+
+
+def _number(found: Difference) -> str:
+    if found.mean is None:
+        return NOT_RUN
+    margin = "" if found.margin is None else f" ± {found.margin:.{found.digits}f}"
+    return f"{found.mean:+.{found.digits}f}{margin}"

@@ -11,6 +11,7 @@ import torch
 
 from gfl.ablation.study import Run
 from gfl.common.files import append
+from gfl.model.precision import autocast_dtype, precision_name
 
 SESSIONS_FILE = "sessions.jsonl"
 
@@ -21,13 +22,18 @@ class Session(NamedTuple):
     seconds: float
     threads: int  # per process of the run
     torch: str  # its version
-    machine: str  # what kind of machine
+    machine: str  # what kind of machine, and the precision there: `amp: auto` depends on it
 
 
 def add_session(run: Run, seconds: float, threads: int) -> None:
     """Note that this machine has trained `run`. Raises `UserError` if that cannot be written."""
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{os.cpu_count()} cores"
-    session = Session(round(seconds, 3), threads, torch.__version__, f"{platform.machine()}, {device}")
+    cuda = torch.cuda.is_available()
+    device = (
+        torch.cuda.get_device_name() if cuda else f"{torch.backends.cpu.get_cpu_capability()}, {os.cpu_count()} cores"
+    )
+    precision = precision_name(autocast_dtype(run.config.optim, torch.device("cuda" if cuda else "cpu")))
+    machine = f"{platform.machine()}, {device}, {precision}"
+    session = Session(round(seconds, 3), threads, torch.__version__, machine)
     append(run.folder / SESSIONS_FILE, json.dumps(session._asdict()).encode() + b"\n")
 
 

@@ -93,7 +93,7 @@ def read_runs(path: Path, study: Study) -> dict[tuple[str, int], dict[str, float
             raise ValueError(f"{list_some(sorted(changed))} had other overrides")
         return {
             (names[line["row"]], int(line["seed"])): {
-                name: _finite(line[name]) for name in METRICS if name == "AP" or line[name]
+                name: finite(line[name]) for name in METRICS if name == "AP" or line[name]
             }
             for line in lines
         }
@@ -105,7 +105,8 @@ def read_runs(path: Path, study: Study) -> dict[tuple[str, int], dict[str, float
         ) from None
 
 
-def _finite(text: str) -> float:
+def finite(text: str) -> float:
+    """A metric of a file; raises `ValueError` for another text."""
     value = float(text)
     if not math.isfinite(value):
         raise ValueError(f"{text} is no metric")

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 import yaml
 
+from gfl.ablation.verdict import supporting_range
 from gfl.common.dataclass_from_dict import between, dataclass_from_dict
 from gfl.common.errors import UserError, error_context
 from gfl.common.text import format_value
@@ -41,8 +42,7 @@ class Row:
     @property
     def supporting(self) -> tuple[float, float] | None:
         """The true differences of AP, between two ends, that would support the paper's claim; None without one."""
-        ends = {"better": (0, math.inf), "worse": (-math.inf, 0), "equal": (-self.within, self.within)}
-        return ends.get(self.expect)
+        return supporting_range(self.expect, self.within)
 
 
 @dataclass(frozen=True)

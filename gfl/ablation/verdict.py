@@ -14,6 +14,12 @@ from scipy import stats
 LEVEL = 0.05  # the chance of any wrong verdict in a table, and that a single interval misses
 
 
+def supporting_range(expect: str, within: float = 0.0) -> tuple[float, float] | None:
+    """The true differences, between two ends, that ``better``, ``worse`` or ``equal`` expects; None for others."""
+    ends = {"better": (0, math.inf), "worse": (-math.inf, 0), "equal": (-within, within)}
+    return ends.get(expect)
+
+
 def paired_difference(pairs: Sequence[float]) -> tuple[float | None, float | None]:
     """Mean of paired differences and half the width of its 95 % interval (Student's t); None where it is unknown."""
     if not pairs:

@@ -5,6 +5,7 @@ import yaml
 from printed_commands import ROOT
 
 from gfl.ablation.claims import format_ledger
+from gfl.ablation.measures import Value, format_measures
 from gfl.ablation.report import format_runs
 from gfl.ablation.study import load_study
 
@@ -18,7 +19,10 @@ ROWS = [
 
 @pytest.fixture
 def ledger(tmp_path):
-    """Writes a ledger of claims, each a list of rows, and results by world and (row, seed); returns its lines."""
+    """Writes a ledger of claims, each a list of rows or other keys, and results by world and (row, seed).
+
+    Returns its lines.
+    """
 
     def write(claims, results, edit=lambda text: text):
         studies = tmp_path / "configs" / "studies"
@@ -35,8 +39,9 @@ def ledger(tmp_path):
         path = tmp_path / "claims.yaml"
         worlds = [{"name": f"of {world}", "scale": f"scales/{world}.yaml"} for world in ("one", "two")]
         entries = [
-            {"claim": f"claim {number}", "source": "table 9", "study": "table", "rows": rows}
-            for number, rows in enumerate(claims)
+            {"claim": f"claim {number}", "source": "table 9"}
+            | ({"study": "table", "rows": tested} if isinstance(tested, list) else tested)
+            for number, tested in enumerate(claims)
         ]
         path.write_text(yaml.safe_dump({"results": "results", "worlds": worlds, "claims": entries}))
         text = format_ledger(path, tmp_path)
@@ -84,6 +89,30 @@ def test_the_seeds_are_those_that_a_row_shares_with_its_baseline(ledger):
 def test_results_without_a_number_or_of_other_rows_are_refused(ledger, refusal, old, new):
     """Also of a row that has changed since."""
     assert refusal(ledger, [["new"]], {"one": runs(new=1.0)}, lambda text: text.replace(old, new, 1)).code == "runs"
+
+
+def test_a_measure_has_the_verdict_of_its_own_values(ledger, tmp_path):
+    (tmp_path / "results").mkdir()
+    seeds = [("peak", seed, Value(value, "")) for seed, value in enumerate((0.1, 0.2, 0.3))]
+    (tmp_path / "results" / "measures-one.csv").write_text(format_measures(seeds))
+    measured = [{"measure": "peak", "expect": expect} for expect in ("better", "worse")]
+    measured.append({"measure": "peak", "expect": "equal", "within": 0.1})
+    measured.append({"measure": "cost", "expect": "worse"})
+    lines = ledger(measured, {})[1:]
+    verdicts = ["open", "open", "open"]  # the interval of 0.2 +- 0.248 reaches to both sides
+    assert [line[4] for line in lines] == [*(f"{each}: +0.20 ± 0.25 (3 seeds)" for each in verdicts), "not run"]
+    seeds = [("peak", seed, Value(value, "")) for seed, value in enumerate((0.19, 0.2, 0.21))]
+    (tmp_path / "results" / "measures-one.csv").write_text(format_measures(seeds))
+    verdicts = ["supported", "contradicted", "contradicted", "not run"]
+    assert [line[4].split(":")[0] for line in ledger(measured, {})[1:]] == verdicts
+    assert {line[5] for line in lines} == {"not run"}
+
+
+@pytest.mark.parametrize(
+    "entry", [{}, {"measure": "peak"}, {"measure": "nothing", "expect": "better"}, {"study": "table"}]
+)
+def test_claims_with_nothing_that_tests_them_are_refused(ledger, refusal, entry):
+    assert refusal(ledger, [entry], {}).code == "ledger"
 
 
 def test_claims_that_nothing_tests_are_refused(ledger, refusal):

@@ -1,0 +1,55 @@
+"""Measure what claims other than differences of AP say about the trained runs of studies."""
+
+import argparse
+import signal
+from pathlib import Path
+
+from gfl.common.arguments import whole_number
+from gfl.common.output import protect_output
+from gfl.common.progress import announce
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description="Measure, on runs that scripts/study.py has trained: what reading sides at their peak changes, "
+        "whether their spread follows their error, how often the background gets a high quality from an IoU branch, "
+        "and the time that QFL and DFL take. Writes measures-SCALE.csv beside the reports. For the time nothing else "
+        "should run.",
+        epilog="example: python scripts/measure.py --scale configs/scales/shapes.yaml --seeds 5",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--scale", required=True, metavar="CONFIG", help="the scale that the runs were trained at")
+    parser.add_argument("--seeds", type=whole_number(1, 9999), default=1, help="seeds 0, 1, ... (default 1)")
+    parser.add_argument("--out", default="runs/studies", help="folder of runs and reports (default %(default)s)")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":  # before the heavy imports, so that --help answers at once
+    protect_output()
+    ARGS = parse_args()
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    announce("loading libraries and the runs")
+
+from gfl.ablation.measures import MEASURES, format_measures, measure_runs
+from gfl.ablation.study import StudyOptions
+from gfl.common.errors import run
+from gfl.common.files import write_text
+from gfl.common.progress import print_line
+
+STUDIES = Path(__file__).resolve().parent.parent / "configs" / "studies"
+
+
+def main(args: argparse.Namespace) -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    options = StudyOptions("", args.scale, args.seeds, out=Path(args.out))
+    path, values = options.out / f"measures-{Path(args.scale).stem}.csv", []
+    for name, measure in MEASURES.items():
+        for seed, each in measure_runs(options, name, STUDIES):
+            print_line(f"{name}, seed {seed}: {each.value:+.3f} {measure.unit}  ({each.detail})")
+            values.append((name, seed, each))
+            write_text(path, format_measures(values))
+    print_line(f"written: {path}")
+
+
+if __name__ == "__main__":
+    run(main, ARGS)
