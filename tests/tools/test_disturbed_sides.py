@@ -16,5 +16,5 @@ def test_the_error_of_a_number_grows_with_its_target_and_that_of_a_distribution_
     # Adam moves all weights alike, to y / sum(x) with E x = sqrt(2 / pi), so that noise of NOISE is passed on with
     # NOISE y / (WIDTH^0.5 E x) as its deviation, whose mean absolute value is E x times that.
     expected = np.arange(1, 16, 2) * toy.NOISE / toy.WIDTH**0.5
-    np.testing.assert_allclose(number, expected, rtol=0.15)
+    np.testing.assert_allclose(number, expected, rtol=0.25)
     assert distribution.max() < expected[1]
