@@ -4,7 +4,7 @@ import argparse
 import signal
 from pathlib import Path
 
-from gfl.common.arguments import whole_number
+from gfl.common.arguments import seeds
 from gfl.common.output import protect_output
 from gfl.common.progress import announce
 
@@ -19,7 +19,13 @@ def parse_args() -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--scale", required=True, metavar="CONFIG", help="the scale that the runs were trained at")
-    parser.add_argument("--seeds", type=whole_number(1, 9999), default=1, help="seeds 0, 1, ... (default 1)")
+    parser.add_argument(
+        "--seeds",
+        type=seeds,
+        default=range(1),
+        metavar="N",
+        help="number of seeds, 0, 1, ... (default 1); 3-4: only these",
+    )
     parser.add_argument("--out", default="runs/studies", help="folder of runs and reports (default %(default)s)")
     return parser.parse_args()
 

@@ -5,7 +5,7 @@ import os
 import sys
 from pathlib import Path
 
-from gfl.common.arguments import whole_number
+from gfl.common.arguments import seeds, whole_number
 from gfl.common.output import protect_output
 from gfl.common.progress import announce
 
@@ -25,7 +25,11 @@ def parse_args() -> argparse.Namespace:
         "--scale", metavar="CONFIG", help="a config laid over the study's, such as configs/scales/shapes.yaml"
     )
     parser.add_argument(
-        "--seeds", type=whole_number(1, 9999), default=1, help="seeds 0, 1, ... of every row (default 1)"
+        "--seeds",
+        type=seeds,
+        default=range(1),
+        metavar="N",
+        help="number of seeds of every row, 0, 1, ... (default 1); 3-4: only these, as for a second machine",
     )
     parser.add_argument("--nproc", type=whole_number(1, 9999), default=1, help="processes (GPUs) per run (default 1)")
     parser.add_argument(
@@ -44,7 +48,7 @@ def parse_args() -> argparse.Namespace:
         "--dry-run", action="store_true", help="print the command of every run and what is missing, run nothing"
     )
     args = parser.parse_args()
-    if args.quick and (args.rows or args.seeds > 1):
+    if args.quick and (args.rows or args.seeds != range(1)):
         parser.error("--quick chooses rows and seeds itself: leave --rows and --seeds out")
     return args
 

@@ -147,8 +147,13 @@ def _find(claim: Claim, studies: dict[str, Study], results: Path, scale: str) ->
         supporting = supporting_range(claim.expect, claim.within)
         decided = verdict(mean, p_value(values, supporting), supporting)
         return [Difference(mean, margin, len(values), decided, digits=2)]
-    file, study = results / f"{claim.study}-{scale}" / "runs.csv", studies[claim.study]
-    found = summarize(study, read_runs(file, study) if file.is_file() else {})
+    study, runs = studies[claim.study], {}
+    for file in sorted((results / f"{claim.study}-{scale}").glob("runs*.csv")):  # of several machines
+        of_file = read_runs(file, study)
+        if twice := runs.keys() & of_file.keys():
+            raise UserError(f"{file}: {min(twice)[0]}, seed {min(twice)[1]} is in another file too", code="runs_twice")
+        runs |= of_file
+    found = summarize(study, runs)
     by_name = {each.row.name: Difference(each.difference, each.margin, each.compared, each.verdict) for each in found}
     return [by_name[name] for name in claim.rows]
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from gfl.ablation.records import read_result
-from gfl.ablation.report import finite
+from gfl.ablation.report import finite, format_seeds
 from gfl.ablation.study import StudyOptions
 from gfl.checkpoint import LAST, load_detector
 from gfl.common.errors import UserError
@@ -149,13 +149,21 @@ def measure_runs(options: StudyOptions, name: str, studies: Path) -> Iterator[tu
     runs = {(run.row, run.seed): run for run in options.plan(options.seeds, measure.rows)}
     unfinished = [run for run in runs.values() if read_result(run) is None]
     if unfinished:
-        command = ["python", "scripts/study.py", options.study, "--scale", options.scale, "--seeds", str(options.seeds)]
+        command = [
+            "python",
+            "scripts/study.py",
+            options.study,
+            "--scale",
+            options.scale,
+            "--seeds",
+            format_seeds(options.seeds),
+        ]
         raise UserError(
             f"{name}: {len(unfinished)} of {len(runs)} runs are not finished; train them with "
             f"{shell_command(*command, '--rows', *measure.rows)}",
             code="measure_runs",
         )
-    for seed in range(options.seeds):
+    for seed in options.seeds:
         detectors = [load_detector(runs[row, seed].folder / LAST) for row in measure.rows]
         yield seed, measure.of(*detectors, load_split(detectors[0]))
 

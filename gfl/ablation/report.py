@@ -33,11 +33,11 @@ def write_report(options: StudyOptions, failures: Sequence[str]) -> str:
 
     Returns a summary.
     """
-    study, seeds = options.load(), options.seeds
+    study, seeds = options.load(), list(options.seeds)
     # More seeds than requested, if all rows have them: rows with different seeds would not be comparable. But for
     # --quick, whose two rows are not the table that a verdict is corrected for.
-    while not options.quick and all(read_result(run) for run in options.plan(seeds + 1) if run.seed == seeds):
-        seeds += 1
+    while not options.quick and all(map(read_result, options.plan([seeds[-1] + 1]))):
+        seeds.append(seeds[-1] + 1)
     runs = options.plan(seeds)
     results = {(run.row, run.seed): metrics for run in runs if (metrics := read_result(run))}
     sessions = {(run.row, run.seed): read_sessions(run) for run in runs if (run.row, run.seed) in results}
@@ -117,6 +117,12 @@ def _seconds(sessions: Iterable[Session]) -> float:
     return round(sum(session.seconds for session in sessions), 3)
 
 
+def format_seeds(seeds: Sequence[int]) -> str:
+    """Neighbouring seeds as ``--seeds`` reads them."""
+    first, last = min(seeds), max(seeds)
+    return f"{first}-{last}" if first else str(last + 1)
+
+
 def _distinct(sessions: Iterable[Session], field: str) -> str:
     return " + ".join(dict.fromkeys(str(getattr(session, field)) for session in sessions))
 
@@ -125,7 +131,7 @@ def _how_made(options: StudyOptions, runs: Sequence[Run], sessions: Sequence[Ses
     """The command, the conditions of all runs, and their folders."""
     command = ["python", "scripts/study.py", Path(options.study)]
     command += ["--scale", Path(options.scale)] if options.scale else []
-    command += ["--quick"] if options.quick else ["--seeds", str(1 + max(run.seed for run in runs))]
+    command += ["--quick"] if options.quick else ["--seeds", format_seeds([run.seed for run in runs])]
     for name, count in (("--nproc", options.nproc), ("--jobs", options.jobs)):
         command += [name, str(count)] if count > 1 else []
     conditions = [("", "machine"), ("threads per process: ", "threads"), ("torch ", "torch")]

@@ -98,7 +98,7 @@ class StudyOptions(NamedTuple):
 
     study: str  # path of its YAML file
     scale: str | None = None  # path of a config laid over the study's
-    seeds: int = 1  # 0, 1, ... of every row
+    seeds: Sequence[int] = (0,)  # of every row, in rising order
     nproc: int = 1  # processes per run
     jobs: int = 1  # runs at a time
     rows: Sequence[str] = ()  # only these, all by default
@@ -116,8 +116,8 @@ class StudyOptions(NamedTuple):
         study = load_study(self.study)
         return study.shortened() if self.quick else study
 
-    def plan(self, seeds: int, rows: Sequence[str] = ()) -> list[Run]:
-        """The runs of `seeds` seeds, of all rows by default."""
+    def plan(self, seeds: Sequence[int], rows: Sequence[str] = ()) -> list[Run]:
+        """The runs with `seeds`, of all rows by default."""
         names = rows or [row.name for row in self.load().rows]
         overlays = [self.scale] if self.scale else []
         overlays += [f"model.backbone.weights={self.start}"] if self.start else []
@@ -166,7 +166,7 @@ def _check_expectation(row: Row, baseline: Row | None, paper_difference: float |
 
 
 def plan(
-    path: str | Path, *, root: Path, overlays: Sequence[str] = (), seeds: int = 1, only: Sequence[str] = ()
+    path: str | Path, *, root: Path, overlays: Sequence[str] = (), seeds: Sequence[int] = (0,), only: Sequence[str] = ()
 ) -> list[Run]:
     """The runs of the study at `path`, seed by seed, so that an interrupted study has complete tables.
 
@@ -175,7 +175,7 @@ def plan(
             several tables share a run, and a changed config never finds an old result. The digest does not cover the
             content of files that a config names.
         overlays: configs and overrides laid over the study's; the rows' overrides are laid over all of them.
-        seeds: 0, 1, ..., seeds - 1.
+        seeds: of every row.
         only: names of rows, all by default.
 
     Raises `UserError` for rows that do not exist and configs that are wrong.
@@ -191,7 +191,7 @@ def plan(
     groups = {found.name.rpartition("-")[2]: found for found in sorted(root.glob("*-*"))}  # by digest
     return [
         _run(path, row, seed, configs, root, groups)
-        for seed in range(seeds)
+        for seed in seeds
         for row in study.rows
         if not only or row.name in only
     ]

@@ -76,6 +76,16 @@ def test_what_was_not_run_says_so(ledger):
     assert line[5] == "not run"
 
 
+def test_results_of_several_machines_are_joined_unless_a_run_is_in_two(ledger, refusal, tmp_path):
+    found = runs(new=1.0)
+    ledger([["new"]], {"one": {key: value for key, value in found.items() if key[1] == 2}})
+    folder = tmp_path / "results" / "table-one"
+    (folder / "runs.csv").rename(folder / "runs.2.csv")
+    first = {key: value for key, value in found.items() if key[1] < 2}
+    assert ledger([["new"]], {"one": first})[1][4] == "supported: +1.0 ± 0.2 (3 seeds)"
+    assert refusal(ledger, [["new"]], {"one": found}).code == "runs_twice"
+
+
 def test_the_seeds_are_those_that_a_row_shares_with_its_baseline(ledger):
     found = runs(new=1.0)
     del found["base", 2]

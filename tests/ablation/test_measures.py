@@ -105,7 +105,7 @@ def test_extra_time_is_that_of_medians_without_the_first_pass(detectors, monkeyp
 
 
 def test_runs_that_are_not_finished_are_named_with_their_command(tmp_path, refusal):
-    options = StudyOptions("", "configs/scales/shapes.yaml", 2, out=tmp_path)
+    options = StudyOptions("", "configs/scales/shapes.yaml", range(2), out=tmp_path)
     for name, measure in MEASURES.items():
         refused = refusal(lambda name=name: list(measure_runs(options, name, ROOT / "configs" / "studies")))
         assert refused.code == "measure_runs"

@@ -82,7 +82,7 @@ def test_seeds_of_earlier_commands_stay_in_the_report(study, tmp_path):
     options = options._replace(rows=("plain", "new"))
     table = json.loads((tmp_path / "table.yaml").read_text())
     (tmp_path / "table.yaml").write_text(json.dumps(table | {"rows": table["rows"][:2]}))
-    run_study(options._replace(seeds=2), script)
+    run_study(options._replace(seeds=range(2)), script)
     run_study(options, script)
     report = (tmp_path / "out" / "table" / "report.md").read_text(encoding="utf-8")
     assert "25.0 ± 7.1" in report  # of 20 and 30
@@ -105,7 +105,7 @@ def test_runs_train_at_a_time_with_their_share_of_the_cores_and_every_result_is_
     options, script = study
     monkeypatch.setattr(torch, "get_num_threads", lambda: 7)
     monkeypatch.setenv("TEST_TOGETHER", "2")
-    run_study(options._replace(rows=("plain", "new"), jobs=2, seeds=2), script)
+    run_study(options._replace(rows=("plain", "new"), jobs=2, seeds=range(2)), script)
     with open(tmp_path / "out" / "table" / "runs.csv", newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     assert [(row["row"], row["seed"], row["AP"], row["AR1"], row["threads"]) for row in rows] == [
@@ -122,7 +122,7 @@ def test_runs_train_at_a_time_with_their_share_of_the_cores_and_every_result_is_
 
 def test_an_interrupted_run_adds_its_time_and_conditions(study, tmp_path):
     options, script = study
-    (run,) = options.plan(1, ["plain"])
+    (run,) = options.plan([0], ["plain"])
     run.folder.mkdir(parents=True)
     session = {"seconds": 100.0, "threads": 64, "torch": "1.0", "machine": "another"}
     (run.folder / "sessions.jsonl").write_text(json.dumps(session) + "\n")
@@ -166,7 +166,7 @@ def test_what_is_missing_is_named_with_its_rows_and_the_command_that_makes_it(st
     table["rows"][1]["overrides"] = {"data.train.annotations": "data/shapes/a.json", "model.weights": "runs/unknown"}
     table["rows"][2]["overrides"] = {"data.val.images": "data/shapes/val"}
     (tmp_path / "table.yaml").write_text(json.dumps(table))
-    assert missing.find_missing(options.plan(1)) == [
+    assert missing.find_missing(options.plan([0])) == [
         (("data/shapes/a.json", "data/shapes/val"), ("new", "refused"), missing.COMMANDS["data/shapes"]),
         (("runs/unknown",), ("new",), missing.UNKNOWN),
     ]
@@ -205,7 +205,7 @@ def test_quick_decides_nothing_even_where_the_whole_study_has_more_seeds(study, 
     options, script = study
     table = json.loads((tmp_path / "table.yaml").read_text())
     (tmp_path / "table.yaml").write_text(json.dumps(table | {"headline": "new"}))
-    run_study(options._replace(rows=("plain", "new"), seeds=2), script)
+    run_study(options._replace(rows=("plain", "new"), seeds=range(2)), script)
     run_study(options._replace(quick=True), script)
     with open(tmp_path / "out" / "table-quick" / "report.csv", newline="", encoding="utf-8") as file:
         found = {row["row"]: (row["seeds"], row["verdict"]) for row in csv.DictReader(file)}
@@ -236,7 +236,7 @@ def test_rows_that_cannot_be_built_and_missing_weights_are_refused_before_anythi
 
 def test_several_processes_are_started_by_torchrun(study):
     options, script = study
-    run = options.plan(1, ["plain"])[0]
+    run = options.plan([0], ["plain"])[0]
     assert train_command(run, script, 1)[-1] == train_command(run, script, 2)[-1] == "--resume"
     assert train_command(run, script, 2)[1:5] == [
         "-m",

@@ -81,7 +81,7 @@ def test_quick_leaves_the_headline_and_the_row_that_it_is_compared_with(tmp_path
     for headline, expected in (("", ["a", "d"]), ("c", ["b", "c"])):
         path = write_study(tmp_path, rows=rows, headline=headline)
         options = StudyOptions(str(path), out=tmp_path, quick=True, start="demo.pt")
-        runs = options.plan(1)
+        runs = options.plan([0])
         assert [row.name for row in options.load().rows] == [run.row for run in runs] == expected
         assert {run.config.model.backbone.weights for run in runs} == {"demo.pt"}
     path = write_study(tmp_path, rows=rows, headline="a")
@@ -111,7 +111,7 @@ def test_a_scale_is_laid_over_the_base_and_under_the_rows(tmp_path):
 
 def test_equal_rows_share_a_folder_seeds_do_not_and_a_changed_config_has_another(tmp_path):
     study = write_study(tmp_path, rows=[{"name": "a"}, {"name": "b", "overrides": {"optim.epochs": 3}}])
-    one, two, again, _ = runs = plan(study, root=tmp_path / "runs", seeds=2)
+    one, two, again, _ = runs = plan(study, root=tmp_path / "runs", seeds=range(2))
     assert [(run.row, run.seed) for run in runs] == [("a", 0), ("b", 0), ("a", 1), ("b", 1)]
     assert one.folder == two.folder  # under the name of the row that came first
     assert again.folder == one.folder.with_name("seed1")

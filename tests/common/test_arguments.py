@@ -4,7 +4,7 @@ import argparse
 
 import pytest
 
-from gfl.common.arguments import fraction, whole_number
+from gfl.common.arguments import fraction, seeds, whole_number
 
 WRONG = ["", "x", "nan", "inf", "1e400", "-inf", "9" * 5000, "1e3", "1_0", "0x1", " 1 2", "\u00b2", "\u0661"]
 
@@ -24,3 +24,10 @@ def test_a_fraction_is_from_0_to_1(text):
 def test_what_is_in_range_is_read():
     assert [whole_number(-5)(text) for text in ("-5", "0", "007")] == [-5, 0, 7]
     assert [fraction(text) for text in ("0", "0.25", "1")] == [0.0, 0.25, 1.0]
+
+
+def test_seeds_are_counted_from_0_or_a_range():
+    assert [list(seeds(text)) for text in ("1", "3", "0-1", "3-4", "7-7")] == [[0], [0, 1, 2], [0, 1], [3, 4], [7]]
+    for text in ("0", "-1", "4-3", "1-", "a-b", "1-2-3", "", "99999"):
+        with pytest.raises(argparse.ArgumentTypeError):
+            seeds(text)
