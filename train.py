@@ -63,7 +63,7 @@ from gfl.training.saving import CheckpointSaver
 from gfl.training.schedule import after_evaluation, fit_schedule, is_finished
 from gfl.training.step import train_step
 from gfl.training.summary import end_summary, resume_summary, run_summary
-from gfl.training.teacher import load_teacher
+from gfl.training.teacher import load_teacher, teacher_digest
 from gfl.training.validation import evaluate
 
 
@@ -97,9 +97,9 @@ def train(config: Config, device: torch.device, stop: StopRequest, keep_lock: Ca
     scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
     average = WeightAverage(model, optim.ema) if optim.ema else None
     state = TrainState(model, build_optimizer(model, optim), scaler, average=average)
-    changes = {}
+    changes, digests = {}, data.digests() | teacher_digest(config)
     if checkpoint:
-        expected = {"class_names": class_names, "digests": data.digests(), "steps_per_epoch": steps_per_epoch}
+        expected = {"class_names": class_names, "digests": digests, "steps_per_epoch": steps_per_epoch}
         changes = restore(state, checkpoint, config=config, **expected)
     parallel = DistributedDataParallel(model) if distributed.world_size() > 1 else model
     guard = FiniteGuard(state, run_dir, rewind=optim.on_divergence == "rewind")
@@ -115,7 +115,7 @@ def train(config: Config, device: torch.device, stop: StopRequest, keep_lock: Ca
 
     is_last = checkpoint in (None, run_dir / LAST)
     last_is_sound = is_last and not looks_diverged(state.running_loss)
-    save = CheckpointSaver(state, config, data, guard, keep_lock, last_is_sound=last_is_sound).save
+    save = CheckpointSaver(state, config, data, digests, guard, keep_lock, last_is_sound=last_is_sound).save
     if not is_last:  # from now on --resume continues from here
         save(LAST)
     log = RunLog(run_dir, config, state.progress, steps_per_epoch, enabled=distributed.is_main())

@@ -86,7 +86,7 @@ def save_checkpoint(
     """Write everything that ``--resume`` needs; an interrupted write leaves the previous file.
 
     Args:
-        digests: of the splits, by name; a resumed run reports whether they have changed.
+        digests: of the splits and of a teacher, by name; a resumed run reports whether they have changed.
         backup_to: where to move the previous file instead of overwriting it.
 
     Raises `UserError` if the disk is full or the folder cannot be written.

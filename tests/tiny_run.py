@@ -1,5 +1,6 @@
 """A tiny model in training, with everything that a checkpoint holds."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -49,9 +50,10 @@ def save(
     progress: Progress = PROGRESS,
     backup_to: Path | None = None,
     running_loss: RunningLoss = RUNNING_LOSS,
+    digests: Mapping[str, str] = DIGESTS,
 ) -> Path:
     """Write the checkpoint of a new run after `steps` steps."""
     state = train(new_state(), steps)
     state.progress, state.running_loss, state.bad_images = progress, running_loss, dict(BAD_IMAGES)
-    save_checkpoint(path, state, CONFIG, CLASS_NAMES, DIGESTS, backup_to=backup_to)
+    save_checkpoint(path, state, CONFIG, CLASS_NAMES, digests, backup_to=backup_to)
     return path

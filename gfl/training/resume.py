@@ -38,6 +38,11 @@ OTHER_OUTPUTS = ("model.head.", "model.points.")  # keys that change what the he
 START = {"model.head.initial_distance", "model.head.dgqp.init"}  # keys of them that matter to a new run only
 BINS = {"model.head.reg_max", "model.head.delta"}  # with which a run can start from another's weights
 NEW_LOSS = ("model.", "assign.", "loss.", "data.")  # keys that change what the loss is
+INPUTS = {  # what a run reads, by the names of its digests
+    "train": "images, boxes or classes in data.train.annotations",
+    "val": "images, boxes or classes in data.val.annotations",
+    "teacher": "the checkpoint of loss.distill.teacher",
+}
 LAUNCH_FILE = "launch.txt"  # in the run folder: which call of torchrun began or resumed it
 
 
@@ -101,7 +106,7 @@ def restore(
     """Fill `state` from the checkpoint at `path`.
 
     Args:
-        digests: of the splits, by name.
+        digests: of the splits and of a teacher, by name.
 
     Returns how config, data and number of processes differ from the checkpoint's: name -> (old, new). Raises
     `UserError` naming `path`, before anything is filled, for a checkpoint of another run or with unusable parts.
@@ -185,12 +190,12 @@ def _read_texts(saved: Mapping[str, Any], part: str, path: Path) -> dict[str, st
 
 
 def _input_differences(saved: Mapping[str, Any], path: Path, digests: Mapping[str, str]) -> dict[str, tuple[Any, Any]]:
-    """How the annotations and the number of processes differ from those of the checkpoint: name -> (old, new)."""
+    """How annotations, teacher and number of processes differ from those of the checkpoint: name -> (old, new)."""
     old = _read_texts(saved, "digests", path)
     differences: dict[str, tuple[Any, Any]] = {
-        f"images, boxes or classes in data.{split}.annotations": (f"SHA-256 {old[split][:8]}", digest[:8])
-        for split, digest in digests.items()
-        if old.get(split, digest) != digest
+        INPUTS[name]: (f"SHA-256 {old[name][:8]}", digest[:8])
+        for name, digest in digests.items()
+        if old.get(name, digest) != digest
     }
     processes, now = saved.get("processes", distributed.world_size()), distributed.world_size()
     if type(processes) is not int:

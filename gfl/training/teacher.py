@@ -1,10 +1,13 @@
 """The teacher of localisation distillation (`loss.distill`): a trained detector that a run learns from."""
 
+from pathlib import Path
+
 import torch
 from torch import Tensor, nn
 
-from gfl.checkpoint import load_detector
+from gfl.checkpoint import find_detector, load_detector
 from gfl.common.errors import UserError, error_context
+from gfl.common.files import file_digest
 from gfl.common.text import format_differences
 from gfl.config import Config
 from gfl.config_file import config_differences, config_to_dict
@@ -47,3 +50,10 @@ def load_teacher(config: Config, device: torch.device) -> Teacher | None:
             )
     dtype = autocast_dtype(config.optim, device)
     return Teacher(found.model.to(memory_format=memory_format(config.optim, dtype)), dtype)
+
+
+def teacher_digest(config: Config) -> dict[str, str]:
+    """The SHA-256 of the teacher's checkpoint under the name that a resumed run reports; empty without a teacher."""
+    if config.loss.distill.teacher == "none":
+        return {}
+    return {"teacher": file_digest(find_detector(Path(config.loss.distill.teacher)), "sha256")}

@@ -91,6 +91,13 @@ def test_changes_of_the_config_are_returned(tmp_path):
     assert resume(save(tmp_path / LAST), config=changed)[1] == {"seed": (0, 9)}
 
 
+def test_another_teacher_is_returned(tmp_path):
+    path = save(tmp_path / LAST, digests=DIGESTS | {"teacher": "0" * 64})
+    for now, named in (({"teacher": "1" * 64}, True), ({"teacher": "0" * 64}, False), ({}, False)):
+        changes = resume(path, digests=DIGESTS | now)[1]
+        assert any("loss.distill.teacher" in name for name in changes) == named
+
+
 def test_other_data_and_another_number_of_processes_are_returned(tmp_path, monkeypatch):
     path = save(tmp_path / LAST)
     monkeypatch.setattr(distributed, "world_size", lambda: 2)
