@@ -13,7 +13,8 @@ CLAIMS, PAGE = ROOT / "configs" / "claims" / "paper.yaml", ROOT / "docs" / "clai
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=f"{__doc__} The claims are in configs/claims/paper.yaml, the results in the folder that it names, "
-        "as STUDY-SCALE/runs.csv: copy them there from runs/studies.",
+        "as STUDY-SCALE/runs.csv and measures-SCALE.csv: copy them there from runs/studies. Files of other machines "
+        "are called runs.2.csv, measures-SCALE.2.csv and so on.",
         epilog="example: python scripts/claims.py",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -36,11 +36,13 @@ if __name__ == "__main__":  # before the heavy imports, so that --help answers a
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     announce("loading libraries and the runs")
 
-from gfl.ablation.measures import MEASURES, format_measures, measure_runs
+from gfl.ablation.measures import MEASURES, format_measures, load_studies, measure_runs
+from gfl.ablation.records import machine_name
 from gfl.ablation.study import StudyOptions
 from gfl.common.errors import run
 from gfl.common.files import write_text
 from gfl.common.progress import print_line
+from gfl.config_file import load_config
 
 STUDIES = Path(__file__).resolve().parent.parent / "configs" / "studies"
 
@@ -48,12 +50,12 @@ STUDIES = Path(__file__).resolve().parent.parent / "configs" / "studies"
 def main(args: argparse.Namespace) -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     options = StudyOptions("", args.scale, args.seeds, out=Path(args.out))
-    path, values = options.out / f"measures-{Path(args.scale).stem}.csv", []
-    for name, measure in MEASURES.items():
-        for seed, each in measure_runs(options, name, STUDIES):
-            print_line(f"{name}, seed {seed}: {each.value:+.3f} {measure.unit}  ({each.detail})")
-            values.append((name, seed, each))
-            write_text(path, format_measures(values))
+    machine, values = machine_name(load_config(args.scale).optim), []
+    for name, seed, each in measure_runs(options, STUDIES):
+        print_line(f"{name}, seed {seed}: {each.value:+.3f} {MEASURES[name].unit}  ({each.detail})")
+        values.append((name, seed, each))
+    path = options.out / f"measures-{Path(args.scale).stem}.csv"
+    write_text(path, format_measures(values, load_studies(STUDIES), machine))
     print_line(f"written: {path}")
 
 

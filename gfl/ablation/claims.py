@@ -65,14 +65,22 @@ def load_ledger(path: str | Path) -> Ledger:
     if not all(each.name and each.scale for each in ledger.worlds):
         raise UserError(f"{path}: a world needs a name and a scale", code="ledger")
     for claim in ledger.claims:
-        by_study, by_measure = bool(claim.study and claim.rows), claim.measure in MEASURES and claim.expect != "none"
-        if not (claim.claim and claim.source and by_study != by_measure):
+        if not (claim.claim and claim.source and (_has_measure(claim) if claim.measure else _has_rows(claim))):
             raise UserError(
-                f"{path}: a claim needs claim, source, and either study and rows or expect and a measure, one of "
-                f"{', '.join(MEASURES)}: {claim}",
+                f"{path}: a claim needs claim, source, and either study and rows, or expect and a measure, one of "
+                f"{', '.join(MEASURES)} (with within for expect: equal): {claim}",
                 code="ledger",
             )
     return ledger
+
+
+def _has_measure(claim: Claim) -> bool:
+    complete = claim.measure in MEASURES and claim.expect != "none" and (claim.expect == "equal") == (claim.within > 0)
+    return complete and not (claim.study or claim.rows)
+
+
+def _has_rows(claim: Claim) -> bool:
+    return bool(claim.study and claim.rows) and claim.expect == "none" and not claim.within
 
 
 def format_ledger(path: str | Path, root: Path) -> str:
@@ -81,16 +89,14 @@ def format_ledger(path: str | Path, root: Path) -> str:
     Raises `UserError` for claims that no study tests, and for results of other rows than the study's.
     """
     ledger = load_ledger(path)
-    studies = {
-        claim.study: root / "configs" / "studies" / f"{claim.study}.yaml" for claim in ledger.claims if claim.study
-    }
-    loaded = {name: load_study(file) for name, file in studies.items()}
+    needed = [MEASURES[claim.measure].study if claim.measure else claim.study for claim in ledger.claims]
+    studies = {name: load_study(root / "configs" / "studies" / f"{name}.yaml") for name in needed}
     columns = ("claim", "source", "rows or measure", "paper", *(world.name for world in ledger.worlds))
     rows = []
     for claim in ledger.claims:
         with error_context(f"{path}: {claim.claim!r}"):
-            tested_by = _tested_by(claim, loaded)
-            found = [_find(claim, loaded, root / ledger.results, Path(world.scale).stem) for world in ledger.worlds]
+            tested_by = _tested_by(claim, studies)
+            found = [_find(claim, studies, root / ledger.results, Path(world.scale).stem) for world in ledger.worlds]
         cells = [claim.claim, claim.source, *tested_by, *map(_cell, found)]
         rows.append([markdown_text(cell) for cell in cells])
     scales = [world.scale for world in ledger.worlds]
@@ -108,7 +114,8 @@ points, of each row from the row that it is compared with: the paper's on COCO, 
 half of the 95 % confidence interval, paired by seed. A row's verdict is that of its table, with Holm's correction for
 all rows of it ([how](ablations.md#verdicts)); nothing corrects across tables. A claim is supported if all of its rows
 are, contradicted if one is, and open otherwise. The last claims are not about AP alone: what is measured on the trained
-runs, in which unit, and what supports the claim, is in their third column ([more](ablations.md#the-ledger)).
+runs, in which unit, and what supports the claim, is in their third column, and nothing corrects for their number
+([more](ablations.md#the-ledger)).
 """
 COMMANDS = """\
 The commands, each with `--seeds N --jobs 2`; `--dry-run` says what is missing for it:
@@ -141,21 +148,20 @@ def _tested_by(claim: Claim, studies: dict[str, Study]) -> tuple[str, str]:
 def _find(claim: Claim, studies: dict[str, Study], results: Path, scale: str) -> list[Difference]:
     """What one world says about a claim."""
     if claim.measure:
-        file = results / f"measures-{scale}.csv"
-        values = read_measures(file).get(claim.measure, []) if file.is_file() else []
+        values = read_measures(_files(results / f"measures-{scale}.csv"), studies)[claim.measure]
         mean, margin = paired_difference(values)
         supporting = supporting_range(claim.expect, claim.within)
         decided = verdict(mean, p_value(values, supporting), supporting)
         return [Difference(mean, margin, len(values), decided, digits=2)]
-    study, runs = studies[claim.study], {}
-    for file in sorted((results / f"{claim.study}-{scale}").glob("runs*.csv")):  # of several machines
-        of_file = read_runs(file, study)
-        if twice := runs.keys() & of_file.keys():
-            raise UserError(f"{file}: {min(twice)[0]}, seed {min(twice)[1]} is in another file too", code="runs_twice")
-        runs |= of_file
-    found = summarize(study, runs)
+    study = studies[claim.study]
+    found = summarize(study, read_runs(_files(results / f"{claim.study}-{scale}" / "runs.csv"), study))
     by_name = {each.row.name: Difference(each.difference, each.margin, each.compared, each.verdict) for each in found}
     return [by_name[name] for name in claim.rows]
+
+
+def _files(path: Path) -> list[Path]:
+    """The file of one machine and those of others: a.csv, a.2.csv."""
+    return [*filter(Path.is_file, [path]), *sorted(path.parent.glob(f"{path.stem}.*.csv"))]
 
 
 def _cell(found: list[Difference]) -> str:

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -12,24 +13,22 @@ import torch
 
 from gfl.ablation.records import read_result
 from gfl.ablation.report import finite, format_seeds
-from gfl.ablation.study import StudyOptions
+from gfl.ablation.study import Run, Study, StudyOptions, load_study
 from gfl.checkpoint import LAST, load_detector
 from gfl.common.errors import UserError
-from gfl.common.text import shell_command
+from gfl.common.text import one_line, shell_command
 from gfl.data.coco import CocoData
 from gfl.data.loader import batches, build_eval_loader
-from gfl.evaluation.analysis import rank_correlation
+from gfl.evaluation.analysis import rank_correlation, sides_in_frame
 from gfl.evaluation.coco_eval import coco_metrics, run_detector
 from gfl.evaluation.inference import Detector, detect
-from gfl.evaluation.predictions import Predictions, collect_predictions
+from gfl.evaluation.predictions import collect_predictions
 from gfl.evaluation.report import load_split
-from gfl.method.points import points_in_images
-from gfl.model.detector import normalize_images
 from gfl.model.precision import eval_dtype
 from gfl.structures import Batch
 
 LEAST_IOU = 0.5  # of detections whose sides count
-HIGH_QUALITY = 0.5  # least quality of background points that count
+HIGH_QUALITY = 0.8  # least quality of background points that count; an untrained branch gives 0.5
 PASSES = 3  # over the split, per detector that is timed
 
 
@@ -51,31 +50,40 @@ class Measure(NamedTuple):
 
 def peak_over_expectation(detector: Detector, data: CocoData) -> Value:
     """AP with sides read at their highest mode minus AP with their expectation, in points."""
-    device = next(detector.model.parameters()).device
-    peak = load_detector(detector.checkpoint, ["eval.decode=peak"], device=device)
-    at_peak, at_mean = (100 * coco_metrics(data, _results(each, data))["AP"] for each in (peak, detector))
+    peak = load_detector(detector.checkpoint, ["eval.decode=peak"], device=_device(detector))
+    at_peak, at_mean = (100 * _average_precision(each, data) for each in (peak, detector))
     return Value(at_peak - at_mean, f"AP {at_peak:.2f} and {at_mean:.2f}")
 
 
-def spread_against_error(detector: Detector, data: CocoData) -> Value:
-    """Spearman's correlation of a side's predicted spread and its error, both in strides of its level.
+def _average_precision(detector: Detector, data: CocoData) -> float:
+    settings, device = detector.config.eval, _device(detector)
+    loader = build_eval_loader(data, detector.config.data, settings)
+    dtype = eval_dtype(detector.config, device)
+    results = run_detector(detector.model, loader, data, settings, device, dtype=dtype)
+    return coco_metrics(data, results, max_detections=settings.max_detections, backend=settings.backend)["AP"]
 
-    Over the sides of detections that overlap an object by `LEAST_IOU`: where spread is localisation confidence, it is
-    above 0.
+
+def spread_against_error(detector: Detector, data: CocoData) -> Value:
+    """Spearman's correlation of a side's predicted spread and its error, within levels, averaged by their sides.
+
+    Over the sides within the image of detections that overlap an object by `LEAST_IOU`. Over all levels at once it
+    would also show that large objects have both large spreads and large errors. Where spread is localisation
+    confidence, it is above 0.
     """
     loader = build_eval_loader(data, detector.config.data, detector.config.eval)
     found = collect_predictions(detector.model, loader, data, detector.config)
-    spread, error = _in_strides(found.select(found.iou >= LEAST_IOU))
-    value = rank_correlation(spread, error)
-    if value is None:
+    found = found.select(found.iou >= LEAST_IOU)
+    visible = sides_in_frame(found, data.sizes)
+    error, levels = np.abs(found.boxes_xyxy - found.true_boxes), np.repeat(found.strides[:, None], 4, axis=1)
+    parts = []
+    for level in np.unique(levels):
+        sides = visible & (levels == level)
+        if (correlation := rank_correlation(found.spreads[sides], error[sides])) is not None:
+            parts.append((correlation, int(sides.sum())))
+    if not parts:
         raise UserError(f"{detector.checkpoint} detects too little to correlate spreads with errors", code="measure")
-    return Value(value, f"{len(spread)} sides")
-
-
-def _in_strides(found: Predictions) -> tuple[np.ndarray, np.ndarray]:
-    """Spreads and absolute errors (m,) of all sides."""
-    error = np.abs(found.boxes_xyxy - found.true_boxes)
-    return (found.spreads / found.stride_pixels).ravel(), (error / found.stride_pixels).ravel()
+    values, counts = zip(*parts, strict=True)
+    return Value(float(np.average(values, weights=counts)), f"{sum(counts)} sides of {len(counts)} levels")
 
 
 def background_with_high_quality(branch: Detector, joint: Detector, data: CocoData) -> Value:
@@ -85,47 +93,49 @@ def background_with_high_quality(branch: Detector, joint: Detector, data: CocoDa
 
 
 def _share_of_background(detector: Detector, data: CocoData) -> float:
+    row_of = {int(image_id): row for row, image_id in enumerate(data.image_ids)}
     high = total = 0
     for batch in _device_batches(detector, data):
-        images = normalize_images(batch.images, batch.image_sizes)
-        with torch.inference_mode():
-            output = detector.model(images)
-            quality = detector.model.quality.rank_factor(output)
-            if quality is None:
-                quality = detector.model.quality.scores(output).amax(dim=-1)
-        points, boxes = output.grid.points, batch.targets.boxes_xyxy
-        inside = ((points[:, None] > boxes[:, None, :, :2]) & (points[:, None] < boxes[:, None, :, 2:])).all(-1).any(-1)
-        background = points_in_images(output.grid, batch.image_sizes) & ~inside
-        high += int((quality[background] >= HIGH_QUALITY).sum())
-        total += int(background.sum())
+        _, output = detect(detector.model, batch, detector.config.eval, dtype=_dtype(detector))
+        quality = detector.model.quality.rank_factor(output)
+        if quality is None:
+            quality = detector.model.quality.scores(output).amax(dim=-1)
+        scales = (batch.orig_sizes / batch.image_sizes).flip(-1)  # x, y
+        for image_id, scale, of_image in zip(batch.image_ids.tolist(), scales, quality, strict=True):
+            row = row_of[image_id]
+            boxes = torch.from_numpy(np.concatenate([data.boxes_of(row)[0], data.ignored_of(row)])).to(of_image.device)
+            points = (output.grid.points * scale)[:, None]  # pixels of the file, as the boxes
+            background = ~((points > boxes[:, :2]) & (points < boxes[:, 2:])).all(dim=-1).any(dim=-1)
+            high += int((of_image[background] >= HIGH_QUALITY).sum())
+            total += int(background.sum())
     return high / total
 
 
 def extra_time(with_both: Detector, with_neither: Detector, data: CocoData) -> Value:
     """Percent by which detecting the split takes longer, medians of several passes in turn, without reading images."""
-    loaded = [list(_device_batches(each, data)) for each in (with_both, with_neither)]
-    seconds = [[], []]
+    loaded = list(_device_batches(with_both, data))
+    seconds: tuple[list[float], list[float]] = ([], [])
     for _ in range(1 + PASSES):  # the first, which is slower, is left out
-        for detector, images, times in zip((with_both, with_neither), loaded, seconds, strict=True):
+        for detector, times in zip((with_both, with_neither), seconds, strict=True):
             start = time.perf_counter()
-            for batch in images:
-                detect(detector.model, batch, detector.config.eval)
+            for batch in loaded:
+                detect(detector.model, batch, detector.config.eval, dtype=_dtype(detector))
             times.append(time.perf_counter() - start)
     ours, theirs = (1000 * float(np.median(times[1:])) / len(data) for times in seconds)
     return Value(100 * (ours / theirs - 1), f"{ours:.2f} and {theirs:.2f} ms per image")
 
 
+def _device(detector: Detector) -> torch.device:
+    return next(detector.model.parameters()).device
+
+
+def _dtype(detector: Detector) -> torch.dtype | None:
+    return eval_dtype(detector.config, _device(detector))
+
+
 def _device_batches(detector: Detector, data: CocoData) -> Iterator[Batch]:
-    device = next(detector.model.parameters()).device
     for batch in batches(build_eval_loader(data, detector.config.data, detector.config.eval)):
-        yield batch.to(device)
-
-
-def _results(detector: Detector, data: CocoData) -> list[dict]:
-    loader = build_eval_loader(data, detector.config.data, detector.config.eval)
-    device = next(detector.model.parameters()).device
-    dtype = eval_dtype(detector.config, device)
-    return run_detector(detector.model, loader, data, detector.config.eval, device, dtype=dtype)
+        yield batch.to(_device(detector))
 
 
 MEASURES = {
@@ -136,53 +146,74 @@ MEASURES = {
     ),
     "cost": Measure("table3", ("both", "neither"), "percent of time", extra_time),
 }
-COLUMNS = ("measure", "seed", "value", "detail")
+COLUMNS = ("measure", "seed", "value", "detail", "machine", "overrides")
 
 
-def measure_runs(options: StudyOptions, name: str, studies: Path) -> Iterator[tuple[int, Value]]:
-    """Seed by seed the measure `name` of runs that `options` describes, in order.
+def measure_runs(options: StudyOptions, studies: Path) -> Iterator[tuple[str, int, Value]]:
+    """All measures of the runs that `options` describes, seed by seed; `studies` has the studies' files.
 
-    Raises `UserError` with the command of the study for runs that are not finished.
+    Raises `UserError` with the command of the study, before anything is measured, for runs that are not finished.
     """
-    measure = MEASURES[name]
-    options = options._replace(study=str(studies / f"{measure.study}.yaml"), rows=measure.rows)
+    runs = {name: _finished_runs(options, measure, studies) for name, measure in MEASURES.items()}
+    for name, measure in MEASURES.items():
+        for seed in options.seeds:
+            detectors = [load_detector(runs[name][row, seed].folder / LAST) for row in measure.rows]
+            yield name, seed, measure.of(*detectors, load_split(detectors[0]))
+
+
+def _finished_runs(options: StudyOptions, measure: Measure, studies: Path) -> dict[tuple[str, int], Run]:
+    options = options._replace(study=str(studies / f"{measure.study}.yaml"))
     runs = {(run.row, run.seed): run for run in options.plan(options.seeds, measure.rows)}
     unfinished = [run for run in runs.values() if read_result(run) is None]
-    if unfinished:
-        command = [
-            "python",
-            "scripts/study.py",
-            options.study,
-            "--scale",
-            options.scale,
-            "--seeds",
-            format_seeds(options.seeds),
-        ]
-        raise UserError(
-            f"{name}: {len(unfinished)} of {len(runs)} runs are not finished; train them with "
-            f"{shell_command(*command, '--rows', *measure.rows)}",
-            code="measure_runs",
-        )
-    for seed in options.seeds:
-        detectors = [load_detector(runs[row, seed].folder / LAST) for row in measure.rows]
-        yield seed, measure.of(*detectors, load_split(detectors[0]))
+    if not unfinished:
+        return runs
+    command = ["python", "scripts/study.py", options.study, "--scale", options.scale]
+    command += ["--seeds", format_seeds(options.seeds), "--out", options.out, "--rows", *measure.rows]
+    raise UserError(
+        f"{len(unfinished)} of {len(runs)} runs are not finished; train them with {shell_command(*command)}",
+        code="measure_runs",
+    )
 
 
-def format_measures(values: Sequence[tuple[str, int, Value]]) -> str:
-    """Measures (name, seed, value) as CSV."""
+def format_measures(values: Sequence[tuple[str, int, Value]], studies: dict[str, Study], machine: str) -> str:
+    """Measures (name, seed, value) as CSV, with where they were made and what their rows were then."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(COLUMNS)
-    writer.writerows([name, seed, round(each.value, 6), each.detail] for name, seed, each in values)
+    for name, seed, each in values:
+        writer.writerow([name, seed, round(each.value, 6), each.detail, machine, _overrides(MEASURES[name], studies)])
     return text.getvalue()
 
 
-def read_measures(path: Path) -> dict[str, list[float]]:
-    """The values in a file of `format_measures`, by measure; raises `UserError` for another one."""
-    found: dict[str, list[float]] = {}
-    try:
-        for line in csv.DictReader(io.StringIO(path.read_text(encoding="utf-8"), newline="")):
-            found.setdefault(line["measure"], []).append(finite(line["value"]))
-    except (OSError, csv.Error, KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{path}: no measures ({type(error).__name__}: {error})", code="measures") from None
-    return found
+def read_measures(paths: Sequence[Path], studies: dict[str, Study]) -> dict[str, list[float]]:
+    """The values in files of `format_measures`, by measure.
+
+    Raises `UserError` for another file, for rows that were others then, and for a seed that is there twice.
+    """
+    found: dict[tuple[str, int], float] = {}
+    for path in paths:
+        try:
+            reader = csv.DictReader(io.StringIO(path.read_text(encoding="utf-8"), newline=""))
+            if tuple(reader.fieldnames or ()) != COLUMNS:
+                raise ValueError(f"its columns are not {', '.join(COLUMNS)}")
+            for line in reader:
+                name, seed = line["measure"], int(line["seed"])
+                if line["overrides"] != _overrides(MEASURES[name], studies):
+                    raise ValueError(f"the rows of {name} had other overrides")
+                if (name, seed) in found:
+                    raise ValueError(f"{name} of seed {seed} is there twice")
+                found[name, seed] = finite(line["value"])
+        except (OSError, csv.Error, KeyError, TypeError, ValueError) as error:
+            message = f"{path}: no measures that can be used ({type(error).__name__}: {one_line(error)})"
+            raise UserError(message, code="measures") from None
+    return {name: [value for (of, _), value in found.items() if of == name] for name in MEASURES}
+
+
+def _overrides(measure: Measure, studies: dict[str, Study]) -> str:
+    rows = {row.name: row.overrides for row in studies[measure.study].rows}
+    return json.dumps({name: rows[name] for name in measure.rows}, sort_keys=True)
+
+
+def load_studies(folder: Path) -> dict[str, Study]:
+    """The studies whose runs are measured, by the names of their files."""
+    return {name: load_study(folder / f"{name}.yaml") for name in {each.study for each in MEASURES.values()}}

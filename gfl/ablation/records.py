@@ -11,6 +11,7 @@ import torch
 
 from gfl.ablation.study import Run
 from gfl.common.files import append
+from gfl.config import OptimConfig
 from gfl.model.precision import autocast_dtype, precision_name
 
 SESSIONS_FILE = "sessions.jsonl"
@@ -27,14 +28,18 @@ class Session(NamedTuple):
 
 def add_session(run: Run, seconds: float, threads: int) -> None:
     """Note that this machine has trained `run`. Raises `UserError` if that cannot be written."""
+    session = Session(round(seconds, 3), threads, torch.__version__, machine_name(run.config.optim))
+    append(run.folder / SESSIONS_FILE, json.dumps(session._asdict()).encode() + b"\n")
+
+
+def machine_name(config: OptimConfig) -> str:
+    """This machine's processor, its instruction set or GPU, and the precision in which it trains."""
     cuda = torch.cuda.is_available()
     device = (
         torch.cuda.get_device_name() if cuda else f"{torch.backends.cpu.get_cpu_capability()}, {os.cpu_count()} cores"
     )
-    precision = precision_name(autocast_dtype(run.config.optim, torch.device("cuda" if cuda else "cpu")))
-    machine = f"{platform.machine()}, {device}, {precision}"
-    session = Session(round(seconds, 3), threads, torch.__version__, machine)
-    append(run.folder / SESSIONS_FILE, json.dumps(session._asdict()).encode() + b"\n")
+    precision = precision_name(autocast_dtype(config, torch.device("cuda" if cuda else "cpu")))
+    return f"{platform.machine()}, {device}, {precision}"
 
 
 def read_sessions(run: Run) -> list[Session]:

@@ -15,7 +15,7 @@ from gfl.ablation.records import Session, read_result, read_sessions
 from gfl.ablation.study import METRICS, Run, Study, StudyOptions
 from gfl.common.errors import UserError
 from gfl.common.files import safe_file_name, write_text
-from gfl.common.text import csv_text, list_some, markdown_code, markdown_text, one_line, printable, shell_command
+from gfl.common.text import csv_text, markdown_code, markdown_text, one_line, printable, shell_command
 
 READING = """\
 AP in percent, mean over the seeds ± standard deviation. Difference: of AP to the baseline row, mean over the seeds ±
@@ -28,6 +28,9 @@ the table is held to 5 %. So a row may be open although its own interval looks d
 """
 
 
+CONDITIONS = ("threads", "torch", "machine")  # that decide the last digits of a run
+
+
 def write_report(options: StudyOptions, failures: Sequence[str]) -> str:
     """Write report.md, report.csv, runs.csv and report.png of all finished runs, also of earlier commands.
 
@@ -38,6 +41,8 @@ def write_report(options: StudyOptions, failures: Sequence[str]) -> str:
     # --quick, whose two rows are not the table that a verdict is corrected for.
     while not options.quick and all(map(read_result, options.plan([seeds[-1] + 1]))):
         seeds.append(seeds[-1] + 1)
+    while not options.quick and seeds[0] and all(map(read_result, options.plan([seeds[0] - 1]))):
+        seeds.insert(0, seeds[0] - 1)
     runs = options.plan(seeds)
     results = {(run.row, run.seed): metrics for run in runs if (metrics := read_result(run))}
     sessions = {(run.row, run.seed): read_sessions(run) for run in runs if (run.row, run.seed) in results}
@@ -65,11 +70,11 @@ def format_runs(
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     metrics = list(dict.fromkeys([*METRICS, *(name for each in results.values() for name in each)]))
-    writer.writerow(["row", "seed", *metrics, "seconds", "threads", "torch", "machine", "overrides"])
+    writer.writerow(["row", "seed", *metrics, "seconds", *CONDITIONS, "overrides"])
     for (row, seed), values in results.items():
         numbers = [round(values[name], 10) if name in values else None for name in metrics]  # 100 x has added digits
         own = sessions[row, seed]
-        conditions = [_distinct(own, field) for field in ("threads", "torch", "machine")]
+        conditions = [_distinct(own, field) for field in CONDITIONS]
         seconds = _seconds(own) if own else None
         writer.writerow([csv_text(row), seed, *numbers, seconds, *conditions, overrides[csv_text(row)]])
     return text.getvalue()
@@ -80,29 +85,33 @@ def _overrides(study: Study) -> dict[str, str]:
     return {csv_text(row.name): json.dumps(row.overrides, sort_keys=True) for row in study.rows}
 
 
-def read_runs(path: Path, study: Study) -> dict[tuple[str, int], dict[str, float]]:
-    """The metrics in a file of `format_runs`, by (row, seed).
+def read_runs(paths: Iterable[Path], study: Study) -> dict[tuple[str, int], dict[str, float]]:
+    """The metrics in files of `format_runs`, by (row, seed).
 
-    Raises `UserError` for one that is not of `study`, or of rows that were others then.
+    Raises `UserError` for one that is not of `study`, or of rows that were others then, for a run that is there twice,
+    and for a seed whose rows were trained on several machines, or with other threads: they cannot be compared.
     """
     names = {csv_text(row.name): row.name for row in study.rows}
-    try:
-        lines = list(csv.DictReader(io.StringIO(path.read_text(encoding="utf-8"), newline="")))
-        changed = {line["row"] for line in lines if line["overrides"] != _overrides(study)[line["row"]]}
-        if changed:
-            raise ValueError(f"{list_some(sorted(changed))} had other overrides")
-        return {
-            (names[line["row"]], int(line["seed"])): {
-                name: finite(line[name]) for name in METRICS if name == "AP" or line[name]
-            }
-            for line in lines
-        }
-    except (OSError, csv.Error, KeyError, TypeError, ValueError) as error:
-        raise UserError(
-            f"{path}: no results of {study.title!r} ({type(error).__name__}: {one_line(error)}); it is the runs.csv of "
-            "other rows, or damaged",
-            code="runs",
-        ) from None
+    found: dict[tuple[str, int], dict[str, float]] = {}
+    conditions: dict[int, tuple[str, ...]] = {}
+    for path in paths:
+        try:
+            for line in csv.DictReader(io.StringIO(path.read_text(encoding="utf-8"), newline="")):
+                row, seed, made = names[line["row"]], int(line["seed"]), tuple(line[name] for name in CONDITIONS)
+                if line["overrides"] != _overrides(study)[line["row"]]:
+                    raise ValueError(f"{row} had other overrides")
+                if (row, seed) in found:
+                    raise ValueError(f"{row} with seed {seed} is there twice")
+                if conditions.setdefault(seed, made) != made:
+                    raise ValueError(f"rows with seed {seed} were trained in two ways: {conditions[seed]} and {made}")
+                values = {name: line[name] for name in METRICS if name == "AP" or line[name]}
+                found[row, seed] = {name: finite(text) for name, text in values.items()}
+        except (OSError, csv.Error, KeyError, TypeError, ValueError) as error:
+            raise UserError(
+                f"{path}: no results of {study.title!r} that can be used ({type(error).__name__}: {one_line(error)})",
+                code="runs",
+            ) from None
+    return found
 
 
 def finite(text: str) -> float:

@@ -75,8 +75,7 @@ def spread_statistics(found: Predictions, sizes: np.ndarray) -> dict[str, Any] |
         return None
     spread, sigma, error = found.spreads, found.true_sigmas, found.boxes_xyxy - found.true_boxes
     stride, known = np.repeat(found.strides[:, None], 4, axis=1), np.isfinite(sigma)
-    limit = np.tile(sizes[found.images][:, ::-1], 2)
-    in_frame = (found.true_boxes > 0) & (found.true_boxes < limit)
+    in_frame = sides_in_frame(found, sizes)
 
     def part(chosen: np.ndarray) -> dict[str, Any]:
         rows = chosen & known
@@ -86,6 +85,12 @@ def spread_statistics(found: Predictions, sizes: np.ndarray) -> dict[str, Any] |
         "in_frame": part(in_frame),
         "by_stride": {f"{value:g}": part(stride == value) for value in np.unique(stride)},
     }
+
+
+def sides_in_frame(found: Predictions, sizes: np.ndarray) -> np.ndarray:
+    """(n, 4) bool: sides whose true place is not on the border of their image, to which detections are clipped."""
+    limits = np.tile(sizes[found.images][:, ::-1], 2)
+    return (found.true_boxes > 0) & (found.true_boxes < limits)
 
 
 def calibration(spread: np.ndarray, sigma: np.ndarray, error: np.ndarray) -> dict[str, Any]:

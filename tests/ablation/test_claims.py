@@ -1,11 +1,13 @@
 """The ledger of claims: verdicts from the results that are there, and nothing claimed where there are none."""
 
+import shutil
+
 import pytest
 import yaml
 from printed_commands import ROOT
 
 from gfl.ablation.claims import format_ledger
-from gfl.ablation.measures import Value, format_measures
+from gfl.ablation.measures import Value, format_measures, load_studies
 from gfl.ablation.report import format_runs
 from gfl.ablation.study import load_study
 
@@ -27,6 +29,8 @@ def ledger(tmp_path):
     def write(claims, results, edit=lambda text: text):
         studies = tmp_path / "configs" / "studies"
         studies.mkdir(parents=True, exist_ok=True)
+        for name in ("table3", "table1a_atss"):
+            shutil.copy(ROOT / "configs" / "studies" / f"{name}.yaml", studies)
         (studies / "table.yaml").write_text(
             yaml.safe_dump({"title": "T", "base": "b.yaml", "baseline": "base", "rows": ROWS})
         )
@@ -83,7 +87,20 @@ def test_results_of_several_machines_are_joined_unless_a_run_is_in_two(ledger, r
     (folder / "runs.csv").rename(folder / "runs.2.csv")
     first = {key: value for key, value in found.items() if key[1] < 2}
     assert ledger([["new"]], {"one": first})[1][4] == "supported: +1.0 ± 0.2 (3 seeds)"
-    assert refusal(ledger, [["new"]], {"one": found}).code == "runs_twice"
+    refused = refusal(ledger, [["new"]], {"one": found})
+    assert (refused.code, "twice" in refused) == ("runs", True)
+
+
+def test_rows_of_a_seed_from_two_machines_are_refused(ledger, refusal):
+    def edit(text):
+        """The first run with one thread, all others with none on record."""
+        header, first, *others = text.splitlines(keepends=True)
+        cells = first.split(",")
+        cells[header.split(",").index("threads")] = "1"
+        return "".join([header, ",".join(cells), *others])
+
+    assert ledger([["new"]], {"one": runs(new=1.0)})[1][4].startswith("supported")
+    assert refusal(ledger, [["new"]], {"one": runs(new=1.0)}, edit).code == "runs"
 
 
 def test_the_seeds_are_those_that_a_row_shares_with_its_baseline(ledger):
@@ -103,25 +120,40 @@ def test_results_without_a_number_or_of_other_rows_are_refused(ledger, refusal, 
 
 def test_a_measure_has_the_verdict_of_its_own_values(ledger, tmp_path):
     (tmp_path / "results").mkdir()
-    seeds = [("peak", seed, Value(value, "")) for seed, value in enumerate((0.1, 0.2, 0.3))]
-    (tmp_path / "results" / "measures-one.csv").write_text(format_measures(seeds))
-    measured = [{"measure": "peak", "expect": expect} for expect in ("better", "worse")]
-    measured.append({"measure": "peak", "expect": "equal", "within": 0.1})
-    measured.append({"measure": "cost", "expect": "worse"})
-    lines = ledger(measured, {})[1:]
-    verdicts = ["open", "open", "open"]  # the interval of 0.2 +- 0.248 reaches to both sides
-    assert [line[4] for line in lines] == [*(f"{each}: +0.20 ± 0.25 (3 seeds)" for each in verdicts), "not run"]
-    seeds = [("peak", seed, Value(value, "")) for seed, value in enumerate((0.19, 0.2, 0.21))]
-    (tmp_path / "results" / "measures-one.csv").write_text(format_measures(seeds))
-    verdicts = ["supported", "contradicted", "contradicted", "not run"]
-    assert [line[4].split(":")[0] for line in ledger(measured, {})[1:]] == verdicts
-    assert {line[5] for line in lines} == {"not run"}
+    studies = load_studies(ROOT / "configs" / "studies")
+
+    def measured(*values):
+        """In two files, as of two machines, beside one of another scale."""
+        seeds = [("peak", seed, Value(value, "")) for seed, value in enumerate(values)]
+        for name, part in (("one", seeds[:2]), ("one.2", seeds[2:]), ("one_more", seeds)):
+            (tmp_path / "results" / f"measures-{name}.csv").write_text(format_measures(part, studies, "a machine"))
+        claims = [{"measure": "peak", "expect": expect} for expect in ("better", "worse")]
+        claims.append({"measure": "peak", "expect": "equal", "within": 0.1})
+        claims.append({"measure": "cost", "expect": "worse"})
+        lines = ledger(claims, {})[1:]
+        assert {line[5] for line in lines} == {"not run"}
+        return [line[4] for line in lines]
+
+    assert measured(0.1, 0.2, 0.3) == [*["open: +0.20 ± 0.25 (3 seeds)"] * 3, "not run"]
+    verdicts = [cell.split(":")[0] for cell in measured(0.19, 0.2, 0.21)]
+    assert verdicts == ["supported", "contradicted", "contradicted", "not run"]
 
 
 @pytest.mark.parametrize(
-    "entry", [{}, {"measure": "peak"}, {"measure": "nothing", "expect": "better"}, {"study": "table"}]
+    "entry",
+    [
+        {},
+        {"study": "table"},
+        {"study": "table", "rows": ["new"], "expect": "worse"},
+        {"study": "table", "rows": ["new"], "measure": "peak", "expect": "better"},
+        {"study": "table", "rows": ["new"], "measure": "nothing"},
+        {"measure": "peak"},
+        {"measure": "nothing", "expect": "better"},
+        {"measure": "peak", "expect": "equal"},
+        {"measure": "peak", "expect": "better", "within": 1.0},
+    ],
 )
-def test_claims_with_nothing_that_tests_them_are_refused(ledger, refusal, entry):
+def test_claims_with_nothing_that_tests_them_or_with_too_much_are_refused(ledger, refusal, entry):
     assert refusal(ledger, [entry], {}).code == "ledger"
 
 
