@@ -40,7 +40,9 @@ from gfl.evaluation.plots import COLOURS, new_figure, save_figure
 from gfl.method.box_representation import BoxRepresentation, DiracBox, GeneralBox
 
 REG_MAX, WIDTH, STEPS, TARGETS, TRIALS = 16, 64, 1000, 256, 20
-NOISE = 0.1  # standard deviation of what disturbs the features, as a share of their root mean square
+NOISE = (
+    0.1  # standard deviation of what disturbs the features, as a share of the root mean square of the target's features
+)
 EDGES = np.arange(0, REG_MAX + 1, 2)  # of the groups of targets, in strides
 KINDS = {  # and the weight of its own loss beside the L1 distance
     "Dirac delta": (lambda: DiracBox(start=REG_MAX / 2), 0.0),
@@ -98,7 +100,7 @@ def disturbed_error(network: type[nn.Module], box: BoxRepresentation, own_weight
         schedule.step()
     with torch.no_grad():
         clean = model.features()
-        noise = NOISE * clean.square().mean().sqrt() * torch.randn(TRIALS, *clean.shape)
+        noise = NOISE * clean.square().mean(dim=-1, keepdim=True).sqrt() * torch.randn(TRIALS, *clean.shape)
         error = torch.stack([(box.distances(model.sides(clean + each)) - targets).abs() for each in noise]).mean(dim=0)
     group = np.digitize(targets.numpy(), EDGES) - 1
     return np.array([error.numpy()[group == number].mean() for number in range(len(EDGES) - 1)])
