@@ -18,6 +18,7 @@ COMMANDS = {
     "data/shapes": "python scripts/make_shapes.py",
     "data/shapes_sharp": "python scripts/make_shapes.py --out data/shapes_sharp --softness 0.25",
     "data/shapes_soft": "python scripts/make_shapes.py --out data/shapes_soft --softness 2",
+    "data/shapes_large": "python scripts/make_shapes.py --out data/shapes_large --size 0.5 1",
     "data/coco": "python scripts/download_coco.py data/coco",
     "data/weights/resnext101_32x4d.pt": "python scripts/convert_checkpoint.py resnext101_32x4d-a5af3160.pth "
     "data/weights/resnext101_32x4d.pt",
