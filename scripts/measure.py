@@ -8,6 +8,8 @@ from gfl.common.arguments import seeds
 from gfl.common.output import protect_output
 from gfl.common.progress import announce
 
+NAMES = ("peak", "spread", "background", "cost")  # of gfl.ablation.measures, which is slow to import
+
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
@@ -26,6 +28,7 @@ def parse_args() -> argparse.Namespace:
         metavar="N",
         help="number of seeds, 0, 1, ... (default 1); 3-4: only these",
     )
+    parser.add_argument("--measures", nargs="+", choices=NAMES, default=NAMES, help="only these (default all)")
     parser.add_argument("--out", default="runs/studies", help="folder of runs and reports (default %(default)s)")
     return parser.parse_args()
 
@@ -51,7 +54,7 @@ def main(args: argparse.Namespace) -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     options = StudyOptions("", args.scale, args.seeds, out=Path(args.out))
     machine, values = machine_name(load_config(args.scale).optim), []
-    for name, seed, each in measure_runs(options, STUDIES):
+    for name, seed, each in measure_runs(options, STUDIES, args.measures):
         print_line(f"{name}, seed {seed}: {each.value:+.3f} {MEASURES[name].unit}  ({each.detail})")
         values.append((name, seed, each))
     path = options.out / f"measures-{Path(args.scale).stem}.csv"

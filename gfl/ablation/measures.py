@@ -149,13 +149,14 @@ MEASURES = {
 COLUMNS = ("measure", "seed", "value", "detail", "machine", "overrides")
 
 
-def measure_runs(options: StudyOptions, studies: Path) -> Iterator[tuple[str, int, Value]]:
-    """All measures of the runs that `options` describes, seed by seed; `studies` has the studies' files.
+def measure_runs(options: StudyOptions, studies: Path, names: Sequence[str]) -> Iterator[tuple[str, int, Value]]:
+    """The measures `names` of the runs that `options` describes, seed by seed; `studies` has the studies' files.
 
     Raises `UserError` with the command of the study, before anything is measured, for runs that are not finished.
     """
-    runs = {name: _finished_runs(options, measure, studies) for name, measure in MEASURES.items()}
-    for name, measure in MEASURES.items():
+    runs = {name: _finished_runs(options, MEASURES[name], studies) for name in names}
+    for name in names:
+        measure = MEASURES[name]
         for seed in options.seeds:
             detectors = [load_detector(runs[name][row, seed].folder / LAST) for row in measure.rows]
             yield name, seed, measure.of(*detectors, load_split(detectors[0]))

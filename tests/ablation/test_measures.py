@@ -140,7 +140,7 @@ def test_extra_time_is_that_of_medians_without_the_first_pass(detectors, monkeyp
 
 def test_runs_that_are_not_finished_are_named_with_their_command_before_anything_is_measured(tmp_path, refusal):
     options = StudyOptions("", "configs/scales/shapes.yaml", range(3, 5), out=tmp_path)
-    refused = refusal(next, measure_runs(options, STUDIES))
+    refused = refusal(next, measure_runs(options, STUDIES, ["peak"]))
     assert refused.code == "measure_runs"
     assert all(word in refused for word in ("table3.yaml", "--seeds 3-4", f"--out {tmp_path}"))
 
@@ -158,3 +158,7 @@ def test_written_measures_are_read_again_unless_they_are_of_other_rows_or_double
         assert old in text
         path.write_text(text.replace(old, new))
         assert refusal(read_measures, [path], studies).code == "measures"
+
+
+def test_the_script_offers_every_measure(script):
+    assert tuple(MEASURES) == script("measure").NAMES
