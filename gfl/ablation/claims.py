@@ -89,7 +89,9 @@ def format_ledger(path: str | Path, root: Path) -> str:
     Raises `UserError` for claims that no study tests, and for results of other rows than the study's.
     """
     ledger = load_ledger(path)
-    needed = [MEASURES[claim.measure].study if claim.measure else claim.study for claim in ledger.claims]
+    needed = [claim.study for claim in ledger.claims if claim.study]
+    if any(claim.measure for claim in ledger.claims):
+        needed += [measure.study for measure in MEASURES.values()]
     studies = {name: load_study(root / "configs" / "studies" / f"{name}.yaml") for name in needed}
     columns = ("claim", "source", "rows or measure", "paper", *(world.name for world in ledger.worlds))
     rows = []
