@@ -56,7 +56,8 @@ def test_features_are_torchvision_s():
         theirs(images)
         features = backbone(images)
     for ours, reference in zip(features, expected.values(), strict=True):
-        torch.testing.assert_close(ours, reference, rtol=1e-4, atol=1e-5)
+        # By their scale: which convolution kernels a processor has decides the last bits.
+        torch.testing.assert_close(ours, reference, rtol=1e-4, atol=1e-5 * reference.abs().max().item())
 
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet50"])
