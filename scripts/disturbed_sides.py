@@ -1,6 +1,6 @@
 """Fit sides as numbers and as distributions to features, disturb these, and see how far the sides move.
 
-After the appendix of the paper (figure 10): the error of a number grows with the distance that it has to be.
+The appendix of the paper (figure 10) says that the error of a number grows with the distance that it has to be.
 """
 
 import argparse

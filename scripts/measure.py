@@ -28,7 +28,9 @@ def parse_args() -> argparse.Namespace:
         metavar="N",
         help="number of seeds, 0, 1, ... (default 1); 3-4: only these",
     )
-    parser.add_argument("--measures", nargs="+", choices=NAMES, default=NAMES, help="only these (default all)")
+    parser.add_argument(
+        "--measures", nargs="+", choices=NAMES, default=NAMES, help="only these (default all), also in the file"
+    )
     parser.add_argument("--out", default="runs/studies", help="folder of runs and reports (default %(default)s)")
     return parser.parse_args()
 

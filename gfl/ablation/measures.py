@@ -56,10 +56,9 @@ def peak_over_expectation(detector: Detector, data: CocoData) -> Value:
 
 
 def _average_precision(detector: Detector, data: CocoData) -> float:
-    settings, device = detector.config.eval, _device(detector)
+    settings = detector.config.eval
     loader = build_eval_loader(data, detector.config.data, settings)
-    dtype = eval_dtype(detector.config, device)
-    results = run_detector(detector.model, loader, data, settings, device, dtype=dtype)
+    results = run_detector(detector.model, loader, data, settings, _device(detector), dtype=_dtype(detector))
     return coco_metrics(data, results, max_detections=settings.max_detections, backend=settings.backend)["AP"]
 
 
