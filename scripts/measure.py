@@ -29,7 +29,7 @@ def parse_args() -> argparse.Namespace:
         help="number of seeds, 0, 1, ... (default 1); 3-4: only these",
     )
     parser.add_argument(
-        "--measures", nargs="+", choices=NAMES, default=NAMES, help="only these (default all), also in the file"
+        "--measures", nargs="+", choices=NAMES, default=NAMES, help="only these (default all); others in the file stay"
     )
     parser.add_argument("--out", default="runs/studies", help="folder of runs and reports (default %(default)s)")
     return parser.parse_args()
@@ -41,7 +41,7 @@ if __name__ == "__main__":  # before the heavy imports, so that --help answers a
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     announce("loading libraries and the runs")
 
-from gfl.ablation.measures import MEASURES, format_measures, load_studies, measure_runs
+from gfl.ablation.measures import MEASURES, format_lines, load_studies, measure_runs, measured_lines, read_lines
 from gfl.ablation.records import machine_name
 from gfl.ablation.study import StudyOptions
 from gfl.common.errors import run
@@ -55,12 +55,13 @@ STUDIES = Path(__file__).resolve().parent.parent / "configs" / "studies"
 def main(args: argparse.Namespace) -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     options = StudyOptions("", args.scale, args.seeds, out=Path(args.out))
+    path, studies = options.out / f"measures-{Path(args.scale).stem}.csv", load_studies(STUDIES)
+    lines = read_lines(path, studies) if path.exists() else {}
     machine, values = machine_name(load_config(args.scale).optim), []
     for name, seed, each in measure_runs(options, STUDIES, args.measures):
         print_line(f"{name}, seed {seed}: {each.value:+.3f} {MEASURES[name].unit}  ({each.detail})")
         values.append((name, seed, each))
-    path = options.out / f"measures-{Path(args.scale).stem}.csv"
-    write_text(path, format_measures(values, load_studies(STUDIES), machine))
+    write_text(path, format_lines(lines | measured_lines(values, studies, machine)))
     print_line(f"written: {path}")
 
 

@@ -175,38 +175,63 @@ def _finished_runs(options: StudyOptions, measure: Measure, studies: Path) -> di
     )
 
 
-def format_measures(values: Sequence[tuple[str, int, Value]], studies: dict[str, Study], machine: str) -> str:
-    """Measures (name, seed, value) as CSV, with where they were made and what their rows were then."""
+Lines = dict[tuple[str, int], dict[str, str]]  # of a file of measures, by measure and seed
+
+
+def measured_lines(values: Sequence[tuple[str, int, Value]], studies: dict[str, Study], machine: str) -> Lines:
+    """Measures (name, seed, value) as lines, with where they were made and what their rows were then."""
+    lines: Lines = {}
+    for name, seed, (value, detail) in values:
+        overrides = _overrides(MEASURES[name], studies)
+        fields = (name, str(seed), str(round(value, 6)), detail, machine, overrides)
+        lines[name, seed] = dict(zip(COLUMNS, fields, strict=True))
+    return lines
+
+
+def format_lines(lines: Lines) -> str:
+    """Lines as CSV, measure by measure, seed by seed."""
     text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(COLUMNS)
-    for name, seed, each in values:
-        writer.writerow([name, seed, round(each.value, 6), each.detail, machine, _overrides(MEASURES[name], studies)])
+    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    order = list(MEASURES)
+    writer.writerows(lines[key] for key in sorted(lines, key=lambda key: (order.index(key[0]), key[1])))
     return text.getvalue()
 
 
-def read_measures(paths: Sequence[Path], studies: dict[str, Study]) -> dict[str, list[float]]:
-    """The values in files of `format_measures`, by measure.
+def read_lines(path: Path, studies: dict[str, Study]) -> Lines:
+    """The lines of a file of `format_lines`.
 
     Raises `UserError` for another file, for rows that were others then, and for a seed that is there twice.
     """
-    found: dict[tuple[str, int], float] = {}
+    lines: Lines = {}
+    try:
+        reader = csv.DictReader(io.StringIO(path.read_text(encoding="utf-8"), newline=""))
+        if tuple(reader.fieldnames or ()) != COLUMNS:
+            raise ValueError(f"its columns are not {', '.join(COLUMNS)}")
+        for line in reader:
+            name, seed = line["measure"], int(line["seed"])
+            if line["overrides"] != _overrides(MEASURES[name], studies):
+                raise ValueError(f"the rows of {name} had other overrides")
+            if (name, seed) in lines:
+                raise ValueError(f"{name} of seed {seed} is there twice")
+            finite(line["value"])
+            lines[name, seed] = line
+    except (OSError, csv.Error, KeyError, TypeError, ValueError) as error:
+        message = f"{path}: no measures that can be used ({type(error).__name__}: {one_line(error)})"
+        raise UserError(message, code="measures") from None
+    return lines
+
+
+def read_measures(paths: Sequence[Path], studies: dict[str, Study]) -> dict[str, list[float]]:
+    """The values in files of `format_lines`, by measure; raises `UserError` as `read_lines`."""
+    found: Lines = {}
     for path in paths:
-        try:
-            reader = csv.DictReader(io.StringIO(path.read_text(encoding="utf-8"), newline=""))
-            if tuple(reader.fieldnames or ()) != COLUMNS:
-                raise ValueError(f"its columns are not {', '.join(COLUMNS)}")
-            for line in reader:
-                name, seed = line["measure"], int(line["seed"])
-                if line["overrides"] != _overrides(MEASURES[name], studies):
-                    raise ValueError(f"the rows of {name} had other overrides")
-                if (name, seed) in found:
-                    raise ValueError(f"{name} of seed {seed} is there twice")
-                found[name, seed] = finite(line["value"])
-        except (OSError, csv.Error, KeyError, TypeError, ValueError) as error:
-            message = f"{path}: no measures that can be used ({type(error).__name__}: {one_line(error)})"
-            raise UserError(message, code="measures") from None
-    return {name: [value for (of, _), value in found.items() if of == name] for name in MEASURES}
+        lines = read_lines(path, studies)
+        if doubled := lines.keys() & found:
+            name, seed = min(doubled)
+            raise UserError(f"{path}: {name} of seed {seed} is in another file too", code="measures")
+        found |= lines
+    return {name: [finite(line["value"]) for (of, _), line in found.items() if of == name] for name in MEASURES}
 
 
 def _overrides(measure: Measure, studies: dict[str, Study]) -> str:

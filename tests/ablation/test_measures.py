@@ -1,5 +1,6 @@
 """Measures of trained runs, against sums over single points, sides and times."""
 
+import argparse
 import itertools
 import time
 from dataclasses import replace
@@ -17,10 +18,12 @@ from gfl.ablation.measures import (
     Value,
     background_with_high_quality,
     extra_time,
-    format_measures,
+    format_lines,
     load_studies,
     measure_runs,
+    measured_lines,
     peak_over_expectation,
+    read_lines,
     read_measures,
     spread_against_error,
 )
@@ -147,17 +150,32 @@ def test_runs_that_are_not_finished_are_named_with_their_command_before_anything
 
 def test_written_measures_are_read_again_unless_they_are_of_other_rows_or_doubled(tmp_path, refusal):
     path, other, studies = tmp_path / "measures.csv", tmp_path / "measures.2.csv", load_studies(STUDIES)
-    values = [("peak", 0, Value(0.25, "a, b")), ("peak", 1, Value(-1, "")), ("cost", 0, Value(2, ""))]
-    text = format_measures(values, studies, "a machine")
+    values = [("peak", 0, Value(0.25, "a, b")), ("cost", 0, Value(2, "")), ("peak", 1, Value(-1, ""))]
+    lines = measured_lines(values, studies, "a machine")
+    text = format_lines(lines)
     path.write_text(text)
-    other.write_text(format_measures([("peak", 2, Value(3, ""))], studies, "another"))
+    assert read_lines(path, studies) == lines
+    other.write_text(format_lines(measured_lines([("peak", 2, Value(3, ""))], studies, "another")))
     found = read_measures([path, other], studies)
     assert {name: found[name] for name in MEASURES if found[name]} == {"peak": [0.25, -1.0, 3.0], "cost": [2.0]}
     assert refusal(read_measures, [path, path], studies).code == "measures"
+    path.write_text(text + text.splitlines()[-1])
+    assert refusal(read_measures, [path], studies).code == "measures"
     for old, new in (("detail", "other"), ("0.25", "much"), ("0.25", "nan"), ("joint", "none"), ("cost", "nothing")):
         assert old in text
         path.write_text(text.replace(old, new))
         assert refusal(read_measures, [path], studies).code == "measures"
+
+
+def test_the_script_keeps_what_it_does_not_measure(script, tmp_path, monkeypatch):
+    measure, studies, path = script("measure"), load_studies(STUDIES), tmp_path / "measures-shapes.csv"
+    old = [("peak", 0, Value(1, "")), ("peak", 1, Value(2, "")), ("cost", 0, Value(3, ""))]
+    path.write_text(format_lines(measured_lines(old, studies, "old")))
+    monkeypatch.setattr(measure, "measure_runs", lambda *_: [("peak", 1, Value(4, ""))])
+    scale = str(ROOT / "configs" / "scales" / "shapes.yaml")
+    measure.main(argparse.Namespace(scale=scale, seeds=range(1, 2), measures=["peak"], out=str(tmp_path)))
+    assert read_measures([path], studies)["peak"] == [1, 4]
+    assert read_measures([path], studies)["cost"] == [3]
 
 
 def test_the_script_offers_every_measure(script):
