@@ -65,7 +65,7 @@ from gfl.ablation.jobs import train_command
 from gfl.ablation.missing import find_missing, start_of_demo
 from gfl.ablation.records import read_result
 from gfl.ablation.run import check_rows, run_study
-from gfl.ablation.study import StudyOptions
+from gfl.ablation.study import StudyOptions, distinct
 from gfl.common.errors import run
 from gfl.common.progress import print_line
 from gfl.common.text import shell_command
@@ -92,7 +92,7 @@ def main(args: argparse.Namespace) -> None:
 
 def print_commands(options: StudyOptions) -> None:
     """The command of every run, for a shell or a scheduler, and as comments what is missing and what is finished."""
-    runs = options.plan(options.seeds, options.rows)
+    runs = distinct(options.plan(options.seeds, options.rows))
     check_rows(options.study, runs)
     results = [read_result(each) for each in runs]
     for missing in find_missing([each for each, result in zip(runs, results, strict=True) if result is None]):

@@ -54,6 +54,7 @@ class Difference(NamedTuple):
     margin: float | None  # half the width of its interval
     seeds: int
     verdict: str
+    p: float | None  # adjusted for the rows of its study
     digits: int = 1  # after the point
 
 
@@ -113,14 +114,15 @@ HEAD = """\
 
 Written by `python scripts/claims.py` from the results of the studies; do not edit it. Numbers are differences of AP in
 points, of each row from the row that it is compared with: the paper's on COCO, and ours as the mean over the seeds ±
-half of the 95 % confidence interval, paired by seed. A row's verdict is that of its table, with Holm's correction for
-all rows of it ([how](ablations.md#verdicts)); nothing corrects across tables. A claim is supported if all of its rows
-are, contradicted if one is, and open otherwise. The last claims are not about AP alone: what is measured on the trained
-runs, in which unit, and what supports the claim, is in their third column, and nothing corrects for their number
-([more](ablations.md#the-ledger)).
+half of the 95 % confidence interval, paired by seed. A row's verdict is that of its table: its p-value, which has Holm's
+correction for all rows of the table as the interval has not, is at most 0.05 ([how](ablations.md#verdicts)); nothing
+corrects across tables. A claim is supported if all of its rows are, contradicted if one is, and open otherwise. The last
+claims are not about AP alone: what is measured on the trained runs, in which unit, and what supports the claim, is in
+their third column, and nothing corrects for their number ([more](ablations.md#the-ledger)).
 """
 COMMANDS = """\
-The commands, each with `--seeds N --jobs 2`; `--dry-run` says what is missing for it:
+The commands, each with `--seeds N`; those of studies with `--jobs 2` too, and `--dry-run` says what is missing for
+them:
 """
 
 
@@ -144,7 +146,7 @@ def _tested_by(claim: Claim, studies: dict[str, Study]) -> tuple[str, str]:
     study = studies[claim.study]
     _check_rows(claim, study)
     of_paper = {row.name: study.paper_difference(row) for row in study.rows}
-    return ", ".join(claim.rows), ", ".join(f"{of_paper[name]:+.1f}" for name in claim.rows)
+    return "; ".join(claim.rows), "; ".join(f"{of_paper[name]:+.1f}" for name in claim.rows)
 
 
 def _find(claim: Claim, studies: dict[str, Study], results: Path, scale: str) -> list[Difference]:
@@ -153,11 +155,13 @@ def _find(claim: Claim, studies: dict[str, Study], results: Path, scale: str) ->
         values = read_measures(_files(results / f"measures-{scale}.csv"), studies)[claim.measure]
         mean, margin = paired_difference(values)
         supporting = supporting_range(claim.expect, claim.within)
-        decided = verdict(mean, p_value(values, supporting), supporting)
-        return [Difference(mean, margin, len(values), decided, digits=2)]
+        p = p_value(values, supporting)
+        return [Difference(mean, margin, len(values), verdict(mean, p, supporting), p, digits=2)]
     study = studies[claim.study]
     found = summarize(study, read_runs(_files(results / f"{claim.study}-{scale}" / "runs.csv"), study))
-    by_name = {each.row.name: Difference(each.difference, each.margin, each.compared, each.verdict) for each in found}
+    by_name = {
+        each.row.name: Difference(each.difference, each.margin, each.compared, each.verdict, each.p) for each in found
+    }
     return [by_name[name] for name in claim.rows]
 
 
@@ -173,11 +177,12 @@ def _cell(found: list[Difference]) -> str:
     verdicts = {each.verdict for each in found}
     decided = "contradicted" if "contradicted" in verdicts else "supported" if verdicts == {"supported"} else "open"
     count = f"{min(seeds)} to {max(seeds)}" if min(seeds) < max(seeds) else f"{seeds[0]}"
-    return f"{decided}: {', '.join(map(_number, found))} ({count} seed{'s' * (count != '1')})"
+    return f"{decided}: {'; '.join(map(_number, found))} ({count} seed{'s' * (count != '1')})"
 
 
 def _number(found: Difference) -> str:
     if found.mean is None:
         return NOT_RUN
     margin = "" if found.margin is None else f" ± {found.margin:.{found.digits}f}"
-    return f"{found.mean:+.{found.digits}f}{margin}"
+    p = "" if found.p is None else f", p {found.p:.3f}" if found.p >= 0.0005 else ", p < 0.001"
+    return f"{found.mean:+.{found.digits}f}{margin}{p}"

@@ -29,7 +29,7 @@ from gfl.structures import Batch
 
 LEAST_IOU = 0.5  # of detections whose sides count
 HIGH_QUALITY = 0.8  # least quality of background points that count; an untrained branch gives 0.5
-PASSES = 3  # over the split, per detector that is timed
+PASSES = 8  # over the split, per detector that is timed
 
 
 class Value(NamedTuple):
@@ -111,16 +111,19 @@ def _share_of_background(detector: Detector, data: CocoData) -> float:
 
 
 def extra_time(with_both: Detector, with_neither: Detector, data: CocoData) -> Value:
-    """Percent by which detecting the split takes longer, medians of several passes in turn, without reading images."""
+    """Percent by which detecting the split takes longer, medians of several passes, without reading images.
+
+    Each detector is the first in every other pass, since what runs second may find a warmer or a busier machine.
+    """
     loaded = list(_device_batches(with_both, data))
-    seconds: tuple[list[float], list[float]] = ([], [])
-    for _ in range(1 + PASSES):  # the first, which is slower, is left out
-        for detector, times in zip((with_both, with_neither), seconds, strict=True):
+    timed: list[tuple[Detector, list[float]]] = [(with_both, []), (with_neither, [])]
+    for turn in range(1 + PASSES):  # the first, which is slower, is left out
+        for detector, seconds in timed[:: -1 if turn % 2 else 1]:
             start = time.perf_counter()
             for batch in loaded:
                 detect(detector.model, batch, detector.config.eval, dtype=_dtype(detector))
-            times.append(time.perf_counter() - start)
-    ours, theirs = (1000 * float(np.median(times[1:])) / len(data) for times in seconds)
+            seconds.append(time.perf_counter() - start)
+    ours, theirs = (1000 * float(np.median(seconds[1:])) / len(data) for _, seconds in timed)
     return Value(100 * (ours / theirs - 1), f"{ours:.2f} and {theirs:.2f} ms per image")
 
 

@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 import torch
 
 from gfl.ablation.study import Run
-from gfl.common.files import append
-from gfl.config import OptimConfig
+from gfl.checkpoint import BEST, LAST, find_checkpoint
+from gfl.common.files import append, file_digest
+from gfl.config import ModelConfig, OptimConfig
 from gfl.model.precision import autocast_dtype, precision_name
 
 SESSIONS_FILE = "sessions.jsonl"
@@ -24,11 +25,13 @@ class Session(NamedTuple):
     threads: int  # per process of the run
     torch: str  # its version
     machine: str  # what kind of machine, and the precision there: `amp: auto` depends on it
+    start: str = ""  # the first digits of the SHA-256 of its start weights, where they are a file
 
 
 def add_session(run: Run, seconds: float, threads: int) -> None:
     """Note that this machine has trained `run`. Raises `UserError` if that cannot be written."""
-    session = Session(round(seconds, 3), threads, torch.__version__, machine_name(run.config.optim))
+    machine, start = machine_name(run.config.optim), start_digest(run.config.model)
+    session = Session(round(seconds, 3), threads, torch.__version__, machine, start)
     append(run.folder / SESSIONS_FILE, json.dumps(session._asdict()).encode() + b"\n")
 
 
@@ -42,10 +45,17 @@ def machine_name(config: OptimConfig) -> str:
     return f"{platform.machine()}, {device}, {precision}"
 
 
+def start_digest(config: ModelConfig) -> str:
+    """Twelve digits of the SHA-256 of the checkpoint that training starts from; empty if that is no file here."""
+    path = find_checkpoint(Path(config.backbone.weights if config.weights == "none" else config.weights), BEST, LAST)
+    return file_digest(path, "sha256")[:12] if path else ""
+
+
 def read_sessions(run: Run) -> list[Session]:
     """The sessions in which studies have trained `run`; none where somebody gave its command by hand."""
     records = _records(run.folder / SESSIONS_FILE)
-    return [Session(**record) for record in records if record.keys() == set(Session._fields)]
+    fields, later = set(Session._fields), Session._field_defaults.keys()
+    return [Session(**record) for record in records if record.keys() | later == fields]
 
 
 def read_result(run: Run) -> dict[str, float] | None:

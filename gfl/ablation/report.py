@@ -21,14 +21,14 @@ READING = """\
 AP in percent, mean over the seeds ± standard deviation. Difference: of AP to the baseline row, mean over the seeds ±
 half of the 95 % confidence interval (Student's t on differences paired by seed); with one seed there is none.
 
-Expected: which true difference would support the paper's claim, as the study's file says before any run. Verdict:
-supported if the true difference is such a one, contradicted if it is not, open if these runs cannot tell. It needs a
-p-value of at most 0.05 after Holm's correction for all rows that expect something: the chance of any wrong verdict in
-the table is held to 5 %. So a row may be open although its own interval looks decided. Minutes: per run.
+Expected: which true difference would support the paper's claim, as the study's file says. Verdict: supported if the
+runs show such a one, contradicted if they show another, open if they cannot tell. It needs a p-value of at most 0.05
+after Holm's correction for all rows that expect something, which the intervals here do not have: a row may be open
+although its own interval looks decided. Minutes: per run.
 """
 
 
-CONDITIONS = ("threads", "torch", "machine")  # that decide the last digits of a run
+CONDITIONS = ("threads", "torch", "machine", "start")  # that decide the last digits of a run
 
 
 def write_report(options: StudyOptions, failures: Sequence[str]) -> str:
@@ -37,11 +37,10 @@ def write_report(options: StudyOptions, failures: Sequence[str]) -> str:
     Returns a summary.
     """
     study, seeds = options.load(), list(options.seeds)
-    # More seeds than requested, if all rows have them: rows with different seeds would not be comparable. But for
-    # --quick, whose two rows are not the table that a verdict is corrected for.
-    while not options.quick and all(map(read_result, options.plan([seeds[-1] + 1]))):
+    # Also seeds of earlier commands. But for --quick, whose two rows are not the table that a verdict is corrected for.
+    while not options.quick and any(map(read_result, options.plan([seeds[-1] + 1]))):
         seeds.append(seeds[-1] + 1)
-    while not options.quick and seeds[0] and all(map(read_result, options.plan([seeds[0] - 1]))):
+    while not options.quick and seeds[0] and any(map(read_result, options.plan([seeds[0] - 1]))):
         seeds.insert(0, seeds[0] - 1)
     runs = options.plan(seeds)
     results = {(run.row, run.seed): metrics for run in runs if (metrics := read_result(run))}
@@ -143,8 +142,8 @@ def _how_made(options: StudyOptions, runs: Sequence[Run], sessions: Sequence[Ses
     command += ["--quick"] if options.quick else ["--seeds", format_seeds([run.seed for run in runs])]
     for name, count in (("--nproc", options.nproc), ("--jobs", options.jobs)):
         command += [name, str(count)] if count > 1 else []
-    conditions = [("", "machine"), ("threads per process: ", "threads"), ("torch ", "torch")]
-    made = [f"{label}{_distinct(sessions, field)}" for label, field in conditions if sessions]
+    labels = {"machine": "", "threads": "threads per process: ", "torch": "torch ", "start": "start weights "}
+    made = [f"{label}{found}" for field, label in labels.items() if (found := _distinct(sessions, field))]
     lines = [", ".join([markdown_code(shell_command(*command)), *made, date.today().isoformat()]), ""]
     if options.quick:
         lines += ["Quick: one seed and a short training show how a study works, but cannot decide anything.", ""]

@@ -13,7 +13,7 @@ from gfl.ablation.jobs import Share, train_all
 from gfl.ablation.missing import check_missing
 from gfl.ablation.records import read_result, started_epoch
 from gfl.ablation.report import write_report
-from gfl.ablation.study import Run, StudyOptions
+from gfl.ablation.study import Run, StudyOptions, distinct
 from gfl.build import build_criterion, build_detector
 from gfl.common.errors import UserError, error_context
 from gfl.common.progress import print_line, progress_bar
@@ -25,7 +25,7 @@ def run_study(options: StudyOptions, train_script: Path) -> None:
 
     Raises `UserError` for rows that do not describe a detector, for what is missing, and in the end for failed runs.
     """
-    study, runs = options.load(), options.plan(options.seeds, options.rows)
+    study, runs = options.load(), distinct(options.plan(options.seeds, options.rows))
     check_rows(options.study, runs)
     unfinished = [run for run in runs if read_result(run) is None]
     check_missing(unfinished)
@@ -62,7 +62,6 @@ def train_runs(
     runs: Sequence[Run], share: Share, train_script: Path, failures: list[str], *, on_run: Callable[[], object]
 ) -> None:
     """Train `runs` with a progress bar; `failures` gets a line for each that failed."""
-    runs = list({run.folder: run for run in reversed(runs)}.values())[::-1]  # equal rows share a run
     start, ended = time.monotonic(), []
     with progress_bar(total=sum(run.config.optim.epochs for run in runs), unit="epoch") as bar:
 

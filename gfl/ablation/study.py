@@ -197,6 +197,11 @@ def plan(
     ]
 
 
+def distinct(runs: Sequence[Run]) -> list[Run]:
+    """Each run once, under the first of the equal rows that share it."""
+    return list({run.folder: run for run in reversed(runs)}.values())[::-1]
+
+
 def _run(path: str | Path, row: Row, seed: int, configs: list[str], root: Path, groups: dict[str, Path]) -> Run:
     arguments = [*configs, *(f"{key}={_as_yaml(value)}" for key, value in row.overrides.items()), f"seed={seed}"]
     source = f"{path}: row {row.name!r}"

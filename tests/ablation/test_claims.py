@@ -7,7 +7,7 @@ import yaml
 from printed_commands import ROOT
 
 from gfl.ablation.claims import format_ledger
-from gfl.ablation.measures import Value, format_measures, load_studies
+from gfl.ablation.measures import Value, format_lines, load_studies, measured_lines
 from gfl.ablation.report import format_runs
 from gfl.ablation.study import load_study
 
@@ -67,16 +67,16 @@ def runs(**differences):
 def test_a_claim_has_the_verdict_of_its_rows_in_each_world(ledger):
     claims = [["new"], ["less"], ["new", "less"]]
     lines = ledger(claims, {"one": runs(new=1.0, less=1.0), "two": runs(new=1.0, less=-1.0)})[1:]
-    assert [line[3] for line in lines] == ["+1.0", "-1.0", "+1.0, -1.0"]
+    assert [line[3] for line in lines] == ["+1.0", "-1.0", "+1.0; -1.0"]
     assert [line[4].split(":")[0] for line in lines] == ["supported", "contradicted", "contradicted"]
     assert [line[5].split(":")[0] for line in lines] == ["supported", "supported", "supported"]
-    assert lines[2][4] == "contradicted: +1.0 ± 0.2, +1.0 ± 0.2 (3 seeds)"
+    assert lines[2][4] == "contradicted: +1.0 ± 0.2, p 0.007; +1.0 ± 0.2, p 0.007 (3 seeds)"
 
 
 def test_what_was_not_run_says_so(ledger):
     one_seed = {key: value for key, value in runs(new=5.0).items() if key[1] == 0}
     line = ledger([["new", "less"]], {"one": one_seed})[1]
-    assert line[4] == "open: +4.9, not run (1 seed)"
+    assert line[4] == "open: +4.9; not run (1 seed)"
     assert line[5] == "not run"
 
 
@@ -86,7 +86,7 @@ def test_results_of_several_machines_are_joined_unless_a_run_is_in_two(ledger, r
     folder = tmp_path / "results" / "table-one"
     (folder / "runs.csv").rename(folder / "runs.2.csv")
     first = {key: value for key, value in found.items() if key[1] < 2}
-    assert ledger([["new"]], {"one": first})[1][4] == "supported: +1.0 ± 0.2 (3 seeds)"
+    assert ledger([["new"]], {"one": first})[1][4] == "supported: +1.0 ± 0.2, p 0.007 (3 seeds)"
     refused = refusal(ledger, [["new"]], {"one": found})
     assert (refused.code, "twice" in refused) == ("runs", True)
 
@@ -126,7 +126,9 @@ def test_a_measure_has_the_verdict_of_its_own_values(ledger, tmp_path):
         """In two files, as of two machines, beside one of another scale."""
         seeds = [("peak", seed, Value(value, "")) for seed, value in enumerate(values)]
         for name, part in (("one", seeds[:2]), ("one.2", seeds[2:]), ("one_more", seeds)):
-            (tmp_path / "results" / f"measures-{name}.csv").write_text(format_measures(part, studies, "a machine"))
+            (tmp_path / "results" / f"measures-{name}.csv").write_text(
+                format_lines(measured_lines(part, studies, "a machine"))
+            )
         claims = [{"measure": "peak", "expect": expect} for expect in ("better", "worse")]
         claims.append({"measure": "peak", "expect": "equal", "within": 0.1})
         claims.append({"measure": "cost", "expect": "worse"})
@@ -134,7 +136,8 @@ def test_a_measure_has_the_verdict_of_its_own_values(ledger, tmp_path):
         assert {line[5] for line in lines} == {"not run"}
         return [line[4] for line in lines]
 
-    assert measured(0.1, 0.2, 0.3) == [*["open: +0.20 ± 0.25 (3 seeds)"] * 3, "not run"]
+    open_ones = [f"open: +0.20 ± 0.25, p {p} (3 seeds)" for p in ("0.074", "0.074", "0.225")]
+    assert measured(0.1, 0.2, 0.3) == [*open_ones, "not run"]
     verdicts = [cell.split(":")[0] for cell in measured(0.19, 0.2, 0.21)]
     assert verdicts == ["supported", "contradicted", "contradicted", "not run"]
 

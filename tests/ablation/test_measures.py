@@ -134,7 +134,7 @@ def test_the_expectation_is_taken_from_the_peak_of_the_same_weights(detectors, t
 def test_extra_time_is_that_of_medians_without_the_first_pass(detectors, monkeypatch):
     build, data = detectors
     monkeypatch.setattr(measures, "PASSES", 3)
-    durations = [(9.0, 1.0), (0.11, 0.10), (0.30, 0.10), (0.11, 0.20)]  # of both, of neither
+    durations = [(9.0, 1.0), (0.10, 0.11), (0.30, 0.10), (0.20, 0.11)]  # of both and neither, in turn the first
     clock = itertools.chain.from_iterable((0.0, seconds) for pair in durations for seconds in pair)
     monkeypatch.setattr(time, "perf_counter", lambda: next(clock))
     found = extra_time(build(), build(quality="centerness_branch", box="anchor_delta"), data)

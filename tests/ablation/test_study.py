@@ -155,10 +155,17 @@ def test_each_committed_study_can_be_built_and_compared_with_the_paper(path):
 @pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
 def test_expectations_follow_the_paper_by_one_rule(path):
     """Differences up to 0.2, by which a run of the paper varies, are expected to stay within 0.5."""
+    exceptions = {
+        ("more_quality", "IoU-branch"): "",  # tested in table 1a
+        ("table2a_atss", "general with DFL, against general"): "better",  # as the paper concludes from 0.2, twice
+        ("table2a_fcos", "general with DFL, against general"): "better",
+    }
     study = load_study(path)
     for row in study.rows:
         difference = study.paper_difference(row)
-        if difference is not None and abs(difference) <= 0.2:
+        if (path.stem, row.name) in exceptions:
+            assert row.expectation == exceptions[path.stem, row.name]
+        elif difference is not None and abs(difference) <= 0.2:
             assert row.expectation == "equal within 0.5", row.name
         elif difference is not None:
             assert row.expectation == ("better" if difference > 0 else "worse"), row.name
