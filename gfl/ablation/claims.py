@@ -114,11 +114,11 @@ HEAD = """\
 
 Written by `python scripts/claims.py` from the results of the studies; do not edit it. Numbers are differences of AP in
 points, of each row from the row that it is compared with: the paper's on COCO, and ours as the mean over the seeds ±
-half of the 95 % confidence interval, paired by seed. A row's verdict is that of its table: its p-value, which has Holm's
-correction for all rows of the table as the interval has not, is at most 0.05 ([how](ablations.md#verdicts)); nothing
-corrects across tables. A claim is supported if all of its rows are, contradicted if one is, and open otherwise. The last
-claims are not about AP alone: what is measured on the trained runs, in which unit, and what supports the claim, is in
-their third column, and nothing corrects for their number ([more](ablations.md#the-ledger)).
+half of the 95 % confidence interval, paired by seed. A row is decided by its p-value, at most 0.05, which unlike the
+interval has Holm's correction for all rows of its table ([how](ablations.md#verdicts)); nothing corrects across tables.
+A claim is supported if all of its rows are, contradicted if one is, and open otherwise. The last claims are not about
+AP alone: what is measured on the trained runs, in which unit, and what supports the claim, is in their third column,
+and nothing corrects for their number ([more](ablations.md#the-ledger)).
 """
 COMMANDS = """\
 The commands, each with `--seeds N`; those of studies with `--jobs 2` too, and `--dry-run` says what is missing for
