@@ -3,7 +3,6 @@
 import argparse
 import hashlib
 import re
-import signal
 import time
 
 from gfl.common.output import protect_output
@@ -36,10 +35,9 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_intermixed_args()  # overrides may also follow a flag
 
 
-if __name__ == "__main__":  # before the heavy imports, so that --help answers at once and Ctrl-C is no traceback
+if __name__ == "__main__":  # before the heavy imports, so that --help answers at once
     protect_output()
     ARGS = parse_args()
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
     announce(f"loading libraries and {ARGS.checkpoint}")
 
 from collections.abc import Sequence
@@ -68,7 +66,6 @@ from gfl.model.precision import eval_dtype, memory_format, precision_name, set_b
 
 
 def main(args: argparse.Namespace) -> None:
-    signal.signal(signal.SIGINT, signal.default_int_handler)
     detector = load_detector(args.checkpoint, args.overrides, device="cpu")
     val, settings = detector.config.data.val, detector.config.eval
     set_backends(detector.config.optim)

@@ -1,7 +1,6 @@
 """Analyze the scores and side distributions of checkpoints: pictures and statistics beyond AP."""
 
 import argparse
-import signal
 
 from gfl.common.arguments import fraction, whole_number
 from gfl.common.output import protect_output
@@ -28,10 +27,9 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
-if __name__ == "__main__":  # before the heavy imports, so that --help answers at once and Ctrl-C is no traceback
+if __name__ == "__main__":  # before the heavy imports, so that --help answers at once
     protect_output()
     ARGS = parse_args()
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
     announce(f"loading libraries and {', '.join(ARGS.checkpoints)}")
 
 from gfl.checkpoint import load_detector
@@ -42,7 +40,6 @@ from gfl.model.precision import set_backends
 
 
 def main(args: argparse.Namespace) -> None:
-    signal.signal(signal.SIGINT, signal.default_int_handler)
     options = ReportOptions(output_folder(args.out), args.score, args.examples)
     reports = []
     for name, checkpoint in zip(short_names(args.checkpoints), args.checkpoints, strict=True):

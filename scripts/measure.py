@@ -1,7 +1,6 @@
 """Measure what claims other than differences of AP say about the trained runs of studies."""
 
 import argparse
-import signal
 from pathlib import Path
 
 from gfl.common.arguments import seeds
@@ -38,7 +37,6 @@ def parse_args() -> argparse.Namespace:
 if __name__ == "__main__":  # before the heavy imports, so that --help answers at once
     protect_output()
     ARGS = parse_args()
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
     announce("loading libraries and the runs")
 
 from gfl.ablation.measures import MEASURES, format_lines, load_studies, measure_runs, measured_lines, read_lines
@@ -53,7 +51,6 @@ STUDIES = Path(__file__).resolve().parent.parent / "configs" / "studies"
 
 
 def main(args: argparse.Namespace) -> None:
-    signal.signal(signal.SIGINT, signal.default_int_handler)
     options = StudyOptions("", args.scale, args.seeds, out=Path(args.out))
     path, studies = options.out / f"measures-{Path(args.scale).stem}.csv", load_studies(STUDIES)
     lines = read_lines(path, studies) if path.exists() else {}

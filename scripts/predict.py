@@ -2,7 +2,6 @@
 
 import argparse
 import os
-import signal
 import sys
 from pathlib import Path
 
@@ -34,7 +33,6 @@ def parse_args() -> argparse.Namespace:
 if __name__ == "__main__":  # before the heavy imports, so that --help answers at once
     protect_output()
     ARGS = parse_args()
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
     announce(f"loading libraries and {ARGS.checkpoint}")
 
 from collections.abc import Sequence
@@ -57,7 +55,6 @@ from gfl.tools.prepare.find_files import count_note, unknown_files
 
 
 def main(args: argparse.Namespace) -> None:
-    signal.signal(signal.SIGINT, signal.default_int_handler)
     out = output_folder(args.out)
     paths = list_images(args.images, out)[: args.limit]
     names = output_names(paths)

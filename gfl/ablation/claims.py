@@ -1,5 +1,6 @@
 """The ledger: every claim with what the runs of its study say, in each world that the study was run in."""
 
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple
@@ -95,18 +96,24 @@ def format_ledger(path: str | Path, root: Path) -> str:
         needed += [measure.study for measure in MEASURES.values()]
     studies = {name: load_study(root / "configs" / "studies" / f"{name}.yaml") for name in needed}
     columns = ("claim", "source", "rows or measure", "paper", *(world.name for world in ledger.worlds))
-    rows = []
+    for world in ledger.worlds:
+        if not (root / world.scale).is_file():
+            raise UserError(f"{path}: {world.name}: no scale at {world.scale}", code="ledger")
+    rows, verdicts = [], {world.name: Counter() for world in ledger.worlds}
     for claim in ledger.claims:
         with error_context(f"{path}: {claim.claim!r}"):
             tested_by = _tested_by(claim, studies)
             found = [_find(claim, studies, root / ledger.results, Path(world.scale).stem) for world in ledger.worlds]
         cells = [claim.claim, claim.source, *tested_by, *map(_cell, found)]
         rows.append([markdown_text(cell) for cell in cells])
+        for world, each in zip(ledger.worlds, found, strict=True):
+            verdicts[world.name][_verdict(each)] += 1
     scales = [world.scale for world in ledger.worlds]
     commands = [("scripts/study.py", f"configs/studies/{name}.yaml", "--scale", s) for s in scales for name in studies]
     commands += [("scripts/measure.py", "--scale", scale) for scale in scales]
     listed = "".join(f"- {markdown_code(shell_command('python', *words))}\n" for words in commands)
-    return f"{HEAD}\n{markdown_table(columns, rows)}\n\n{COMMANDS}\n{listed}"
+    counts = "".join(f"- {markdown_text(name)}: {_format_counts(each)}\n" for name, each in verdicts.items())
+    return f"{HEAD}\n{counts}\n{markdown_table(columns, rows)}\n\n{COMMANDS}\n{listed}"
 
 
 HEAD = """\
@@ -170,12 +177,24 @@ def _files(path: Path) -> list[Path]:
     return [*filter(Path.is_file, [path]), *sorted(path.parent.glob(f"{path.stem}.*.csv"))]
 
 
+def _verdict(found: list[Difference]) -> str:
+    """On a claim that all of these test."""
+    verdicts = {each.verdict for each in found}
+    if not any(each.seeds for each in found):
+        return NOT_RUN
+    return "contradicted" if "contradicted" in verdicts else "supported" if verdicts == {"supported"} else "open"
+
+
+def _format_counts(verdicts: Counter[str]) -> str:
+    kinds = ("supported", "contradicted", "open", NOT_RUN)
+    return ", ".join(f"{verdicts[kind]} {kind}" for kind in kinds if verdicts[kind])
+
+
 def _cell(found: list[Difference]) -> str:
     seeds = [each.seeds for each in found if each.seeds]
+    decided = _verdict(found)
     if not seeds:
-        return NOT_RUN
-    verdicts = {each.verdict for each in found}
-    decided = "contradicted" if "contradicted" in verdicts else "supported" if verdicts == {"supported"} else "open"
+        return decided
     count = f"{min(seeds)} to {max(seeds)}" if min(seeds) < max(seeds) else f"{seeds[0]}"
     return f"{decided}: {'; '.join(map(_number, found))} ({count} seed{'s' * (count != '1')})"
 

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -156,7 +157,8 @@ def measure_runs(options: StudyOptions, studies: Path, names: Sequence[str]) -> 
 
     Raises `UserError` with the command of the study, before anything is measured, for runs that are not finished.
     """
-    runs = {name: _finished_runs(options, MEASURES[name], studies) for name in names}
+    runs = {name: _runs(options, MEASURES[name], studies) for name in names}
+    _check_finished(options, runs, studies)
     for name in names:
         measure = MEASURES[name]
         for seed in options.seeds:
@@ -164,18 +166,26 @@ def measure_runs(options: StudyOptions, studies: Path, names: Sequence[str]) -> 
             yield name, seed, measure.of(*detectors, load_split(detectors[0]))
 
 
-def _finished_runs(options: StudyOptions, measure: Measure, studies: Path) -> dict[tuple[str, int], Run]:
+def _runs(options: StudyOptions, measure: Measure, studies: Path) -> dict[tuple[str, int], Run]:
+    """By row and seed."""
     options = options._replace(study=str(studies / f"{measure.study}.yaml"))
-    runs = {(run.row, run.seed): run for run in options.plan(options.seeds, measure.rows)}
-    unfinished = [run for run in runs.values() if read_result(run) is None]
-    if not unfinished:
-        return runs
-    command = ["python", "scripts/study.py", options.study, "--scale", options.scale]
-    command += ["--seeds", format_seeds(options.seeds), "--out", options.out, "--rows", *measure.rows]
-    raise UserError(
-        f"{len(unfinished)} of {len(runs)} runs are not finished; train them with {shell_command(*command)}",
-        code="measure_runs",
-    )
+    return {(run.row, run.seed): run for run in options.plan(options.seeds, measure.rows)}
+
+
+def _check_finished(options: StudyOptions, runs: dict[str, dict[tuple[str, int], Run]], studies: Path) -> None:
+    """Raise `UserError` with a command for each study that has runs to be trained."""
+    wanted: dict[str, dict[str, None]] = {}  # rows, in order and once, by study
+    for name, of_measure in runs.items():
+        rows = dict.fromkeys(row for (row, _), run in of_measure.items() if read_result(run) is None)
+        if rows:
+            wanted.setdefault(MEASURES[name].study, {}).update(rows)
+    commands = []
+    for study, rows in wanted.items():
+        words = ["python", "scripts/study.py", os.path.relpath(studies / f"{study}.yaml"), "--scale", options.scale]
+        words += ["--seeds", format_seeds(options.seeds), "--out", options.out, "--rows", *rows]
+        commands.append(shell_command(*words))
+    if commands:
+        raise UserError(f"runs that are not finished; train them with {'; and '.join(commands)}", code="measure_runs")
 
 
 Lines = dict[tuple[str, int], dict[str, str]]  # of a file of measures, by measure and seed

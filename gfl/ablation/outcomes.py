@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from gfl.ablation.study import METRICS, Row, Study
 from gfl.ablation.verdict import holm, p_value, paired_difference, verdict
-from gfl.common.text import csv_text, markdown_table, markdown_text
+from gfl.common.text import csv_text, markdown_table, markdown_text, printable
 
 
 class Outcome(NamedTuple):
@@ -97,31 +97,41 @@ COLUMNS = (
 
 
 def _cells(outcome: Outcome) -> list[str]:
-    def number(value: float | None, form: str = ".1f") -> str:
-        return "" if value is None else f"{value:{form}}"
-
     row = outcome.row
-    ap = number(outcome.mean.get("AP")) + ("" if outcome.spread is None else f" ± {outcome.spread:.1f}")
-    difference = number(outcome.difference, "+.1f") + ("" if outcome.margin is None else f" ± {outcome.margin:.1f}")
     return [
         markdown_text(row.name),
         str(outcome.seeds),
-        ap,
-        number(outcome.mean.get("AP50")),
-        number(outcome.mean.get("AP75")),
-        difference,
-        number(row.paper.get("AP")),
-        number(outcome.paper_difference, "+.1f"),
+        _number(outcome.mean.get("AP"), outcome.spread),
+        _number(outcome.mean.get("AP50")),
+        _number(outcome.mean.get("AP75")),
+        _number(outcome.difference, outcome.margin, "+.1f"),
+        _number(row.paper.get("AP")),
+        _number(outcome.paper_difference, form="+.1f"),
         row.expectation,
-        number(outcome.p, ".3f"),
+        _number(outcome.p, form=".3f"),
         outcome.verdict,
-        number(outcome.minutes),
+        _number(outcome.minutes),
     ]
+
+
+def _number(value: float | None, margin: float | None = None, form: str = ".1f") -> str:
+    return "" if value is None else f"{value:{form}}" + ("" if margin is None else f" ± {margin:.1f}")
 
 
 def format_table(outcomes: Iterable[Outcome]) -> str:
     """The outcomes as a Markdown table."""
     return markdown_table(COLUMNS, list(map(_cells, outcomes)))
+
+
+def format_summary(outcomes: Iterable[Outcome]) -> str:
+    """The columns that matter most, for a terminal."""
+    lines = [("row", "AP", "difference", "paper", "verdict")]
+    for each in outcomes:
+        ours = _number(each.mean.get("AP"), each.spread), _number(each.difference, each.margin, "+.1f")
+        lines.append((printable(each.row.name), *ours, _number(each.paper_difference, form="+.1f"), each.verdict))
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    padded = ([cell.ljust(width) for cell, width in zip(line, widths, strict=True)] for line in lines)
+    return "\n".join("  ".join(line).rstrip() for line in padded)
 
 
 def format_csv(outcomes: Iterable[Outcome]) -> str:

@@ -9,7 +9,7 @@ from datetime import date
 from pathlib import Path
 
 from gfl.ablation.missing import START
-from gfl.ablation.outcomes import format_csv, format_table, summarize
+from gfl.ablation.outcomes import format_csv, format_summary, format_table, summarize
 from gfl.ablation.plot import plot_study
 from gfl.ablation.records import Session, read_result, read_sessions
 from gfl.ablation.study import METRICS, Run, Study, StudyOptions
@@ -56,7 +56,13 @@ def write_report(options: StudyOptions, failures: Sequence[str]) -> str:
     write_text(folder / "report.csv", format_csv(outcomes))
     write_text(folder / "runs.csv", format_runs(study, results, sessions))
     plot_study(study.title, outcomes, folder / "report.png")
-    return f"{table}\n\nreport: {printable(str(folder / 'report.md'))}, report.csv, runs.csv, report.png"
+    files = f"report: {printable(str(folder / 'report.md'))}, report.csv, runs.csv, report.png"
+    few = (
+        "\nwith one seed every verdict is open; --seeds 5 adds more"
+        if any(each.compared == 1 for each in outcomes)
+        else ""
+    )
+    return f"{format_summary(outcomes)}\n\n{files}{few}"
 
 
 def format_runs(
@@ -95,7 +101,10 @@ def read_runs(paths: Iterable[Path], study: Study) -> dict[tuple[str, int], dict
     conditions: dict[int, tuple[str, ...]] = {}
     for path in paths:
         try:
-            for line in csv.DictReader(io.StringIO(path.read_text(encoding="utf-8"), newline="")):
+            reader = csv.DictReader(io.StringIO(path.read_text(encoding="utf-8"), newline=""))
+            if missing := {"row", "seed", "AP", *CONDITIONS, "overrides"} - set(reader.fieldnames or ()):
+                raise ValueError(f"no column {', '.join(sorted(missing))}")
+            for line in reader:
                 row, seed, made = names[line["row"]], int(line["seed"]), tuple(line[name] for name in CONDITIONS)
                 if line["overrides"] != _overrides(study)[line["row"]]:
                     raise ValueError(f"{row} had other overrides")
@@ -105,6 +114,8 @@ def read_runs(paths: Iterable[Path], study: Study) -> dict[tuple[str, int], dict
                     raise ValueError(f"rows with seed {seed} were trained in two ways: {conditions[seed]} and {made}")
                 values = {name: line[name] for name in METRICS if name == "AP" or line[name]}
                 found[row, seed] = {name: finite(text) for name, text in values.items()}
+                if not 0 <= found[row, seed]["AP"] <= 100:
+                    raise ValueError(f"an AP of {line['AP']}")
         except (OSError, csv.Error, KeyError, TypeError, ValueError) as error:
             raise UserError(
                 f"{path}: no results of {study.title!r} that can be used ({type(error).__name__}: {one_line(error)})",

@@ -118,6 +118,8 @@ class StudyOptions(NamedTuple):
 
     def plan(self, seeds: Sequence[int], rows: Sequence[str] = ()) -> list[Run]:
         """The runs with `seeds`, of all rows by default."""
+        if self.scale and not Path(self.scale).is_file():
+            raise UserError(f"no scale at {self.scale}; those of this project are in configs/scales", code="scale")
         names = rows or [row.name for row in self.load().rows]
         overlays = [self.scale] if self.scale else []
         overlays += [f"model.backbone.weights={self.start}"] if self.start else []
@@ -126,6 +128,8 @@ class StudyOptions(NamedTuple):
 
 def load_study(path: str | Path) -> Study:
     """Read a study; raises `UserError` naming the file and key for anything missing, misspelt or of the wrong type."""
+    if not Path(path).is_file():
+        raise UserError(f"no study at {path}; the paper's tables are in configs/studies", code="study")
     study = dataclass_from_dict(Study, read_yaml(Path(path)), str(path))
     if not (study.title and study.base and study.baseline and study.rows):
         raise UserError(f"{path}: a study needs a title, a base, a baseline and rows")
@@ -134,7 +138,7 @@ def load_study(path: str | Path) -> Study:
         raise UserError(f"{path}: rows need names, all different")
     for wanted in filter(None, (study.baseline, study.headline, *(row.against for row in study.rows))):
         if wanted not in names:
-            raise UserError(f"{path}: there is no row {wanted!r} to compare with; rows: {', '.join(names)}")
+            raise UserError(f"{path}: there is no row {wanted!r} to compare with; rows: {_quoted(names)}")
     for row in study.rows:
         for name, value in row.paper.items():
             if name not in METRICS or type(value) not in (int, float) or not 0 <= value <= 100:
@@ -146,6 +150,11 @@ def load_study(path: str | Path) -> Study:
         with error_context(f"{path}: row {row.name!r}"):
             _check_expectation(row, study.baseline_of(row), study.paper_difference(row))
     return study
+
+
+def _quoted(names: Sequence[str]) -> str:
+    """On one line, although a name may have commas."""
+    return ", ".join(map(repr, names))
 
 
 def _check_expectation(row: Row, baseline: Row | None, paper_difference: float | None) -> None:
@@ -181,10 +190,9 @@ def plan(
     Raises `UserError` for rows that do not exist and configs that are wrong.
     """
     study = load_study(path)
-    if unknown := set(only) - {row.name for row in study.rows}:
-        raise UserError(
-            f"{path}: no row {', '.join(sorted(unknown))}; rows: {', '.join(row.name for row in study.rows)}"
-        )
+    names = [row.name for row in study.rows]
+    if unknown := sorted(set(only) - set(names)):
+        raise UserError(f"{path}: no row {_quoted(unknown)}; rows: {_quoted(names)}")
     configs = [os.path.relpath(Path(path).parent / study.base), *overlays]
     with error_context(path):
         load_config(configs[0], configs[1:])  # before any row, so that an error there is not a row's

@@ -20,6 +20,8 @@ def whole_number(low: int = 0, high: int = MAX_COUNT) -> Callable[[str], int]:
 def seeds(text: str) -> range:
     """A type for how many seeds, from 0, or for a range of them: 3 is 0, 1, 2 and 3-4 is 3, 4."""
     first, dash, last = text.partition("-")
+    if not first:
+        raise argparse.ArgumentTypeError(f"{text[:40]!r} is neither a number of seeds nor a range of them as 3-4")
     number = whole_number(0 if dash else 1, 9999)
     found = range(number(first), number(last) + 1) if dash else range(number(first))
     if not found:

@@ -46,6 +46,8 @@ def error_context(subject: object) -> Iterator[None]:
 
 def run(main: Callable, *args) -> None:
     """Call ``main(*args)``; a `UserError` becomes one line on stderr and exit code 2, a signal 128 + its number."""
+    if signal.getsignal(signal.SIGINT) == signal.SIG_DFL:  # of `gfl.common.progress.announce`
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     gc.freeze()  # what is imported stays: no search for garbage looks at it again, at the end neither
     gc.enable()
     try:

@@ -3,6 +3,7 @@
 import gc
 import os
 import shutil
+import signal
 import sys
 import textwrap
 from collections.abc import Iterable
@@ -24,7 +25,11 @@ def announce(text: str) -> None:
     # for long, which takes them from the thread that is waited for as soon as another program runs.
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "1000")
-    gc.disable()  # until `gfl.common.errors.run`: imports leave hardly any garbage to search for
+    # The rest holds until `gfl.common.errors.run`. Ctrl-C ends the program without the traceback of an import, and
+    # nothing searches for the garbage of imports, which leave hardly any.
+    if signal.getsignal(signal.SIGINT) == signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    gc.disable()
     if os.environ.get("RANK", "0") == "0":
         print_line(text)
 

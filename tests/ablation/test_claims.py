@@ -25,6 +25,10 @@ def ledger(tmp_path):
 
     Returns its lines.
     """
+    scales = tmp_path / "scales"
+    scales.mkdir()
+    for name in ("one", "two"):
+        (scales / f"{name}.yaml").touch()
 
     def write(claims, results, edit=lambda text: text):
         studies = tmp_path / "configs" / "studies"
@@ -111,11 +115,20 @@ def test_the_seeds_are_those_that_a_row_shares_with_its_baseline(ledger):
 
 @pytest.mark.parametrize(
     ("old", "new"),
-    [("20.9", ""), ("20.9", "nan"), ("new,", "elsewhere,"), ("qfl_beta", "box_weight"), ("overrides", "other")],
+    [
+        *(("20.9", ""), ("20.9", "nan"), ("20.9", "209"), ("new,", "elsewhere,"), ("qfl_beta", "box_weight")),
+        ("overrides", "other"),
+    ],
 )
 def test_results_without_a_number_or_of_other_rows_are_refused(ledger, refusal, old, new):
     """Also of a row that has changed since."""
     assert refusal(ledger, [["new"]], {"one": runs(new=1.0)}, lambda text: text.replace(old, new, 1)).code == "runs"
+
+
+def test_an_empty_file_and_a_scale_that_is_not_there_are_refused(ledger, refusal, tmp_path):
+    assert refusal(ledger, [["new"]], {"one": runs(new=1.0)}, lambda text: "").code == "runs"
+    (tmp_path / "scales" / "two.yaml").unlink()
+    assert refusal(ledger, [["new"]], {}).code == "ledger"
 
 
 def test_a_measure_has_the_verdict_of_its_own_values(ledger, tmp_path):

@@ -126,7 +126,7 @@ def test_only_known_rows_are_chosen(tmp_path, refusal):
     assert [run.row for run in plan(study, root=tmp_path, only=["b"])] == ["b"]
     message = refusal(plan, study, root=tmp_path, only=["b", "c"])
     assert str(study) in message
-    assert " c" in message
+    assert "'c'" in message
 
 
 def test_a_result_is_the_last_epochs_and_unfinished_runs_have_none(tmp_path):

@@ -2,6 +2,7 @@
 
 import gc
 import os
+import signal
 
 import pytest
 
@@ -14,7 +15,10 @@ from gfl.common.progress import announce
 )
 def test_threads_sleep_while_they_wait_unless_the_user_says_otherwise(given, expected, monkeypatch, capsys):
     monkeypatch.setattr(os, "environ", given)
+    monkeypatch.setattr(signal, "signal", lambda signum, handler: handlers.append((signum, handler)))
+    handlers = []
     announce("loading")
+    assert handlers == [(signal.SIGINT, signal.SIG_DFL)]
     assert given.get("GOMP_SPINCOUNT") == expected
     assert (gc.isenabled(), run(gc.isenabled)) == (False, True)
     gc.unfreeze()
