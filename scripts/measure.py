@@ -15,7 +15,7 @@ def parse_args() -> argparse.Namespace:
         description="Measure, on runs that scripts/study.py has trained: what reading sides at their peak changes, "
         "whether their spread follows their error, how often the background gets a high quality from an IoU branch, "
         "and the time that QFL and DFL take. Writes measures-SCALE.csv beside the reports. For the time nothing else "
-        "should run.",
+        "should run. The runs are those of table 3's rows both and neither and of table 1a's IoU-branch and joint.",
         epilog="example: python scripts/measure.py --scale configs/scales/shapes.yaml --seeds 5",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -39,7 +39,7 @@ if __name__ == "__main__":  # before the heavy imports, so that --help answers a
     ARGS = parse_args()
     announce("loading libraries and the runs")
 
-from gfl.ablation.measures import MEASURES, format_lines, load_studies, measure_runs, measured_lines, read_lines
+from gfl.ablation.measures import MEASURES, format_lines, measure_runs, read_lines
 from gfl.ablation.records import machine_name
 from gfl.ablation.study import StudyOptions
 from gfl.common.errors import run
@@ -52,13 +52,14 @@ STUDIES = Path(__file__).resolve().parent.parent / "configs" / "studies"
 
 def main(args: argparse.Namespace) -> None:
     options = StudyOptions("", args.scale, args.seeds, out=Path(args.out))
-    path, studies = options.out / f"measures-{Path(args.scale).stem}.csv", load_studies(STUDIES)
-    lines = read_lines(path, studies) if path.exists() else {}
-    machine, values = machine_name(load_config(args.scale).optim), []
-    for name, seed, each in measure_runs(options, STUDIES, args.measures):
-        print_line(f"{name}, seed {seed}: {each.value:+.3f} {MEASURES[name].unit}  ({each.detail})")
-        values.append((name, seed, each))
-    write_text(path, format_lines(lines | measured_lines(values, studies, machine)))
+    path = options.out / f"measures-{Path(args.scale).stem}.csv"
+    lines = read_lines(path) if path.exists() else {}
+    machine = machine_name(load_config(args.scale).optim)
+    for each in measure_runs(options, STUDIES, args.measures):
+        value, detail = each.value
+        print_line(f"{each.name}, seed {each.seed}: {value:+.3f} {MEASURES[each.name].unit}  ({detail})")
+        lines[each.name, each.seed] = each.line(machine)
+        write_text(path, format_lines(lines))
     print_line(f"written: {path}")
 
 

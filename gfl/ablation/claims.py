@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple
 
-from gfl.ablation.measures import MEASURES, read_measures
+from gfl.ablation.measures import MEASURES, read_measures, values_of
 from gfl.ablation.outcomes import summarize
 from gfl.ablation.report import read_runs
 from gfl.ablation.study import Study, load_study
@@ -159,17 +159,23 @@ def _tested_by(claim: Claim, studies: dict[str, Study]) -> tuple[str, str]:
 def _find(claim: Claim, studies: dict[str, Study], results: Path, scale: str) -> list[Difference]:
     """What one world says about a claim."""
     if claim.measure:
-        values = read_measures(_files(results / f"measures-{scale}.csv"), studies)[claim.measure]
+        lines, name = read_measures(_files(results / f"measures-{scale}.csv")), MEASURES[claim.measure].study
+        values = values_of(claim.measure, lines, _results(studies[name], results / f"{name}-{scale}"))
         mean, margin = paired_difference(values)
         supporting = supporting_range(claim.expect, claim.within)
         p = p_value(values, supporting)
         return [Difference(mean, margin, len(values), verdict(mean, p, supporting), p, digits=2)]
     study = studies[claim.study]
-    found = summarize(study, read_runs(_files(results / f"{claim.study}-{scale}" / "runs.csv"), study))
+    found = summarize(study, _results(study, results / f"{claim.study}-{scale}"))
     by_name = {
         each.row.name: Difference(each.difference, each.margin, each.compared, each.verdict, each.p) for each in found
     }
     return [by_name[name] for name in claim.rows]
+
+
+def _results(study: Study, folder: Path) -> dict[tuple[str, int], dict[str, float]]:
+    """By row and seed."""
+    return read_runs(_files(folder / "runs.csv"), study)
 
 
 def _files(path: Path) -> list[Path]:

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import torch
 
-from gfl.ablation.records import add_session
+from gfl.ablation.records import add_session, start_digest
 from gfl.ablation.study import Run
 from gfl.common.errors import ERROR_FILE, UserError
 from gfl.common.files import writing
@@ -52,7 +52,8 @@ class Job:
     """
 
     def __init__(self, run: Run, command: Sequence[str], share: Share, place: int) -> None:
-        self.run, self.share, self.place, self._start = run, share, place, time.monotonic()
+        self.run, self.share, self.place = run, share, place
+        self._began, self._weights = time.monotonic(), start_digest(run.config.model)
         self._errors = run.folder / "error.txt"
         environment = os.environ | share.environment(place) | {ERROR_FILE: str(self._errors.absolute())}
         with contextlib.ExitStack() as stack:
@@ -70,7 +71,7 @@ class Job:
         """Wait for the process, note its time and release the folder; returns its exit code."""
         with self._stack:
             code = self.process.wait()
-            add_session(self.run, time.monotonic() - self._start, self.share.threads)
+            add_session(self.run, time.monotonic() - self._began, self.share.threads, self._weights)
         return code
 
     def finish(self) -> str | None:

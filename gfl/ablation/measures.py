@@ -3,9 +3,10 @@
 import csv
 import io
 import json
+import math
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,7 +15,7 @@ import torch
 
 from gfl.ablation.records import read_result
 from gfl.ablation.report import finite, format_seeds
-from gfl.ablation.study import Run, Study, StudyOptions, load_study
+from gfl.ablation.study import Run, StudyOptions
 from gfl.checkpoint import LAST, load_detector
 from gfl.common.errors import UserError
 from gfl.common.text import one_line, shell_command
@@ -149,10 +150,28 @@ MEASURES = {
     ),
     "cost": Measure("table3", ("both", "neither"), "percent of time", extra_time),
 }
-COLUMNS = ("measure", "seed", "value", "detail", "machine", "overrides")
+COLUMNS = ("measure", "seed", "value", "detail", "machine", "AP")
 
 
-def measure_runs(options: StudyOptions, studies: Path, names: Sequence[str]) -> Iterator[tuple[str, int, Value]]:
+Lines = dict[tuple[str, int], dict[str, str]]  # of a file of measures, by measure and seed
+
+
+class Measured(NamedTuple):
+    """A measure of one seed, and the AP of the runs that have it."""
+
+    name: str
+    seed: int
+    value: Value
+    ap: dict[str, float]  # in percent, by row
+
+    def line(self, machine: str) -> dict[str, str]:
+        """As a line of a file of measures; `machine` is the one that measured it."""
+        ap = json.dumps({row: round(value, 6) for row, value in self.ap.items()})
+        fields = (self.name, str(self.seed), str(round(self.value.value, 6)), self.value.detail, machine, ap)
+        return dict(zip(COLUMNS, fields, strict=True))
+
+
+def measure_runs(options: StudyOptions, studies: Path, names: Sequence[str]) -> Iterator[Measured]:
     """The measures `names` of the runs that `options` describes, seed by seed; `studies` has the studies' files.
 
     Raises `UserError` with the command of the study, before anything is measured, for runs that are not finished.
@@ -162,8 +181,10 @@ def measure_runs(options: StudyOptions, studies: Path, names: Sequence[str]) -> 
     for name in names:
         measure = MEASURES[name]
         for seed in options.seeds:
-            detectors = [load_detector(runs[name][row, seed].folder / LAST) for row in measure.rows]
-            yield name, seed, measure.of(*detectors, load_split(detectors[0]))
+            own = {row: runs[name][row, seed] for row in measure.rows}
+            detectors = [load_detector(run.folder / LAST) for run in own.values()]
+            value = measure.of(*detectors, load_split(detectors[0]))
+            yield Measured(name, seed, value, {row: read_result(run)["AP"] for row, run in own.items()})
 
 
 def _runs(options: StudyOptions, measure: Measure, studies: Path) -> dict[tuple[str, int], Run]:
@@ -188,19 +209,6 @@ def _check_finished(options: StudyOptions, runs: dict[str, dict[tuple[str, int],
         raise UserError(f"runs that are not finished; train them with {'; and '.join(commands)}", code="measure_runs")
 
 
-Lines = dict[tuple[str, int], dict[str, str]]  # of a file of measures, by measure and seed
-
-
-def measured_lines(values: Sequence[tuple[str, int, Value]], studies: dict[str, Study], machine: str) -> Lines:
-    """Measures (name, seed, value) as lines, with where they were made and what their rows were then."""
-    lines: Lines = {}
-    for name, seed, (value, detail) in values:
-        overrides = _overrides(MEASURES[name], studies)
-        fields = (name, str(seed), str(round(value, 6)), detail, machine, overrides)
-        lines[name, seed] = dict(zip(COLUMNS, fields, strict=True))
-    return lines
-
-
 def format_lines(lines: Lines) -> str:
     """Lines as CSV, measure by measure, seed by seed."""
     text = io.StringIO()
@@ -211,47 +219,56 @@ def format_lines(lines: Lines) -> str:
     return text.getvalue()
 
 
-def read_lines(path: Path, studies: dict[str, Study]) -> Lines:
-    """The lines of a file of `format_lines`.
-
-    Raises `UserError` for another file, for rows that were others then, and for a seed that is there twice.
-    """
+def read_lines(path: Path) -> Lines:
+    """The lines of a file of `format_lines`; raises `UserError` for another file and for a seed that is there twice."""
     lines: Lines = {}
     try:
         reader = csv.DictReader(io.StringIO(path.read_text(encoding="utf-8"), newline=""))
         if tuple(reader.fieldnames or ()) != COLUMNS:
             raise ValueError(f"its columns are not {', '.join(COLUMNS)}")
         for line in reader:
-            name, seed = line["measure"], int(line["seed"])
-            if line["overrides"] != _overrides(MEASURES[name], studies):
-                raise ValueError(f"the rows of {name} had other overrides")
-            if (name, seed) in lines:
-                raise ValueError(f"{name} of seed {seed} is there twice")
+            key = line["measure"], int(line["seed"])
+            if key in lines:
+                raise ValueError(f"{key[0]} of seed {key[1]} is there twice")
+            if set(json.loads(line["AP"])) != set(MEASURES[key[0]].rows) or None in line:
+                raise ValueError(f"{key[0]} of seed {key[1]} has other rows or columns")
             finite(line["value"])
-            lines[name, seed] = line
+            lines[key] = line
     except (OSError, csv.Error, KeyError, TypeError, ValueError) as error:
-        message = f"{path}: no measures that can be used ({type(error).__name__}: {one_line(error)})"
-        raise UserError(message, code="measures") from None
+        raise UserError(
+            f"{path}: no measures that can be used ({type(error).__name__}: {one_line(error)}); if another version of "
+            "measure.py wrote it, delete it and measure again",
+            code="measures",
+        ) from None
     return lines
 
 
-def read_measures(paths: Sequence[Path], studies: dict[str, Study]) -> dict[str, list[float]]:
-    """The values in files of `format_lines`, by measure; raises `UserError` as `read_lines`."""
+def read_measures(paths: Sequence[Path]) -> Lines:
+    """The lines of all these files; raises `UserError` as `read_lines`, also for a seed that is in two of them."""
     found: Lines = {}
     for path in paths:
-        lines = read_lines(path, studies)
+        lines = read_lines(path)
         if doubled := lines.keys() & found:
             name, seed = min(doubled)
             raise UserError(f"{path}: {name} of seed {seed} is in another file too", code="measures")
         found |= lines
-    return {name: [finite(line["value"]) for (of, _), line in found.items() if of == name] for name in MEASURES}
+    return found
 
 
-def _overrides(measure: Measure, studies: dict[str, Study]) -> str:
-    rows = {row.name: row.overrides for row in studies[measure.study].rows}
-    return json.dumps({name: rows[name] for name in measure.rows}, sort_keys=True)
+def values_of(name: str, lines: Lines, results: Mapping[tuple[str, int], Mapping[str, float]]) -> list[float]:
+    """The values of a measure, one per seed.
 
-
-def load_studies(folder: Path) -> dict[str, Study]:
-    """The studies whose runs are measured, by the names of their files."""
-    return {name: load_study(folder / f"{name}.yaml") for name in {each.study for each in MEASURES.values()}}
+    `results` are those of its study, by (row, seed). Raises `UserError` for a measure of other runs than theirs.
+    """
+    values = []
+    for (other, seed), line in lines.items():
+        if other == name:
+            for row, ap in json.loads(line["AP"]).items():
+                if abs(results.get((row, seed), {}).get("AP", math.inf) - ap) > 1e-6:
+                    raise UserError(
+                        f"{name} of seed {seed} was measured on a run of {row!r} with an AP of {ap}, which is not the "
+                        f"one in the results of {MEASURES[name].study}: measure again",
+                        code="measures",
+                    )
+            values.append(finite(line["value"]))
+    return values

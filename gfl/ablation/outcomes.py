@@ -125,7 +125,7 @@ def format_table(outcomes: Iterable[Outcome]) -> str:
 
 def format_summary(outcomes: Iterable[Outcome]) -> str:
     """The columns that matter most, for a terminal."""
-    lines = [("row", "AP", "difference", "paper", "verdict")]
+    lines = [("row", "AP", "difference", "paper's", "verdict")]
     for each in outcomes:
         ours = _number(each.mean.get("AP"), each.spread), _number(each.difference, each.margin, "+.1f")
         lines.append((printable(each.row.name), *ours, _number(each.paper_difference, form="+.1f"), each.verdict))

@@ -28,9 +28,9 @@ class Session(NamedTuple):
     start: str = ""  # the first digits of the SHA-256 of its start weights, where they are a file
 
 
-def add_session(run: Run, seconds: float, threads: int) -> None:
+def add_session(run: Run, seconds: float, threads: int, start: str) -> None:
     """Note that this machine has trained `run`. Raises `UserError` if that cannot be written."""
-    machine, start = machine_name(run.config.optim), start_digest(run.config.model)
+    machine = machine_name(run.config.optim)
     session = Session(round(seconds, 3), threads, torch.__version__, machine, start)
     append(run.folder / SESSIONS_FILE, json.dumps(session._asdict()).encode() + b"\n")
 

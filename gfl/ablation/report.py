@@ -37,10 +37,11 @@ def write_report(options: StudyOptions, failures: Sequence[str]) -> str:
     Returns a summary.
     """
     study, seeds = options.load(), list(options.seeds)
-    # Also seeds of earlier commands. But for --quick, whose two rows are not the table that a verdict is corrected for.
-    while not options.quick and any(map(read_result, options.plan([seeds[-1] + 1]))):
+    # More seeds than requested, if all rows have them: some may, since tables share runs, but rows with different seeds
+    # are not the table that was asked for. Not for --quick, whose two rows no verdict is corrected for.
+    while not options.quick and all(map(read_result, options.plan([seeds[-1] + 1]))):
         seeds.append(seeds[-1] + 1)
-    while not options.quick and seeds[0] and any(map(read_result, options.plan([seeds[0] - 1]))):
+    while not options.quick and seeds[0] and all(map(read_result, options.plan([seeds[0] - 1]))):
         seeds.insert(0, seeds[0] - 1)
     runs = options.plan(seeds)
     results = {(run.row, run.seed): metrics for run in runs if (metrics := read_result(run))}
@@ -50,18 +51,15 @@ def write_report(options: StudyOptions, failures: Sequence[str]) -> str:
     names = dict.fromkeys(filter(None, [Path(options.study).stem, scale, "quick" * options.quick]))
     folder = options.out / safe_file_name("-".join(names))
     table = format_table(outcomes)
-    made = _how_made(options, runs, [session for each in sessions.values() for session in each])
+    made = _how_made(options, runs, sessions)
     failed = "\nFailed:\n\n" + "".join(f"- {markdown_text(line)}\n" for line in failures) if failures else ""
     write_text(folder / "report.md", f"# {markdown_text(study.title)}\n\n{table}\n\n{READING}\n{made}{failed}")
     write_text(folder / "report.csv", format_csv(outcomes))
     write_text(folder / "runs.csv", format_runs(study, results, sessions))
     plot_study(study.title, outcomes, folder / "report.png")
     files = f"report: {printable(str(folder / 'report.md'))}, report.csv, runs.csv, report.png"
-    few = (
-        "\nwith one seed every verdict is open; --seeds 5 adds more"
-        if any(each.compared == 1 for each in outcomes)
-        else ""
-    )
+    undecided = not options.quick and all(each.compared < 2 for each in outcomes)
+    few = "\nwith one seed every verdict is open: --seeds 5 trains four more" if undecided else ""
     return f"{format_summary(outcomes)}\n\n{files}{few}"
 
 
@@ -143,10 +141,11 @@ def format_seeds(seeds: Sequence[int]) -> str:
 
 
 def _distinct(sessions: Iterable[Session], field: str) -> str:
-    return " + ".join(dict.fromkeys(str(getattr(session, field)) for session in sessions))
+    values = (str(getattr(session, field)) for session in sessions)
+    return " + ".join(dict.fromkeys(filter(None, values)))
 
 
-def _how_made(options: StudyOptions, runs: Sequence[Run], sessions: Sequence[Session]) -> str:
+def _how_made(options: StudyOptions, runs: Sequence[Run], sessions: Mapping[tuple[str, int], Sequence[Session]]) -> str:
     """The command, the conditions of all runs, and their folders."""
     command = ["python", "scripts/study.py", Path(options.study)]
     command += ["--scale", Path(options.scale)] if options.scale else []
@@ -154,12 +153,18 @@ def _how_made(options: StudyOptions, runs: Sequence[Run], sessions: Sequence[Ses
     for name, count in (("--nproc", options.nproc), ("--jobs", options.jobs)):
         command += [name, str(count)] if count > 1 else []
     labels = {"machine": "", "threads": "threads per process: ", "torch": "torch ", "start": "start weights "}
-    made = [f"{label}{found}" for field, label in labels.items() if (found := _distinct(sessions, field))]
+    every = [session for each in sessions.values() for session in each]
+    made = [f"{label}{found}" for field, label in labels.items() if (found := _distinct(every, field))]
     lines = [", ".join([markdown_code(shell_command(*command)), *made, date.today().isoformat()]), ""]
     if options.quick:
         lines += ["Quick: one seed and a short training show how a study works, but cannot decide anything.", ""]
     if options.start:
         lines += [f"Rows start from the backbone of {markdown_code(options.start)}, since {START} is missing.", ""]
+    ways: dict[int, set[tuple[str, ...]]] = {}
+    for (_, seed), own in sessions.items():
+        ways.setdefault(seed, set()).add(tuple(_distinct(own, field) for field in CONDITIONS))
+    if mixed := [str(seed) for seed, found in ways.items() if len(found) > 1]:
+        lines += [f"The rows of seed {', '.join(mixed)} were trained in different ways, see runs.csv.", ""]
     folders = {run.row: run.folder.parent for run in runs}
     listed = [f"- {markdown_text(row)}: {markdown_code(folder)}" for row, folder in folders.items()]
     return "\n".join([*lines, "Run folders, one per seed:", "", *listed, ""])

@@ -192,7 +192,7 @@ def plan(
     study = load_study(path)
     names = [row.name for row in study.rows]
     if unknown := sorted(set(only) - set(names)):
-        raise UserError(f"{path}: no row {_quoted(unknown)}; rows: {_quoted(names)}")
+        raise UserError(f"{path}: no row {_quoted(unknown)}; rows: {_quoted(names)}", code="row")
     configs = [os.path.relpath(Path(path).parent / study.base), *overlays]
     with error_context(path):
         load_config(configs[0], configs[1:])  # before any row, so that an error there is not a row's
@@ -207,7 +207,10 @@ def plan(
 
 def distinct(runs: Sequence[Run]) -> list[Run]:
     """Each run once, under the first of the equal rows that share it."""
-    return list({run.folder: run for run in reversed(runs)}.values())[::-1]
+    found: dict[Path, Run] = {}
+    for run in runs:
+        found.setdefault(run.folder, run)
+    return list(found.values())
 
 
 def _run(path: str | Path, row: Row, seed: int, configs: list[str], root: Path, groups: dict[str, Path]) -> Run:

@@ -7,7 +7,7 @@ import yaml
 from printed_commands import ROOT
 
 from gfl.ablation.claims import format_ledger
-from gfl.ablation.measures import Value, format_lines, load_studies, measured_lines
+from gfl.ablation.measures import Measured, Value, format_lines
 from gfl.ablation.report import format_runs
 from gfl.ablation.study import load_study
 
@@ -132,16 +132,18 @@ def test_an_empty_file_and_a_scale_that_is_not_there_are_refused(ledger, refusal
 
 
 def test_a_measure_has_the_verdict_of_its_own_values(ledger, tmp_path):
-    (tmp_path / "results").mkdir()
-    studies = load_studies(ROOT / "configs" / "studies")
+    folder = tmp_path / "results" / "table3-one"
+    folder.mkdir(parents=True)
 
     def measured(*values):
         """In two files, as of two machines, beside one of another scale."""
-        seeds = [("peak", seed, Value(value, "")) for seed, value in enumerate(values)]
+        study = load_study(ROOT / "configs" / "studies" / "table3.yaml")
+        results = {("both", seed): {"AP": 70.0} for seed in range(len(values))}
+        (folder / "runs.csv").write_text(format_runs(study, results, dict.fromkeys(results, ())))
+        seeds = [Measured("peak", seed, Value(value, ""), {"both": 70.0}) for seed, value in enumerate(values)]
         for name, part in (("one", seeds[:2]), ("one.2", seeds[2:]), ("one_more", seeds)):
-            (tmp_path / "results" / f"measures-{name}.csv").write_text(
-                format_lines(measured_lines(part, studies, "a machine"))
-            )
+            lines = {(each.name, each.seed): each.line("a machine") for each in part}
+            (folder.parent / f"measures-{name}.csv").write_text(format_lines(lines))
         claims = [{"measure": "peak", "expect": expect} for expect in ("better", "worse")]
         claims.append({"measure": "peak", "expect": "equal", "within": 0.1})
         claims.append({"measure": "cost", "expect": "worse"})

@@ -8,7 +8,7 @@ import cv2
 import pytest
 import scipy
 
-from gfl.ablation.outcomes import COLUMNS, format_csv, format_table, summarize
+from gfl.ablation.outcomes import COLUMNS, format_csv, format_summary, format_table, summarize
 from gfl.ablation.plot import plot_study
 from gfl.ablation.study import Row, Study
 
@@ -47,6 +47,8 @@ def test_table_and_csv_agree_and_leave_unknown_values_out():
     assert len({len(line) for line in lines}) == 1
     assert "| 21.0 ± 1.4" in lines[2]
     assert "| +5.0" in lines[3]
+    head, _, line, _ = format_summary(found).splitlines()
+    assert (line.index("25.0"), line.index("+5.0")) == (head.index("AP"), head.index("difference"))
     written = {row["row"]: row for row in csv.DictReader(io.StringIO(format_csv(found)))}
     assert written["new, strange"]["AP difference"] == "5.0"
     assert (written["missing"]["AP"], written["base"]["paper AP"]) == ("", "39.0")
@@ -57,6 +59,7 @@ def test_names_of_rows_are_only_text(tmp_path):
     found = list(outcomes_of([Row("base"), Row(name)], {("base", 0): 1.0, (name, 0): 2.0}).values())
     line = format_table(found).splitlines()[3]
     assert line.isprintable()
+    assert all(map(str.isprintable, format_summary(found).split("\n")))
     assert "<" not in line
     assert len(re.findall(r"(?<!\\)\|", line)) == len(COLUMNS) + 1
     assert list(csv.reader(io.StringIO(format_csv(found))))[2][0].startswith("'=1+1|")

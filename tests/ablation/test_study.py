@@ -124,9 +124,14 @@ def test_equal_rows_share_a_folder_seeds_do_not_and_a_changed_config_has_another
 def test_only_known_rows_are_chosen(tmp_path, refusal):
     study = write_study(tmp_path)
     assert [run.row for run in plan(study, root=tmp_path, only=["b"])] == ["b"]
-    message = refusal(plan, study, root=tmp_path, only=["b", "c"])
-    assert str(study) in message
-    assert "'c'" in message
+    assert refusal(plan, study, root=tmp_path, only=["b", "c"]).code == "row"
+
+
+def test_a_study_or_scale_that_is_not_there_is_named(tmp_path, refusal):
+    refused = refusal(load_study, tmp_path / "none.yaml")
+    assert (refused.code, str(tmp_path / "none.yaml") in refused) == ("study", True)
+    refused = refusal(StudyOptions(str(write_study(tmp_path)), scale="none.yaml").plan, [0])
+    assert (refused.code, "none.yaml" in refused) == ("scale", True)
 
 
 def test_a_result_is_the_last_epochs_and_unfinished_runs_have_none(tmp_path):

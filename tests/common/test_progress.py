@@ -16,6 +16,7 @@ from gfl.common.progress import announce
 def test_threads_sleep_while_they_wait_unless_the_user_says_otherwise(given, expected, monkeypatch, capsys):
     monkeypatch.setattr(os, "environ", given)
     monkeypatch.setattr(signal, "signal", lambda signum, handler: handlers.append((signum, handler)))
+    monkeypatch.setattr(signal, "getsignal", lambda signum: signal.default_int_handler)
     handlers = []
     announce("loading")
     assert handlers == [(signal.SIGINT, signal.SIG_DFL)]
