@@ -9,6 +9,9 @@ import numpy as np
 import torch
 from scipy import stats
 
+from gfl.config import EvalConfig
+from gfl.data.coco import CocoData
+from gfl.evaluation.coco_eval import coco_metrics
 from gfl.evaluation.predictions import Predictions
 from gfl.method.box_representation import highest_mode
 
@@ -36,6 +39,24 @@ def score_statistics(found: Predictions) -> dict[str, Any]:
         "detections_on_objects": int(on_object.sum()),
         "spearman_on_objects": rank_correlation(found.scores[on_object], found.iou[on_object]),
     }
+
+
+def ranking_statistics(found: Predictions, data: CocoData, settings: EvalConfig) -> dict[str, float | None]:
+    """AP of the detections ranked by their scores, and of the same ones ranked by their true IoU.
+
+    What separates them is what scores could still gain, what separates the second from 1 is due to boxes and classes.
+    """
+    boxes = np.concatenate([found.boxes_xyxy[:, :2], found.boxes_xyxy[:, 2:] - found.boxes_xyxy[:, :2]], axis=1)
+    columns = data.image_ids[found.images].tolist(), np.array(data.category_ids)[found.labels].tolist(), boxes.tolist()
+
+    def average_precision(scores: np.ndarray) -> float | None:
+        results = [
+            {"image_id": image, "category_id": category, "bbox": box, "score": score}
+            for image, category, box, score in zip(*columns, scores.tolist(), strict=True)
+        ]
+        return coco_metrics(data, results, max_detections=settings.max_detections, backend=settings.backend)["AP"]
+
+    return {"AP": average_precision(found.scores), "AP_by_iou": average_precision(found.iou)}
 
 
 def side_shapes(probabilities: np.ndarray, delta: float) -> np.ndarray:

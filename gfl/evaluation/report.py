@@ -15,7 +15,14 @@ from gfl.config import Config
 from gfl.data.coco import CocoData, image_path, load_coco
 from gfl.data.image_files import read_image
 from gfl.data.loader import build_eval_loader
-from gfl.evaluation.analysis import SHAPES, accurate, score_statistics, side_shapes, spread_statistics
+from gfl.evaluation.analysis import (
+    SHAPES,
+    accurate,
+    ranking_statistics,
+    score_statistics,
+    side_shapes,
+    spread_statistics,
+)
 from gfl.evaluation.draw import draw_distributions, save_image
 from gfl.evaluation.inference import Detector, bin_positions
 from gfl.evaluation.plots import plot_scores, plot_shapes, plot_spread, plot_targets
@@ -76,6 +83,7 @@ def write_report(name: str, checkpoint: str, detector: Detector, data: CocoData,
         "checkpoint": checkpoint,
         "annotations": data.annotations,
         "scores": score_statistics(found),
+        "ranking": ranking_statistics(found, data, detector.config.eval),
         "targets": target_statistics(targets, detector.config) if targets else None,
     }
     if targets and len(targets.distances):
@@ -141,12 +149,13 @@ def _draw_example(found: Predictions, detection: int, data: CocoData, config: Co
 def format_report(report: Report) -> str:
     """The main statistics as text."""
     statistics = report.statistics
-    scores, targets = statistics["scores"], statistics["targets"]
+    scores, ranking, targets = (statistics[part] for part in ("scores", "ranking", "targets"))
     lines = [
         f"\n{report.name}: {scores['detections']} detections on {printable(statistics['annotations'])}",
         f"scores   rank correlation with IoU {_number(scores['spearman'])}, "
         f"{_number(scores['spearman_on_objects'])} over the {scores['detections_on_objects']} with IoU >= 0.5",
     ]
+    lines.append(f"ranking  AP {_number(ranking['AP'])}; {_number(ranking['AP_by_iou'])} if ranked by the true IoU")
     if targets is None:
         lines.append("targets  not known: points are assigned by the predictions of each step of training")
     elif targets["points"]:

@@ -5,8 +5,16 @@ import json
 import numpy as np
 import pytest
 
-from gfl.config import Config
-from gfl.evaluation.analysis import accurate, rank_correlation, score_statistics, side_shapes, spread_statistics
+from gfl.config import Config, EvalConfig
+from gfl.data.coco import load_coco
+from gfl.evaluation.analysis import (
+    accurate,
+    rank_correlation,
+    ranking_statistics,
+    score_statistics,
+    side_shapes,
+    spread_statistics,
+)
 from gfl.evaluation.plots import plot_scores, plot_shapes, plot_spread, plot_targets
 from gfl.evaluation.predictions import Predictions
 from gfl.evaluation.targets import RegressionTargets, target_statistics
@@ -46,6 +54,15 @@ def test_rank_correlation_depends_on_the_order_only_and_may_be_undefined():
     assert rank_correlation(values, -values) == pytest.approx(-1)
     assert rank_correlation(values, np.ones(4)) is None
     assert rank_correlation(values[:2], values[:2]) is None
+
+
+def test_the_ap_by_iou_is_that_of_the_same_detections_in_their_best_order(coco_set):
+    made = coco_set([(100, 50), (100, 50)], [(1, 7, [10, 10, 20, 30])]).save()
+    data = load_coco(made.annotations, made.images)
+    boxes = np.array([[60.0, 10, 80, 40], [10, 10, 30, 40]])  # beside the object and on it
+    found = make_predictions(2, images=np.ones(2, np.int64), boxes_xyxy=boxes, iou=np.array([0.0, 1.0]))
+    ranking = ranking_statistics(found, data, EvalConfig())
+    assert ranking == {"AP": pytest.approx(0.5), "AP_by_iou": pytest.approx(1.0)}
 
 
 def test_score_statistics_separate_detections_on_objects():
