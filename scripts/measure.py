@@ -39,7 +39,8 @@ if __name__ == "__main__":  # before the heavy imports, so that --help answers a
     ARGS = parse_args()
     announce("loading libraries and the runs")
 
-from gfl.ablation.measures import MEASURES, format_lines, measure_runs, read_lines
+from gfl.ablation.measures import MEASURES, measure_runs
+from gfl.ablation.measures_file import format_lines, measure_line, read_lines
 from gfl.ablation.records import machine_name
 from gfl.ablation.study import StudyOptions
 from gfl.common.errors import run
@@ -58,7 +59,7 @@ def main(args: argparse.Namespace) -> None:
     for each in measure_runs(options, STUDIES, args.measures):
         value, detail = each.value
         print_line(f"{each.name}, seed {each.seed}: {value:+.3f} {MEASURES[each.name].unit}  ({detail})")
-        lines[each.name, each.seed] = each.line(machine)
+        lines[each.name, each.seed] = measure_line(each, machine)
         write_text(path, format_lines(lines))
     print_line(f"written: {path}")
 

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple
 
-from gfl.ablation.measures import MEASURES, read_measures, values_of
+from gfl.ablation.measures import MEASURES
+from gfl.ablation.measures_file import read_measures, values_of
 from gfl.ablation.outcomes import summarize
 from gfl.ablation.report import read_runs
 from gfl.ablation.study import Study, load_study

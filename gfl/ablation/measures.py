@@ -1,12 +1,8 @@
 """What claims other than differences of AP say about trained runs: one number per seed, from the runs of a study."""
 
-import csv
-import io
-import json
-import math
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,11 +10,11 @@ import numpy as np
 import torch
 
 from gfl.ablation.records import read_result
-from gfl.ablation.report import finite, format_seeds
+from gfl.ablation.report import format_seeds
 from gfl.ablation.study import Run, StudyOptions
 from gfl.checkpoint import LAST, load_detector
 from gfl.common.errors import UserError
-from gfl.common.text import one_line, shell_command
+from gfl.common.text import shell_command
 from gfl.data.coco import CocoData
 from gfl.data.loader import batches, build_eval_loader
 from gfl.evaluation.analysis import rank_correlation, sides_in_frame
@@ -150,10 +146,6 @@ MEASURES = {
     ),
     "cost": Measure("table3", ("both", "neither"), "percent of time", extra_time),
 }
-COLUMNS = ("measure", "seed", "value", "detail", "machine", "AP")
-
-
-Lines = dict[tuple[str, int], dict[str, str]]  # of a file of measures, by measure and seed
 
 
 class Measured(NamedTuple):
@@ -163,12 +155,6 @@ class Measured(NamedTuple):
     seed: int
     value: Value
     ap: dict[str, float]  # in percent, by row
-
-    def line(self, machine: str) -> dict[str, str]:
-        """As a line of a file of measures; `machine` is the one that measured it."""
-        ap = json.dumps({row: round(value, 6) for row, value in self.ap.items()})
-        fields = (self.name, str(self.seed), str(round(self.value.value, 6)), self.value.detail, machine, ap)
-        return dict(zip(COLUMNS, fields, strict=True))
 
 
 def measure_runs(options: StudyOptions, studies: Path, names: Sequence[str]) -> Iterator[Measured]:
@@ -207,68 +193,3 @@ def _check_finished(options: StudyOptions, runs: dict[str, dict[tuple[str, int],
         commands.append(shell_command(*words))
     if commands:
         raise UserError(f"runs that are not finished; train them with {'; and '.join(commands)}", code="measure_runs")
-
-
-def format_lines(lines: Lines) -> str:
-    """Lines as CSV, measure by measure, seed by seed."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    order = list(MEASURES)
-    writer.writerows(lines[key] for key in sorted(lines, key=lambda key: (order.index(key[0]), key[1])))
-    return text.getvalue()
-
-
-def read_lines(path: Path) -> Lines:
-    """The lines of a file of `format_lines`; raises `UserError` for another file and for a seed that is there twice."""
-    lines: Lines = {}
-    try:
-        reader = csv.DictReader(io.StringIO(path.read_text(encoding="utf-8"), newline=""))
-        if tuple(reader.fieldnames or ()) != COLUMNS:
-            raise ValueError(f"its columns are not {', '.join(COLUMNS)}")
-        for line in reader:
-            key = line["measure"], int(line["seed"])
-            if key in lines:
-                raise ValueError(f"{key[0]} of seed {key[1]} is there twice")
-            if set(json.loads(line["AP"])) != set(MEASURES[key[0]].rows) or None in line:
-                raise ValueError(f"{key[0]} of seed {key[1]} has other rows or columns")
-            finite(line["value"])
-            lines[key] = line
-    except (OSError, csv.Error, KeyError, TypeError, ValueError) as error:
-        raise UserError(
-            f"{path}: no measures that can be used ({type(error).__name__}: {one_line(error)}); if another version of "
-            "measure.py wrote it, delete it and measure again",
-            code="measures",
-        ) from None
-    return lines
-
-
-def read_measures(paths: Sequence[Path]) -> Lines:
-    """The lines of all these files; raises `UserError` as `read_lines`, also for a seed that is in two of them."""
-    found: Lines = {}
-    for path in paths:
-        lines = read_lines(path)
-        if doubled := lines.keys() & found:
-            name, seed = min(doubled)
-            raise UserError(f"{path}: {name} of seed {seed} is in another file too", code="measures")
-        found |= lines
-    return found
-
-
-def values_of(name: str, lines: Lines, results: Mapping[tuple[str, int], Mapping[str, float]]) -> list[float]:
-    """The values of a measure, one per seed.
-
-    `results` are those of its study, by (row, seed). Raises `UserError` for a measure of other runs than theirs.
-    """
-    values = []
-    for (other, seed), line in lines.items():
-        if other == name:
-            for row, ap in json.loads(line["AP"]).items():
-                if abs(results.get((row, seed), {}).get("AP", math.inf) - ap) > 1e-6:
-                    raise UserError(
-                        f"{name} of seed {seed} was measured on a run of {row!r} with an AP of {ap}, which is not the "
-                        f"one in the results of {MEASURES[name].study}: measure again",
-                        code="measures",
-                    )
-            values.append(finite(line["value"]))
-    return values

@@ -7,7 +7,8 @@ import yaml
 from printed_commands import ROOT
 
 from gfl.ablation.claims import format_ledger
-from gfl.ablation.measures import Measured, Value, format_lines
+from gfl.ablation.measures import Measured, Value
+from gfl.ablation.measures_file import format_lines, measure_line
 from gfl.ablation.report import format_runs
 from gfl.ablation.study import load_study
 
@@ -142,7 +143,7 @@ def test_a_measure_has_the_verdict_of_its_own_values(ledger, tmp_path):
         (folder / "runs.csv").write_text(format_runs(study, results, dict.fromkeys(results, ())))
         seeds = [Measured("peak", seed, Value(value, ""), {"both": 70.0}) for seed, value in enumerate(values)]
         for name, part in (("one", seeds[:2]), ("one.2", seeds[2:]), ("one_more", seeds)):
-            lines = {(each.name, each.seed): each.line("a machine") for each in part}
+            lines = {(each.name, each.seed): measure_line(each, "a machine") for each in part}
             (folder.parent / f"measures-{name}.csv").write_text(format_lines(lines))
         claims = [{"measure": "peak", "expect": expect} for expect in ("better", "worse")]
         claims.append({"measure": "peak", "expect": "equal", "within": 0.1})
