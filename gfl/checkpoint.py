@@ -27,7 +27,7 @@ from gfl.config_file import config_from_dict, config_to_dict, parse_overrides
 from gfl.evaluation.inference import Detector, default_device
 from gfl.model.average import WeightAverage
 from gfl.model.precision import eval_dtype, memory_format
-from gfl.model.published import download_advice
+from gfl.published import download_advice
 
 FORMAT = "gfl-1"
 LAST, PREVIOUS, BEST = "last.pt", "previous.pt", "best.pt"

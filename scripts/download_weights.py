@@ -32,7 +32,7 @@ from gfl.common.errors import UserError, run
 from gfl.common.files import writing
 from gfl.common.progress import ByteBar, print_line
 from gfl.common.text import one_line, shell_command
-from gfl.model.published import FOLDER, PUBLISHED, SERVER
+from gfl.published import FOLDER, PUBLISHED, SERVER
 from gfl.tools.convert.import_file import import_external
 from gfl.tools.prepare.download import Hash, fetch
 

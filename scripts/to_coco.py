@@ -5,6 +5,7 @@ from pathlib import Path
 
 from gfl.common.arguments import fraction, whole_number
 from gfl.common.output import protect_output
+from gfl.common.progress import announce
 
 EXAMPLE = (
     "example: python scripts/to_coco.py voc data/VOC2012\n"
@@ -96,6 +97,7 @@ def add_yolo(layouts: argparse._SubParsersAction, style: dict) -> argparse.Argum
 if __name__ == "__main__":  # before the heavy imports, so that --help answers at once
     protect_output()
     ARGS = parse_args()
+    announce(f"loading libraries and {ARGS.source}")
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace

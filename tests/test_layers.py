@@ -2,6 +2,7 @@
 
 import ast
 import graphlib
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ ROOMS = [
     "structures",
     "config",
     "config_file",
+    "published",
     "method",
     "model",
     "data",
@@ -109,6 +111,15 @@ def test_importing_gfl_loads_neither_torch_nor_numpy():
     code = "import sys, gfl; dir(gfl); print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert not {"torch", "numpy", "cv2"} & set(done.stdout.split())
+
+
+def test_commands_that_load_torch_say_so_first():
+    sources = {name: path.read_text(encoding="utf-8") for name, path in FILES.items()}
+    with_torch = {name for name, source in sources.items() if re.search(r"^(import|from) torch", source, re.MULTILINE)}
+    commands = {name for name in FILES if room(name) == "commands" and name != "gfl"}
+    slow = {name for name in commands if {name, *imported_indirectly(name)} & with_torch}
+    assert slow > {"train", "eval"}
+    assert {name for name in slow if "announce(" not in sources[name]} == set()
 
 
 def test_each_public_name_is_listed_and_can_be_imported():

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from gfl.common.text import shell_command
 from gfl.common.yaml_file import text_in_yaml
-from gfl.model.published import FOLDER, download_advice
+from gfl.published import FOLDER, download_advice
 
 DOCTOR = ("python", "scripts/doctor.py")
 FINETUNE, OWN_DATA = "configs/finetune.yaml", "configs/own_data.yaml"
