@@ -45,9 +45,11 @@ def read_lines(path: Path) -> Lines:
             key = line["measure"], int(line["seed"])
             if key in lines:
                 raise ValueError(f"{key[0]} of seed {key[1]} is there twice")
-            if set(json.loads(line["AP"])) != set(MEASURES[key[0]].rows) or None in line:
+            ap = json.loads(line["AP"])
+            if set(ap) != set(MEASURES[key[0]].rows) or None in line:
                 raise ValueError(f"{key[0]} of seed {key[1]} has other rows or columns")
-            finite(line["value"])
+            for value in (line["value"], *ap.values()):
+                finite(value)
             lines[key] = line
     except (OSError, csv.Error, KeyError, TypeError, ValueError) as error:
         raise UserError(

@@ -122,8 +122,8 @@ def read_runs(paths: Iterable[Path], study: Study) -> dict[tuple[str, int], dict
     return found
 
 
-def finite(text: str) -> float:
-    """A metric of a file; raises `ValueError` for another text."""
+def finite(text: str | float) -> float:
+    """A metric of a file; raises `ValueError` or `TypeError` for anything else."""
     value = float(text)
     if not math.isfinite(value):
         raise ValueError(f"{text} is no metric")
