@@ -19,13 +19,13 @@ def plot_study(title: str, outcomes: Sequence[Outcome], path: Path) -> None:
     axes.axvline(0, color="#404040", linewidth=1)
     names = [f"{printable(each.row.name)}  ({each.seeds} seed{'s' * (each.seeds > 1)})" for each in shown]
     axes.set_yticks(range(len(shown)), names)
-    axes.set_ylim(-0.7, len(shown) - 0.3)
+    axes.set_ylim(-0.7, len(shown) + 0.3)  # above the rows, where no mark can be taken for one of them, the legend
     axes.set_xlabel("difference of AP to the baseline row, in points")
     axes.set_title(printable(title))
     handles, labels = axes.get_legend_handles_labels()
     each_once = dict(zip(labels, handles, strict=True))
     if each_once:
-        axes.legend(each_once.values(), each_once.keys(), loc="best")
+        axes.legend(each_once.values(), each_once.keys(), loc="upper center", ncols=2)
     else:
         axes.text(0.5, 0.5, "nothing to compare with the baseline row yet", transform=axes.transAxes, ha="center")
     save_figure(page, path)
