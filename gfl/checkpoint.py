@@ -19,6 +19,7 @@ from gfl.common.checksum import is_missing, new_file_with_checksum, verify_check
 from gfl.common.dataclass_from_dict import above, at_least, check_plain
 from gfl.common.errors import UserError, error_context
 from gfl.common.files import new_file
+from gfl.common.published import download_advice
 from gfl.common.text import describe, is_text, list_some, shell_command, short_repr
 from gfl.common.torch_file import read_torch_file
 from gfl.common.yaml_file import merge
@@ -27,7 +28,6 @@ from gfl.config_file import config_from_dict, config_to_dict, parse_overrides
 from gfl.evaluation.inference import Detector, default_device
 from gfl.model.average import WeightAverage
 from gfl.model.precision import eval_dtype, memory_format
-from gfl.published import download_advice
 
 FORMAT = "gfl-1"
 LAST, PREVIOUS, BEST = "last.pt", "previous.pt", "best.pt"

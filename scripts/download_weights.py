@@ -31,8 +31,8 @@ from gfl.checkpoint import read_checkpoint, write_torch_file
 from gfl.common.errors import UserError, run
 from gfl.common.files import writing
 from gfl.common.progress import ByteBar, print_line
+from gfl.common.published import FOLDER, PUBLISHED, SERVER
 from gfl.common.text import one_line, shell_command
-from gfl.published import FOLDER, PUBLISHED, SERVER
 from gfl.tools.convert.import_file import import_external
 from gfl.tools.prepare.download import Hash, fetch
 

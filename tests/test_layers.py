@@ -17,7 +17,6 @@ ROOMS = [
     "structures",
     "config",
     "config_file",
-    "published",
     "method",
     "model",
     "data",

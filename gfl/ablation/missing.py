@@ -7,10 +7,10 @@ from typing import NamedTuple
 from gfl.ablation.study import Run
 from gfl.checkpoint import BEST, LAST, find_checkpoint
 from gfl.common.errors import UserError
+from gfl.common.published import download_advice
 from gfl.common.text import list_some, printable
 from gfl.config import Config
 from gfl.config_file import load_config
-from gfl.published import download_advice
 
 DEMO = "python train.py configs/gfl_r18_shapes.yaml"
 # What the committed studies read, by file or folder, and what makes it; data come before what is trained on them.

@@ -4,9 +4,9 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from gfl.common.published import FOLDER, download_advice
 from gfl.common.text import shell_command
 from gfl.common.yaml_file import text_in_yaml
-from gfl.published import FOLDER, download_advice
 
 DOCTOR = ("python", "scripts/doctor.py")
 FINETUNE, OWN_DATA = "configs/finetune.yaml", "configs/own_data.yaml"

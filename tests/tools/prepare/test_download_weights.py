@@ -15,8 +15,8 @@ from file_server import Server
 from gfl.build import build_detector
 from gfl.checkpoint import find_detector, load_detector
 from gfl.common.errors import UserError
+from gfl.common.published import FOLDER, PUBLISHED, Published
 from gfl.config_file import config_from_dict
-from gfl.published import FOLDER, PUBLISHED, Published
 from gfl.tools.convert.state_dict import to_mmdet
 
 ROOT = Path(__file__).resolve().parents[3]
