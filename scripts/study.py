@@ -62,7 +62,7 @@ if __name__ == "__main__":  # before the heavy imports, so that --help answers a
 import signal
 
 from gfl.ablation.jobs import train_command
-from gfl.ablation.missing import find_missing, start_of_demo
+from gfl.ablation.missing import find_downloads, find_missing, start_of_demo
 from gfl.ablation.records import read_result
 from gfl.ablation.run import check_rows, run_study
 from gfl.ablation.study import StudyOptions, distinct
@@ -95,7 +95,8 @@ def print_commands(options: StudyOptions) -> None:
     runs = distinct(options.plan(options.seeds, options.rows))
     check_rows(options.study, runs)
     results = [read_result(each) for each in runs]
-    for missing in find_missing([each for each, result in zip(runs, results, strict=True) if result is None]):
+    unfinished = [each for each, result in zip(runs, results, strict=True) if result is None]
+    for missing in find_missing(unfinished) + find_downloads(unfinished):
         print_line(f"# missing: {missing}")
     for each, result in zip(runs, results, strict=True):
         print_line(f"# {each.row}, seed {each.seed}" + (f": finished, AP {result['AP']:.1f}" if result else ""))

@@ -1,8 +1,10 @@
 """What the runs of a study read and is not there, with the command that makes it."""
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path, PurePath
+from pathlib import Path, PurePath, PurePosixPath
 from typing import NamedTuple
+
+import torch
 
 from gfl.ablation.study import Run
 from gfl.checkpoint import BEST, LAST, find_checkpoint
@@ -11,6 +13,7 @@ from gfl.common.published import download_advice
 from gfl.common.text import list_some, printable
 from gfl.config import Config
 from gfl.config_file import load_config
+from gfl.model.backbone import imagenet_weights
 
 DEMO = "python train.py configs/gfl_r18_shapes.yaml"
 # What the committed studies read, by file or folder, and what makes it; data come before what is trained on them.
@@ -27,6 +30,7 @@ COMMANDS = {
 }
 START = "runs/gfl_r18_shapes_start/best.pt"  # of configs/scales/shapes.yaml
 DEMOS = ("runs/gfl_r18_shapes/best.pt", "runs/demo/best.pt")  # the second of `make demo`
+DOWNLOADED = "training downloads it; where there is no network, copy it to this place"
 UNKNOWN = "see data/README.md, and the comments at the top of the study and of its scale"
 
 
@@ -47,8 +51,19 @@ def find_missing(runs: Sequence[Run]) -> list[Missing]:
     for run in runs:
         for path in _missing_paths(run.config):
             found.setdefault(advice(path), []).append((path, run.row))
-    each_once = [(command, *map(dict.fromkeys, zip(*pairs, strict=True))) for command, pairs in found.items() if pairs]
-    return [Missing(tuple(paths), tuple(rows), command) for command, paths, rows in each_once]
+    return [_missing(pairs, command) for command, pairs in found.items() if pairs]
+
+
+def find_downloads(runs: Sequence[Run]) -> list[Missing]:
+    """The ImageNet weights that `runs` will download, which matters where there is no network."""
+    found = [(path, run.row) for run in runs for path in _downloaded_paths(run.config)]
+    return [_missing(found, DOWNLOADED)] if found else []
+
+
+def _missing(paths_and_rows: list[tuple[str, str]], advice: str) -> Missing:
+    """With each path and each row once."""
+    paths, rows = map(dict.fromkeys, zip(*paths_and_rows, strict=True))
+    return Missing(tuple(paths), tuple(rows), advice)
 
 
 def check_missing(runs: Sequence[Run]) -> None:
@@ -59,14 +74,29 @@ def check_missing(runs: Sequence[Run]) -> None:
 
 
 def _missing_paths(config: Config) -> Iterator[str]:
-    data, model = config.data, config.model
+    data = config.data
     for split in (data.train, data.val):
         yield from (path for path in (split.annotations, split.images) if not Path(path).exists())
-    backbone = model.backbone.weights if model.weights == "none" else "none"
     of_run = (BEST, LAST)
-    for path, names in ((model.weights, of_run), (backbone, ()), (config.loss.distill.teacher, of_run)):
+    for path, names in (
+        (config.model.weights, of_run),
+        (_backbone_weights(config), ()),
+        (config.loss.distill.teacher, of_run),
+    ):
         if path not in ("none", "torchvision") and not find_checkpoint(Path(path), *names):
             yield path
+
+
+def _downloaded_paths(config: Config) -> Iterator[str]:
+    if _backbone_weights(config) != "torchvision" or not (weights := imagenet_weights(config.model.backbone.name)):
+        return
+    cached = Path(torch.hub.get_dir()) / "checkpoints" / PurePosixPath(weights.url).name
+    if not cached.exists():
+        yield str(cached)
+
+
+def _backbone_weights(config: Config) -> str:
+    return config.model.backbone.weights if config.model.weights == "none" else "none"
 
 
 def advice(path: str) -> str:

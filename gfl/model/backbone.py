@@ -5,10 +5,18 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.models import resnet
+from torchvision.models import WeightsEnum, get_model_weights, resnet
 from torchvision.ops import deform_conv2d
 
 from gfl.common.errors import UserError
+
+
+def imagenet_weights(name: str) -> WeightsEnum | None:
+    """torchvision's ImageNet weights that detection recipes start from, not its newest; None if it has none."""
+    try:
+        return get_model_weights(name).IMAGENET1K_V1
+    except ValueError:
+        return None
 
 
 def conv_norm(x: Tensor, conv: nn.Conv2d, norm: nn.BatchNorm2d) -> Tensor:

@@ -8,14 +8,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torchvision import models
 
 from gfl.checkpoint import conversion_advice, find_detector, load_model_state, read_checkpoint, read_tensor_file
 from gfl.common.errors import UserError, error_context
 from gfl.common.text import format_differences, list_some, shell_command
 from gfl.config import Config, HeadConfig, ModelConfig
 from gfl.config_file import config_differences, config_from_dict, config_to_dict
-from gfl.model.backbone import Backbone
+from gfl.model.backbone import Backbone, imagenet_weights
 from gfl.model.detector import DenseDetector
 from gfl.training.side_bins import can_resample, resample_sides
 
@@ -144,14 +143,12 @@ def _shape(state: dict[str, Tensor], key: str) -> torch.Size | None:
 
 
 def _download(name: str) -> dict[str, Tensor]:
-    try:
-        weights = models.get_model_weights(name).IMAGENET1K_V1
-    except ValueError:
+    if (weights := imagenet_weights(name)) is None:
         raise UserError(
             f"model.backbone.weights: torchvision has none for {name}; download open-mmlab's, then give the file that "
             "scripts/convert_checkpoint.py makes from them",
             code="missing",
-        ) from None
+        )
     try:
         return weights.get_state_dict(progress=False, check_hash=True)
     except (OSError, RuntimeError) as error:  # RuntimeError: the downloaded file has another hash

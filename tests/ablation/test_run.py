@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torchvision
 from locked_folder import locked_by_another_process
 
 from gfl.ablation import missing
@@ -185,6 +186,20 @@ def test_what_is_missing_is_named_with_its_rows_and_the_command_that_makes_it(st
         (("data/shapes/a.json", "data/shapes/val"), ("new", "refused"), missing.COMMANDS["data/shapes"]),
         (("runs/unknown",), ("new",), missing.UNKNOWN),
     ]
+
+
+def test_imagenet_weights_are_named_unless_they_are_in_the_cache_of_torch(study, tmp_path, monkeypatch):
+    options, _ = study
+    (tmp_path / "scale.yaml").write_text("model: {backbone: {weights: torchvision}}")
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    runs = options._replace(scale=str(tmp_path / "scale.yaml")).plan([0])
+    file = tmp_path / "hub" / "checkpoints" / Path(torchvision.models.ResNet18_Weights.IMAGENET1K_V1.url).name
+    rows = ("plain", "new", "refused", "crashed", "silent")
+    assert missing.find_downloads(runs) == [((str(file),), rows, missing.DOWNLOADED)]
+    assert missing.find_missing(runs) == []
+    file.parent.mkdir(parents=True)
+    file.touch()
+    assert missing.find_downloads(runs) == []
 
 
 def test_quick_starts_from_the_demo_where_the_start_of_its_scale_is_missing(tmp_path, monkeypatch):
