@@ -96,8 +96,10 @@ def print_commands(options: StudyOptions) -> None:
     check_rows(options.study, runs)
     results = [read_result(each) for each in runs]
     unfinished = [each for each, result in zip(runs, results, strict=True) if result is None]
-    for missing in find_missing(unfinished) + find_downloads(unfinished):
+    for missing in find_missing(unfinished):
         print_line(f"# missing: {missing}")
+    for download in find_downloads(unfinished):
+        print_line(f"# to download: {download}")
     for each, result in zip(runs, results, strict=True):
         print_line(f"# {each.row}, seed {each.seed}" + (f": finished, AP {result['AP']:.1f}" if result else ""))
         print_line(shell_command(*train_command(each, TRAIN, options.nproc)))

@@ -8,9 +8,10 @@ from typing import Annotated, Literal, NamedTuple
 from gfl.ablation.measures import MEASURES
 from gfl.ablation.measures_file import read_measures, values_of
 from gfl.ablation.outcomes import summarize
-from gfl.ablation.report import read_runs
+from gfl.ablation.report import write_joined_report
+from gfl.ablation.runs_file import SavedRuns, read_runs
 from gfl.ablation.study import Study, load_study
-from gfl.ablation.verdict import p_value, paired_difference, supporting_range, verdict
+from gfl.ablation.verdict import format_p, p_value, paired_difference, supporting_range, verdict
 from gfl.common.dataclass_from_dict import between, dataclass_from_dict
 from gfl.common.errors import UserError, error_context
 from gfl.common.text import markdown_code, markdown_table, markdown_text, shell_command
@@ -57,6 +58,7 @@ class Difference(NamedTuple):
     seeds: int
     verdict: str
     p: float | None  # adjusted for the rows of its study
+    starts: int  # start weights that the seeds were trained from
     digits: int = 1  # after the point
 
 
@@ -117,6 +119,21 @@ def format_ledger(path: str | Path, root: Path) -> str:
     return f"{HEAD}\n{counts}\n{markdown_table(columns, rows)}\n\n{COMMANDS}\n{listed}"
 
 
+def write_joined_reports(path: str | Path, root: Path) -> list[Path]:
+    """Of the ledger's studies whose runs are in several files, the report of all in place of one file's.
+
+    Returns the folders. Raises `UserError` as `format_ledger`.
+    """
+    ledger, folders = load_ledger(path), []
+    for name in dict.fromkeys(claim.study for claim in ledger.claims if claim.study):
+        for world in ledger.worlds:
+            folder = root / ledger.results / f"{name}-{Path(world.scale).stem}"
+            if len(files := _files(folder / "runs.csv")) > 1:
+                write_joined_report(load_study(root / "configs" / "studies" / f"{name}.yaml"), files, folder)
+                folders.append(folder)
+    return folders
+
+
 HEAD = """\
 # Claims
 
@@ -161,22 +178,27 @@ def _find(claim: Claim, studies: dict[str, Study], results: Path, scale: str) ->
     """What one world says about a claim."""
     if claim.measure:
         lines, name = read_measures(_files(results / f"measures-{scale}.csv")), MEASURES[claim.measure].study
-        values = values_of(claim.measure, lines, _results(studies[name], results / f"{name}-{scale}"))
+        runs = _read(studies[name], results / f"{name}-{scale}")
+        values = values_of(claim.measure, lines, runs.metrics)
         mean, margin = paired_difference(values)
         supporting = supporting_range(claim.expect, claim.within)
         p = p_value(values, supporting)
-        return [Difference(mean, margin, len(values), verdict(mean, p, supporting), p, digits=2)]
+        return [Difference(mean, margin, len(values), verdict(mean, p, supporting), p, _starts(runs), digits=2)]
     study = studies[claim.study]
-    found = summarize(study, _results(study, results / f"{claim.study}-{scale}"))
+    runs = _read(study, results / f"{claim.study}-{scale}")
     by_name = {
-        each.row.name: Difference(each.difference, each.margin, each.compared, each.verdict, each.p) for each in found
+        each.row.name: Difference(each.difference, each.margin, each.compared, each.verdict, each.p, _starts(runs))
+        for each in summarize(study, runs.metrics)
     }
     return [by_name[name] for name in claim.rows]
 
 
-def _results(study: Study, folder: Path) -> dict[tuple[str, int], dict[str, float]]:
-    """By row and seed."""
+def _read(study: Study, folder: Path) -> SavedRuns:
     return read_runs(_files(folder / "runs.csv"), study)
+
+
+def _starts(runs: SavedRuns) -> int:
+    return len({each.start for each in runs.conditions.values()})
 
 
 def _files(path: Path) -> list[Path]:
@@ -203,12 +225,13 @@ def _cell(found: list[Difference]) -> str:
     if not seeds:
         return decided
     count = f"{min(seeds)} to {max(seeds)}" if min(seeds) < max(seeds) else f"{seeds[0]}"
-    return f"{decided}: {'; '.join(map(_number, found))} ({count} seed{'s' * (count != '1')})"
+    starts = f", {found[0].starts} starts" if found[0].starts > 1 else ""
+    return f"{decided}: {'; '.join(map(_number, found))} ({count} seed{'s' * (count != '1')}{starts})"
 
 
 def _number(found: Difference) -> str:
     if found.mean is None:
         return NOT_RUN
     margin = "" if found.margin is None else f" ± {found.margin:.{found.digits}f}"
-    p = "" if found.p is None else f", p {found.p:.3f}" if found.p >= 0.0005 else ", p < 0.001"
+    p = "" if found.p is None else f", p {format_p(found.p)}"
     return f"{found.mean:+.{found.digits}f}{margin}{p}"

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from gfl.ablation.measures import MEASURES, Measured
-from gfl.ablation.report import finite
+from gfl.ablation.runs_file import finite
 from gfl.common.errors import UserError
 from gfl.common.text import one_line
 
@@ -46,10 +46,11 @@ def read_lines(path: Path) -> Lines:
             if key in lines:
                 raise ValueError(f"{key[0]} of seed {key[1]} is there twice")
             ap = json.loads(line["AP"])
-            if set(ap) != set(MEASURES[key[0]].rows) or None in line:
+            if not isinstance(ap, dict) or set(ap) != set(MEASURES[key[0]].rows) or None in line:
                 raise ValueError(f"{key[0]} of seed {key[1]} has other rows or columns")
-            for value in (line["value"], *ap.values()):
-                finite(value)
+            finite(line["value"])
+            if not all(type(value) in (int, float) and 0 <= value <= 100 for value in ap.values()):
+                raise ValueError(f"{key[0]} of seed {key[1]} has no AP of each row, but {line['AP']}")
             lines[key] = line
     except (OSError, csv.Error, KeyError, TypeError, ValueError) as error:
         raise UserError(

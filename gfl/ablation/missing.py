@@ -30,7 +30,7 @@ COMMANDS = {
 }
 START = "runs/gfl_r18_shapes_start/best.pt"  # of configs/scales/shapes.yaml
 DEMOS = ("runs/gfl_r18_shapes/best.pt", "runs/demo/best.pt")  # the second of `make demo`
-DOWNLOADED = "training downloads it; where there is no network, copy it to this place"
+DOWNLOADED = "training does so; where there is no network, copy it to this place"
 UNKNOWN = "see data/README.md, and the comments at the top of the study and of its scale"
 
 

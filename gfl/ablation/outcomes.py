@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from gfl.ablation.study import METRICS, Row, Study
-from gfl.ablation.verdict import holm, p_value, paired_difference, verdict
+from gfl.ablation.verdict import format_p, holm, p_value, paired_difference, verdict
 from gfl.common.text import csv_text, markdown_table, markdown_text, printable
 
 
@@ -108,7 +108,7 @@ def _cells(outcome: Outcome) -> list[str]:
         _number(row.paper.get("AP")),
         _number(outcome.paper_difference, form="+.1f"),
         row.expectation,
-        _number(outcome.p, form=".3f"),
+        "" if outcome.p is None else format_p(outcome.p),
         outcome.verdict,
         _number(outcome.minutes),
     ]

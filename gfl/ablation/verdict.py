@@ -61,3 +61,8 @@ def verdict(difference: float | None, p: float | None, supporting: tuple[float, 
 
 def _standard_error(pairs: Sequence[float]) -> float:
     return statistics.stdev(pairs) / len(pairs) ** 0.5
+
+
+def format_p(p: float) -> str:
+    """A p-value to three places, never as 0."""
+    return f"{p:.3f}" if p >= 0.0005 else "< 0.001"

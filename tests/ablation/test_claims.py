@@ -1,15 +1,18 @@
 """The ledger of claims: verdicts from the results that are there, and nothing claimed where there are none."""
 
+import csv
 import shutil
 
 import pytest
 import yaml
 from printed_commands import ROOT
 
-from gfl.ablation.claims import format_ledger
+from gfl.ablation.claims import format_ledger, write_joined_reports
 from gfl.ablation.measures import Measured, Value
 from gfl.ablation.measures_file import format_lines, measure_line
-from gfl.ablation.report import format_runs
+from gfl.ablation.outcomes import format_csv, summarize
+from gfl.ablation.records import Session
+from gfl.ablation.runs_file import format_runs, read_runs
 from gfl.ablation.study import load_study
 
 ROWS = [
@@ -179,6 +182,40 @@ def test_claims_with_nothing_that_tests_them_or_with_too_much_are_refused(ledger
 def test_claims_that_nothing_tests_are_refused(ledger, refusal):
     for rows in (["free"], ["base"], ["nowhere"]):
         assert refusal(ledger, [rows], {}).code == "claim_row"
+
+
+def test_runs_of_two_machines_are_joined(ledger, tmp_path):
+    claims, folder = [["new"]], tmp_path / "results" / "table-one"
+    assert ledger(claims, {"one": runs(new=1.0)})[1][4].endswith("(3 seeds)")
+    assert write_joined_reports(tmp_path / "claims.yaml", tmp_path) == []
+    study = load_study(tmp_path / "configs" / "studies" / "table.yaml")
+    for name, seeds, start in (("runs.csv", (0, 1), "aaa"), ("runs.2.csv", (2,), "bbb")):
+        metrics = {key: {"AP": value} for key, value in runs(new=1.0).items() if key[1] in seeds}
+        sessions = {key: [Session(60.0, 1, "2.0", f"machine {start}", start)] for key in metrics}
+        (folder / name).write_text(format_runs(study, metrics, sessions))
+    path = tmp_path / "claims.yaml"
+    assert "supported: +1.0 ± 0.2, p 0.007 (3 seeds, 2 starts)" in format_ledger(path, tmp_path)
+    assert write_joined_reports(path, tmp_path) == [folder]
+    report = (folder / "report.md").read_text().splitlines()
+    (new,) = [line for line in report if line.startswith("| new")]
+    assert [cell.strip() for cell in new.split("|")[2:7]] == ["3", "21.0 ± 0.1", "", "", "+1.0 ± 0.2"]
+    assert [line.split(",")[0] for line in report if line.startswith("- ")] == ["- seeds 0", "- seed 2: machine bbb"]
+    assert (folder / "report.png").is_file()
+
+
+def test_the_committed_reports_are_of_all_committed_runs():
+    folders = [path.parent for path in (ROOT / "docs" / "results" / "studies").glob("*/runs.csv")]
+    assert folders
+
+    def result(line):
+        return line["row"], line["seeds"], line["AP"]
+
+    for folder in folders:
+        study = load_study(ROOT / "configs" / "studies" / f"{folder.name.rpartition('-')[0]}.yaml")
+        runs = read_runs(folder.glob("runs*.csv"), study)
+        found = format_csv(summarize(study, runs.metrics)).splitlines()
+        with open(folder / "report.csv", newline="", encoding="utf-8") as file:
+            assert [*map(result, csv.DictReader(file))] == [*map(result, csv.DictReader(found))], folder.name
 
 
 def test_the_committed_ledger_is_that_of_the_committed_results():

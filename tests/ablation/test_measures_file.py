@@ -30,7 +30,8 @@ def test_written_measures_are_read_again_unless_they_are_no_such_measures_or_dou
     path.write_text(text + text.splitlines()[-1])
     assert refusal(read_lines, path).code == "measures"
     broken = [("detail", "other"), ("0.25", "much"), ("0.25", "nan"), ("both", "none"), ("cost", "nothing")]
-    broken += [("71.0", '""none""'), ("71.0", "[71.0]"), ("71.0", "NaN")]
+    broken += [("71.0", value) for value in ('""none""', '""71.0""', "[71.0]", "NaN", "true", "1" * 400)]
+    broken += [('{""both"": 71.0}', '[""both""]')]
     for old, new in [*broken, ("machine,", "machine,,"), ('"{', '"')]:
         assert old in text
         path.write_text(text.replace(old, new))
