@@ -10,7 +10,7 @@ from gfl.ablation.measures_file import read_measures, values_of
 from gfl.ablation.outcomes import summarize
 from gfl.ablation.report import write_joined_report
 from gfl.ablation.runs_file import SavedRuns, read_runs
-from gfl.ablation.study import Study, load_study
+from gfl.ablation.study import Study, StudyOptions, load_study
 from gfl.ablation.verdict import format_p, p_value, paired_difference, supporting_range, verdict
 from gfl.common.dataclass_from_dict import between, dataclass_from_dict
 from gfl.common.errors import UserError, error_context
@@ -120,17 +120,17 @@ def format_ledger(path: str | Path, root: Path) -> str:
 
 
 def write_joined_reports(path: str | Path, root: Path) -> list[Path]:
-    """Of the ledger's studies whose runs are in several files, the report of all in place of one file's.
+    """The report of all runs of each study whose runs are in several files, among the results of the ledger at `path`.
 
-    Returns the folders. Raises `UserError` as `format_ledger`.
+    Returns their folders. Raises `UserError` for results that are not of a study and a scale, or cannot be used.
     """
-    ledger, folders = load_ledger(path), []
-    for name in dict.fromkeys(claim.study for claim in ledger.claims if claim.study):
-        for world in ledger.worlds:
-            folder = root / ledger.results / f"{name}-{Path(world.scale).stem}"
-            if len(files := _files(folder / "runs.csv")) > 1:
-                write_joined_report(load_study(root / "configs" / "studies" / f"{name}.yaml"), files, folder)
-                folders.append(folder)
+    folders = []
+    for first in sorted((root / load_ledger(path).results).glob("*/runs.csv")):
+        if len(files := _files(first)) > 1:
+            name, _, scale = first.parent.name.rpartition("-")
+            options = StudyOptions(f"configs/studies/{name}.yaml", f"configs/scales/{scale}.yaml")
+            write_joined_report(options, files, first.parent, root=root)
+            folders.append(first.parent)
     return folders
 
 
@@ -180,16 +180,18 @@ def _find(claim: Claim, studies: dict[str, Study], results: Path, scale: str) ->
         lines, name = read_measures(_files(results / f"measures-{scale}.csv")), MEASURES[claim.measure].study
         runs = _read(studies[name], results / f"{name}-{scale}")
         values = values_of(claim.measure, lines, runs.metrics)
+        starts = _starts(runs, {seed for measure, seed in lines if measure == claim.measure})
         mean, margin = paired_difference(values)
         supporting = supporting_range(claim.expect, claim.within)
         p = p_value(values, supporting)
-        return [Difference(mean, margin, len(values), verdict(mean, p, supporting), p, _starts(runs), digits=2)]
+        return [Difference(mean, margin, len(values), verdict(mean, p, supporting), p, starts, digits=2)]
     study = studies[claim.study]
     runs = _read(study, results / f"{claim.study}-{scale}")
-    by_name = {
-        each.row.name: Difference(each.difference, each.margin, each.compared, each.verdict, each.p, _starts(runs))
-        for each in summarize(study, runs.metrics)
-    }
+    by_name = {}
+    for each in summarize(study, runs.metrics):
+        starts = _starts(runs, {seed for row, seed in runs.metrics if row == each.row.name})
+        found = Difference(each.difference, each.margin, each.compared, each.verdict, each.p, starts)
+        by_name[each.row.name] = found
     return [by_name[name] for name in claim.rows]
 
 
@@ -197,8 +199,8 @@ def _read(study: Study, folder: Path) -> SavedRuns:
     return read_runs(_files(folder / "runs.csv"), study)
 
 
-def _starts(runs: SavedRuns) -> int:
-    return len({each.start for each in runs.conditions.values()})
+def _starts(runs: SavedRuns, seeds: set[int]) -> int:
+    return len({runs.conditions[seed].start for seed in seeds})
 
 
 def _files(path: Path) -> list[Path]:
@@ -225,7 +227,8 @@ def _cell(found: list[Difference]) -> str:
     if not seeds:
         return decided
     count = f"{min(seeds)} to {max(seeds)}" if min(seeds) < max(seeds) else f"{seeds[0]}"
-    starts = f", {found[0].starts} starts" if found[0].starts > 1 else ""
+    most = max(each.starts for each in found)
+    starts = f", {most} starts" if most > 1 else ""
     return f"{decided}: {'; '.join(map(_number, found))} ({count} seed{'s' * (count != '1')}{starts})"
 
 

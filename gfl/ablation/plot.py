@@ -25,7 +25,15 @@ def plot_study(title: str, outcomes: Sequence[Outcome], path: Path) -> None:
     handles, labels = axes.get_legend_handles_labels()
     each_once = dict(zip(labels, handles, strict=True))
     if each_once:
-        axes.legend(each_once.values(), each_once.keys(), loc="upper center", ncols=2, frameon=True, framealpha=1, edgecolor="none")
+        axes.legend(
+            each_once.values(),
+            each_once.keys(),
+            loc="upper center",
+            ncols=2,
+            frameon=True,
+            framealpha=1,
+            edgecolor="none",
+        )
     else:
         axes.text(0.5, 0.5, "nothing to compare with the baseline row yet", transform=axes.transAxes, ha="center")
     save_figure(page, path)

@@ -9,7 +9,7 @@ from gfl.ablation.outcomes import Outcome, format_csv, format_summary, format_ta
 from gfl.ablation.plot import plot_study
 from gfl.ablation.records import Session, read_result, read_sessions
 from gfl.ablation.runs_file import Conditions, format_runs, read_runs, run_seconds
-from gfl.ablation.study import Run, Study, StudyOptions
+from gfl.ablation.study import Run, Study, StudyOptions, load_study
 from gfl.common.files import safe_file_name, write_text
 from gfl.common.text import markdown_code, markdown_text, printable, shell_command
 
@@ -53,21 +53,25 @@ def write_report(options: StudyOptions, failures: Sequence[str]) -> str:
     return f"{format_summary(outcomes)}\n\n{files}{few}"
 
 
-def write_joined_report(study: Study, paths: Sequence[Path], folder: Path) -> None:
+def write_joined_report(options: StudyOptions, paths: Sequence[Path], folder: Path, *, root: Path) -> None:
     """Write report.md, report.csv and report.png of runs in several files, such as those of several machines.
+
+    Args:
+        options: study and scale of all of them.
+        root: the folder to which the path of the study is relative.
 
     Raises `UserError` as `read_runs`.
     """
-    runs = read_runs(paths, study)
-    by_conditions: dict[Conditions, list[int]] = {}
-    for seed, each in sorted(runs.conditions.items()):
-        by_conditions.setdefault(each, []).append(seed)
-    lines = [
-        f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}: {each}" for each, seeds in by_conditions.items()
-    ]
-    listed = "".join(f"- {markdown_text(line)}\n" for line in lines)
-    made = f"Of {', '.join(markdown_code(path.name) for path in paths)}:\n\n{listed}"
-    _write(study, summarize(study, runs.metrics, runs.seconds), made, folder)
+    table = load_study(root / options.study)
+    runs = read_runs(paths, table)
+    made = f"Of {', '.join(markdown_code(path.name) for path in paths)}, as by\n\n"
+    for conditions in dict.fromkeys(runs.conditions.values()):
+        seeds = sorted(seed for seed, each in runs.conditions.items() if each == conditions)
+        trained = {row for row, seed in runs.metrics if seed in seeds}
+        rows = [] if len(trained) == len(table.rows) else [row.name for row in table.rows if row.name in trained]
+        command = _command(options._replace(seeds=seeds, rows=rows))
+        made += f"- {', '.join(filter(None, [command, markdown_text(str(conditions))]))}\n"
+    _write(table, summarize(table, runs.metrics, runs.seconds), made, folder)
 
 
 def _write(study: Study, outcomes: Sequence[Outcome], made: str, folder: Path) -> None:
@@ -83,19 +87,24 @@ def format_seeds(seeds: Sequence[int]) -> str:
     return f"{first}-{last}" if first else str(last + 1)
 
 
-def _how_made(options: StudyOptions, runs: Sequence[Run], sessions: Mapping[tuple[str, int], Sequence[Session]]) -> str:
-    """The command, the conditions of all runs, and their folders."""
+def _command(options: StudyOptions) -> str:
     command = ["python", "scripts/study.py", Path(options.study)]
     command += ["--scale", Path(options.scale)] if options.scale else []
-    command += ["--quick"] if options.quick else ["--seeds", format_seeds([run.seed for run in runs])]
+    command += ["--quick"] if options.quick else ["--seeds", format_seeds(options.seeds)]
     for name, count in (("--nproc", options.nproc), ("--jobs", options.jobs)):
         command += [name, str(count)] if count > 1 else []
-    finished = dict.fromkeys(row for row, _ in sessions)
-    if not options.quick and finished.keys() < {run.row for run in runs}:
-        command += ["--rows", *finished]
+    command += ["--rows", *options.rows] if options.rows else []
+    return markdown_code(shell_command(*command))
+
+
+def _how_made(options: StudyOptions, runs: Sequence[Run], sessions: Mapping[tuple[str, int], Sequence[Session]]) -> str:
+    """The command, the conditions of all runs, and their folders."""
+    names = list(dict.fromkeys(run.row for run in runs))
+    reported = [name for name in names if name in options.rows or any(name == row for row, _ in sessions)]
+    rows = reported if options.rows and reported != names else []
+    command = _command(options._replace(seeds=[run.seed for run in runs], rows=rows))
     conditions = str(Conditions.of(session for each in sessions.values() for session in each))
-    made = filter(None, [markdown_code(shell_command(*command)), conditions, date.today().isoformat()])
-    lines = [", ".join(made), ""]
+    lines = [", ".join(filter(None, [command, conditions, date.today().isoformat()])), ""]
     if options.quick:
         lines += ["Quick: one seed and a short training show how a study works, but cannot decide anything.", ""]
     if options.start:

@@ -72,14 +72,17 @@ def read_runs(paths: Iterable[Path], study: Study) -> SavedRuns:
     Raises `UserError` for one that is not of `study`, or of rows that were others then, for a run that is there twice,
     and for a seed whose rows were trained on several machines, or with other threads: they cannot be compared.
     """
-    found = SavedRuns({}, {}, {})
+    found, overrides = SavedRuns({}, {}, {}), _overrides(study)
+    names = {csv_text(row.name): row.name for row in study.rows}
     for path in paths:
         try:
             reader = csv.DictReader(io.StringIO(path.read_text(encoding="utf-8"), newline=""))
             if missing := {"row", "seed", "AP", *Conditions._fields, "overrides"} - set(reader.fieldnames or ()):
                 raise ValueError(f"no column {', '.join(sorted(missing))}")
             for line in reader:
-                _add_line(found, line, study)
+                if line["overrides"] != overrides[line["row"]]:
+                    raise ValueError(f"{line['row']} had other overrides")
+                _add_line(found, names[line["row"]], line)
         except (OSError, csv.Error, KeyError, TypeError, ValueError) as error:
             raise UserError(
                 f"{path}: no results of {study.title!r} that can be used ({type(error).__name__}: {one_line(error)})",
@@ -88,12 +91,9 @@ def read_runs(paths: Iterable[Path], study: Study) -> SavedRuns:
     return found
 
 
-def _add_line(found: SavedRuns, line: Mapping[str, str], study: Study) -> None:
-    """Add a run to `found`; raises `KeyError`, `TypeError` or `ValueError` for one that cannot be used."""
-    row = {csv_text(each.name): each.name for each in study.rows}[line["row"]]
+def _add_line(found: SavedRuns, row: str, line: Mapping[str, str]) -> None:
+    """Add a run to `found`; raises `TypeError` or `ValueError` for one that cannot be used."""
     key = row, seed = row, int(line["seed"])
-    if line["overrides"] != _overrides(study)[line["row"]]:
-        raise ValueError(f"{row} had other overrides")
     if key in found.metrics:
         raise ValueError(f"{row} with seed {seed} is there twice")
     own = Conditions(*(line[name] for name in Conditions._fields))

@@ -199,7 +199,11 @@ def test_runs_of_two_machines_are_joined(ledger, tmp_path):
     report = (folder / "report.md").read_text().splitlines()
     (new,) = [line for line in report if line.startswith("| new")]
     assert [cell.strip() for cell in new.split("|")[2:7]] == ["3", "21.0 ± 0.1", "", "", "+1.0 ± 0.2"]
-    assert [line.split(",")[0] for line in report if line.startswith("- ")] == ["- seeds 0", "- seed 2: machine bbb"]
+    assert [line for line in report if line.startswith("- ")] == [
+        f"- `python scripts/study.py configs/studies/table.yaml --scale configs/scales/one.yaml --seeds {seeds} --rows "
+        f"base new`, machine {start}, threads per process: 1, torch 2.0, start weights {start}"
+        for seeds, start in (("2", "aaa"), ("2-2", "bbb"))
+    ]
     assert (folder / "report.png").is_file()
 
 
