@@ -66,6 +66,8 @@ def test_finished_runs_are_reported_and_skipped_by_the_next_command(study, tmp_p
     script.write_text("raise SystemExit(1)")  # nothing is trained again
     run_study(options, script)
     assert "2 runs, 2 of them finished" in capsys.readouterr().out
+    run_study(options._replace(rows=("plain",)), script)
+    assert "--rows plain new`" in (tmp_path / "out" / "table" / "report.md").read_text(encoding="utf-8")
 
 
 def test_failures_are_reported_and_the_other_rows_are_trained(study, tmp_path, refusal):
@@ -73,6 +75,7 @@ def test_failures_are_reported_and_the_other_rows_are_trained(study, tmp_path, r
     refusal(run_study, options, script)
     report = (tmp_path / "out" / "table" / "report.md").read_text(encoding="utf-8")
     failed = dict(line[2:].split(", seed 0: ") for line in report.splitlines() if ", seed 0: " in line)
+    assert "--rows" not in report
     assert failed["refused"] == "no such data"  # the message of its `UserError`
     assert "train.log" in failed["crashed"]
     assert "AP" in failed["silent"]
