@@ -60,10 +60,10 @@ def find_downloads(runs: Sequence[Run]) -> list[Missing]:
     return [_missing(found, DOWNLOADED)] if found else []
 
 
-def _missing(paths_and_rows: list[tuple[str, str]], advice: str) -> Missing:
+def _missing(paths_and_rows: list[tuple[str, str]], remedy: str) -> Missing:
     """With each path and each row once."""
     paths, rows = map(dict.fromkeys, zip(*paths_and_rows, strict=True))
-    return Missing(tuple(paths), tuple(rows), advice)
+    return Missing(tuple(paths), tuple(rows), remedy)
 
 
 def check_missing(runs: Sequence[Run]) -> None:
