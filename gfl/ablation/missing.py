@@ -1,10 +1,9 @@
 """What the runs of a study read and is not there, with the command that makes it."""
 
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePath, PurePosixPath
 from typing import NamedTuple
-
-import torch
 
 from gfl.ablation.study import Run
 from gfl.checkpoint import BEST, LAST, find_checkpoint
@@ -90,7 +89,10 @@ def _missing_paths(config: Config) -> Iterator[str]:
 def _downloaded_paths(config: Config) -> Iterator[str]:
     if _backbone_weights(config) != "torchvision" or not (weights := imagenet_weights(config.model.backbone.name)):
         return
-    cached = Path(torch.hub.get_dir()) / "checkpoints" / PurePosixPath(weights.url).name
+    # Where torch keeps what it downloads; `torch.hub` itself, which runs code of others, is not used in this project.
+    caches = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser()
+    home = Path(os.environ.get("TORCH_HOME", caches / "torch"))
+    cached = home / "hub" / "checkpoints" / PurePosixPath(weights.url).name
     if not cached.exists():
         yield str(cached)
 
