@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from datetime import date
+from itertools import groupby
 from pathlib import Path
 
 from gfl.ablation.missing import START
@@ -65,8 +66,10 @@ def write_joined_report(options: StudyOptions, paths: Sequence[Path], folder: Pa
     table = load_study(root / options.study)
     runs = read_runs(paths, table)
     made = f"Of {', '.join(markdown_code(path.name) for path in paths)}, as by\n\n"
-    for conditions in dict.fromkeys(runs.conditions.values()):
-        seeds = sorted(seed for seed, each in runs.conditions.items() if each == conditions)
+    # Seeds that follow one another under the same conditions, as one command trains them.
+    numbered = enumerate(sorted(runs.conditions))
+    for (conditions, _), group in groupby(numbered, lambda pair: (runs.conditions[pair[1]], pair[1] - pair[0])):
+        seeds = [seed for _, seed in group]
         trained = {row for row, seed in runs.metrics if seed in seeds}
         rows = [] if len(trained) == len(table.rows) else [row.name for row in table.rows if row.name in trained]
         command = _command(options._replace(seeds=seeds, rows=rows))

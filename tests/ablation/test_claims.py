@@ -189,7 +189,7 @@ def test_runs_of_two_machines_are_joined(ledger, tmp_path):
     assert ledger(claims, {"one": runs(new=1.0)})[1][4].endswith("(3 seeds)")
     assert write_joined_reports(tmp_path / "claims.yaml", tmp_path) == []
     study = load_study(tmp_path / "configs" / "studies" / "table.yaml")
-    for name, seeds, start in (("runs.csv", (0, 1), "aaa"), ("runs.2.csv", (2,), "bbb")):
+    for name, seeds, start in (("runs.csv", (0, 2), "aaa"), ("runs.2.csv", (1,), "bbb")):
         metrics = {key: {"AP": value} for key, value in runs(new=1.0).items() if key[1] in seeds}
         sessions = {key: [Session(60.0, 1, "2.0", f"machine {start}", start)] for key in metrics}
         (folder / name).write_text(format_runs(study, metrics, sessions))
@@ -202,7 +202,7 @@ def test_runs_of_two_machines_are_joined(ledger, tmp_path):
     assert [line for line in report if line.startswith("- ")] == [
         f"- `python scripts/study.py configs/studies/table.yaml --scale configs/scales/one.yaml --seeds {seeds} --rows "
         f"base new`, machine {start}, threads per process: 1, torch 2.0, start weights {start}"
-        for seeds, start in (("2", "aaa"), ("2-2", "bbb"))
+        for seeds, start in (("1", "aaa"), ("1-1", "bbb"), ("2-2", "aaa"))
     ]
     assert (folder / "report.png").is_file()
 
